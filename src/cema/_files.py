@@ -1,0 +1,100 @@
+"""Files that are whole after a crash: a temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["sync_folder", "write_atomic", "write_new", "write_synced"]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Create a file and make its content durable; its name is so only after `sync_folder`.
+
+    Parameters
+    ----------
+    path : Path
+        A file that does not exist yet.
+    data : bytes
+        Its content.
+    mode : int, default 0o644
+        Its permissions, from the moment it exists (less what the process's umask takes away).
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file, replacing what is there: readers and crashes see the old content or the new, all of it.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder must exist.
+    data : bytes
+        Its content.
+    mode : int, default 0o644
+        Its permissions.
+    """
+    temporary = _temporary(path)
+    try:
+        write_synced(temporary, data, mode=mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that must not exist yet, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder must exist.
+    data : bytes
+        Its content.
+    mode : int, default 0o644
+        Its permissions.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists; it is left as it is.
+    """
+    temporary = _temporary(path)
+    try:
+        write_synced(temporary, data, mode=mode)
+        os.link(temporary, path)  # unlike rename, link refuses to replace
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """Return an unused hidden name beside `path`, on the same file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")

@@ -1,0 +1,159 @@
+"""What can be set about the adaptation, with the two published weightings as presets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["PRESETS", "AdaptConfig", "LossWeights"]
+
+Source = Literal["edge", "foundation"]
+
+
+class LossWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the three terms of the distillation loss are weighed.
+
+    Attributes
+    ----------
+    kl : float
+        Weight of the divergence between the two models' predictions (the poster's alpha).
+    ce : float
+        Weight of the cross-entropy against the foundation model's label (the poster's beta).
+    entropy : float
+        Weight of the edge model's own entropy.
+    divergence : {"edge||foundation", "foundation||edge"}
+        Which of the two divergences the first term is: KL(g||f) or KL(f||g).
+    teaching_weight, entropy_weight : {"edge", "foundation"}
+        Whose entropy makes the sample weight H(x) of the first two terms, and of the third.
+    """
+
+    kl: float
+    ce: float
+    entropy: float
+    divergence: Literal["edge||foundation", "foundation||edge"]
+    teaching_weight: Source
+    entropy_weight: Source
+
+
+PRESETS: dict[str, LossWeights] = {
+    # Chen et al. (2024): one H(x), defined by the foundation model's entropy, in front of all three terms.
+    "poster": LossWeights(
+        kl=3.0,
+        ce=3.0,
+        entropy=1.0,
+        divergence="edge||foundation",
+        teaching_weight="foundation",
+        entropy_weight="foundation",
+    ),
+    # The authors' program: torch's kl_div(log g, f), which is KL(f||g), and two different weights.
+    "reference": LossWeights(
+        kl=3.0,
+        ce=1.0,
+        entropy=3.0,
+        divergence="foundation||edge",
+        teaching_weight="foundation",
+        entropy_weight="edge",
+    ),
+}
+
+
+class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `cema.adapt.CemaAdapter`.
+
+    Attributes
+    ----------
+    preset : {"poster", "reference"}
+        The weighting of the distillation loss, see `LossWeights`.
+    kl, ce, entropy : float, optional
+        Replace the preset's weight of one term.
+    e_max : float
+        E_max^0 of the sample weight H(x) = exp(E_max^0 - E), as a fraction of ln C.
+    edge_lr, foundation_lr : float
+        SGD learning rates. At a rate of 0 only that model's statistics move.
+    sgd_momentum : float
+        Momentum of both optimisers, in [0, 1).
+    fresh : int
+        New uploads in one full step.
+    replayed : int
+        Replayed samples added to a full step; a smaller step gets proportionally fewer.
+    capacity : int
+        Samples the replay buffer keeps, first in first out; 0 switches replay off.
+    replay_from : int
+        Samples that must be stored before replay begins.
+    start : {"first_batch", "source"}
+        Where running statistics start: at those of the first uploads, or at the source model's.
+    statistics : {"window", "fresh", "step", "source"}
+        What running statistics follow: the average over the last `window` new uploads, an exponential average
+        over new uploads, an exponential average over everything in a step (new and replayed, as the published
+        code does), or nothing at all.
+    window : int
+        New uploads over which ``statistics = "window"`` averages.
+    restart : float
+        How many times farther than usual a batch of uploads must be from the window to be taken for a change
+        of the environment, at which the window begins anew; 0 switches this off.
+    on_change : {"keep", "reset"}
+        Whether at such a change a model's affine parameters stay as they are, or go back to the source model's
+        because what they learned was for another environment.
+    replay_scope : {"since_change", "all"}
+        Whether samples from before the last such change are replayed.
+    statistics_momentum : float
+        Rate of the exponential averages per full step, in (0, 1].
+    chunk : int
+        Images in one forward pass without gradients; bounds memory.
+    checkpoint : bool
+        Recompute activations of repeated blocks in the backward pass: less memory, about a third more time.
+    """
+
+    preset: Literal["poster", "reference"] = "poster"
+    kl: float | None = None
+    ce: float | None = None
+    entropy: float | None = None
+    e_max: float = 0.4
+    edge_lr: float = 2.5e-3
+    foundation_lr: float = 2.5e-4
+    sgd_momentum: float = 0.9
+    fresh: int = 32
+    replayed: int = 96
+    capacity: int = 10_000
+    replay_from: int = 256
+    start: Literal["first_batch", "source"] = "first_batch"
+    statistics: Literal["window", "fresh", "step", "source"] = "window"
+    window: int = 256
+    restart: float = 2.5
+    on_change: Literal["keep", "reset"] = "keep"
+    replay_scope: Literal["since_change", "all"] = "since_change"
+    statistics_momentum: float = 0.1
+    chunk: int = 32
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("fresh", "replay_from", "window", "chunk"):
+            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        for name in ("replayed", "capacity", "edge_lr", "foundation_lr", "e_max", "restart"):
+            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        for name in ("kl", "ce", "entropy"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, "a number of at least 0", value)
+        _require(0 <= self.sgd_momentum < 1, "sgd_momentum", "a number in [0, 1)", self.sgd_momentum)
+        rate = self.statistics_momentum
+        _require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
+        if self.capacity and self.replay_from > self.capacity:
+            raise ValueError(
+                f"replay_from: expected at most the capacity of {self.capacity}, got {self.replay_from}; "
+                "replay would never begin, so lower it, raise capacity, or set capacity = 0 for no replay"
+            )
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The preset's weights with what was replaced."""
+        replaced = {name: getattr(self, name) for name in ("kl", "ce", "entropy")}
+        return msgspec.structs.replace(
+            PRESETS[self.preset], **{name: value for name, value in replaced.items() if value is not None}
+        )
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}; correct the setting")

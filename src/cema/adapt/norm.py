@@ -1,0 +1,198 @@
+"""Normalisation layers while a model is being adapted.
+
+Batch renormalisation (Ioffe, 2017) trains a layer that will be used with running statistics: the forward
+value is the one with running statistics, the gradient flows through the statistics of the batch,
+
+    y = gamma * ((x - mu_B) / sigma_B * r + d) + beta,
+    r = sigma_B / sigma,  d = (mu_B - mu) / sigma,   r and d detached.
+
+The part in x is an ordinary batch normalisation and the rest one affine map, so all of it is one call of
+``batch_norm`` with weight ``r * gamma`` and bias ``d * gamma + beta``: no further tensor of the input's size.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cema.errors import ModelError
+from cema.norms import ensure_affine, has_running_statistics, norm_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["AdaptiveBatchNorm", "Mode", "normalising", "prepare"]
+
+Mode = Literal["running", "renorm", "batch"]
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class AdaptiveBatchNorm(nn.Module):
+    """A BatchNorm whose way of normalising is chosen by `normalising`, never by ``train()`` and ``eval()``.
+
+    Parameters
+    ----------
+    source : torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d or a subclass that adds ``drop`` and ``act``
+        The layer to take the place of; its tensors are shared, not copied.
+
+    Attributes
+    ----------
+    mode : {"running", "renorm", "batch"}
+        With running statistics; with them, but gradients through batch statistics; with batch statistics.
+    observed : tuple of torch.Tensor or None
+        Mean and unbiased variance, each (C,) float32, of the last batch in the modes "renorm" and "batch";
+        None when it held a single value per channel, which has no variance.
+
+    Notes
+    -----
+    Inputs have shape (N, C) or (N, C, ...). Nothing but `observed` changes in a forward pass, so that one can
+    be repeated (activation checkpointing does so).
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, source: _BatchNorm) -> None:
+        super().__init__()
+        self.num_features = source.num_features
+        self.eps = source.eps
+        self.weight = source.weight
+        self.bias = source.bias
+        self.register_buffer("running_mean", source.running_mean)
+        self.register_buffer("running_var", source.running_var)
+        # timm folds dropout and activation into its BatchNorm subclasses; keep them behind the normalisation.
+        self.drop: nn.Module = getattr(source, "drop", None) or nn.Identity()
+        self.act: nn.Module = getattr(source, "act", None) or nn.Identity()
+        self.mode: Mode = "running"
+        self.observed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (N, C) or (N, C, ...) to the same shape."""
+        if self.mode != "running":
+            self._observe(x)
+        if self.mode == "running" or self.observed is None:
+            y = functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        elif self.mode == "batch":
+            y = self._batch_norm(x, self.weight, self.bias)
+        else:
+            mean, variance = self.observed
+            values = x.numel() // x.shape[1]
+            sigma = torch.sqrt(self.running_var + self.eps)
+            r = torch.sqrt(variance * ((values - 1) / values) + self.eps) / sigma
+            d = (mean - self.running_mean) / sigma
+            y = self._batch_norm(x, r * self.weight, d * self.weight + self.bias)
+        result: torch.Tensor = self.act(self.drop(y))
+        return result
+
+    def _batch_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
+
+    def _observe(self, x: torch.Tensor) -> None:
+        if x.numel() // x.shape[1] < 2:
+            self.observed = None
+            return
+        wide = x.detach().to(self.running_var.dtype)
+        variance, mean = torch.var_mean(wide, dim=(0, *range(2, x.dim())), correction=1)
+        self.observed = mean, variance
+
+    def extra_repr(self) -> str:
+        """Describe the layer as torch prints modules."""
+        return f"{self.num_features}, eps={self.eps}, mode={self.mode}"
+
+
+@contextmanager
+def normalising(layers: Iterable[AdaptiveBatchNorm], mode: Mode) -> Iterator[None]:
+    """Let layers normalise in one way inside a ``with`` block, and with running statistics after it.
+
+    Parameters
+    ----------
+    layers : iterable of AdaptiveBatchNorm
+        Typically all that `prepare` returned.
+    mode : {"running", "renorm", "batch"}
+        See `AdaptiveBatchNorm`.
+
+    Yields
+    ------
+    None
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer.mode = mode
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.mode = "running"
+
+
+def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, AdaptiveBatchNorm]]:
+    """Make a model adaptable: freeze everything except the affine parameters of its normalisation layers.
+
+    BatchNorm layers are replaced by `AdaptiveBatchNorm`; LayerNorm, GroupNorm and the rest stay. Layers
+    without affine parameters are given them. Dropout stays off. A BatchNorm subclass with a forward of its
+    own is left in place: its affine parameters adapt, its statistics remain the source model's.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place and put in evaluation mode.
+
+    Returns
+    -------
+    parameters : dict of str to torch.nn.Parameter
+        The trainable parameters by their name in the module.
+    layers : dict of str to AdaptiveBatchNorm
+        The layers with running statistics that can be adapted, by module name.
+
+    Raises
+    ------
+    ModelError
+        When there is no normalisation layer, or a BatchNorm keeps no running statistics, which a device
+        needs.
+    """
+    module.eval().requires_grad_(False)
+    found = norm_layers(module)
+    if not found:
+        raise ModelError(
+            "expected a model with normalisation layers (BatchNorm, LayerNorm or GroupNorm), found none; "
+            "CEMA adapts their affine parameters, so choose a model that has some"
+        )
+    for name, layer in found.items():
+        if isinstance(layer, _BatchNorm) and not has_running_statistics(layer):
+            raise ModelError(
+                f"{name}: expected a BatchNorm with running statistics, got one without; an edge model "
+                "predicts one image at a time, so build it with track_running_stats=True"
+            )
+    ensure_affine(module)
+    _replace(module)
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptiveBatchNorm)}
+    parameters: dict[str, nn.Parameter] = {}
+    for name, layer in norm_layers(module).items():
+        for key in ("weight", "bias"):
+            parameter: Any = getattr(layer, key)
+            parameters[f"{name}.{key}"] = parameter.requires_grad_(True)
+    return parameters, layers
+
+
+def _replace(module: nn.Module) -> None:
+    made: dict[int, AdaptiveBatchNorm] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):
+            if not isinstance(child, _BatchNorm) or not _replaceable(child):
+                continue
+            # One layer used in two places stays one layer.
+            setattr(parent, name, made.setdefault(id(child), AdaptiveBatchNorm(child).eval()))
+
+
+def _replaceable(layer: _BatchNorm) -> bool:
+    return type(layer) in _PLAIN or (hasattr(layer, "drop") and hasattr(layer, "act"))

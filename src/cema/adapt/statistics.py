@@ -1,0 +1,166 @@
+"""Running statistics that stay consistent in deep networks.
+
+A layer's statistics depend on how the layers before it normalise. If every layer's statistics move a little
+towards the batch while the batch is normalised with the old ones, the layers describe inputs that no longer
+occur, and a deep network falls apart until all have settled. Here the statistics of a batch are read in a
+pass in which every layer normalises with the batch's own: they fit one another whatever was there before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cema.adapt.norm import AdaptiveBatchNorm
+
+__all__ = ["RunningStatistics"]
+
+_EPS = 1e-5
+_MAX_TERM = 10.0
+
+
+class RunningStatistics:
+    """Moves the running statistics of a model's BatchNorm layers.
+
+    Parameters
+    ----------
+    layers : sequence of AdaptiveBatchNorm
+        Whose statistics to move.
+    start : {"first_batch", "source"}
+        Whether the first batch replaces the source statistics or is averaged with them.
+    window : int or None
+        Average over this many of the latest samples, or exponentially when None. An average that starts at
+        the source counts the source statistics as one window of samples until they have left it.
+    momentum : float
+        Rate of the exponential average for a batch of `batch` samples.
+    batch : int
+        Samples in a full batch; a smaller batch moves the average by less.
+    restart : float
+        When a batch is this many times farther from the window's average than batches have been so far, the
+        environment has changed: the window begins anew with it. 0 switches this off.
+
+    Attributes
+    ----------
+    restarts : int
+        How often the window has begun anew.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[AdaptiveBatchNorm],
+        *,
+        start: Literal["first_batch", "source"],
+        window: int | None,
+        momentum: float,
+        batch: int,
+        restart: float = 0.0,
+    ) -> None:
+        self.layers = list(layers)
+        self.window = window
+        self.momentum = momentum
+        self.batch = batch
+        self.restart = restart
+        self.restarts = 0
+        self._usual: float | None = None
+        self.started = start == "source"
+        self._entries: list[tuple[int, torch.Tensor]] = []
+        if self.layers and self.started and window is not None:
+            self._entries.append((window, self._gather_running()))
+
+    def observe(self, count: int) -> bool:
+        """Take in what the layers observed in the last forward pass over `count` samples.
+
+        Returns
+        -------
+        bool
+            False when nothing was taken because a layer saw a single value per channel.
+        """
+        observed = [layer.observed for layer in self.layers]
+        if not observed or any(item is None for item in observed):
+            return False
+        flat = torch.stack([torch.cat([item[i].flatten() for item in observed if item]) for i in (0, 1)])
+        flat = flat.to("cpu", torch.float32)
+        if not torch.isfinite(flat).all():
+            return False
+        if self.window is not None:
+            if self._changed(count, flat):
+                self._entries.clear()
+                self.restarts += 1
+            self._entries.append((count, flat))
+            self._drop_old(self.window)
+            self._write(self._average())
+        elif self.started:
+            rate = 1.0 - (1.0 - self.momentum) ** (count / self.batch)
+            self._write(torch.lerp(self._gather_running(), flat, rate))
+        else:
+            self._write(flat)
+        self.started = True
+        return True
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """Return the window as tensors, and counts, for `load`; running statistics are the layers' own."""
+        tensors = {f"window.{i}": flat.clone() for i, (_, flat) in enumerate(self._entries)}
+        counts = [count for count, _ in self._entries]
+        return tensors, {
+            "started": self.started,
+            "restarts": self.restarts,
+            "usual": self._usual,
+            "counts": counts,
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.started, self.restarts, self._usual = values["started"], values["restarts"], values["usual"]
+        self._entries = [(count, tensors[f"window.{i}"].clone()) for i, count in enumerate(values["counts"])]
+
+    def _changed(self, count: int, flat: torch.Tensor) -> bool:
+        """Tell whether a batch is of another environment than the window; learn how far they usually are."""
+        # The variance of a handful of samples may be anything.
+        if not self.restart or not self._entries or 2 * count < self.batch:
+            return False
+        total = sum(size for size, _ in self._entries)
+        # The distance of two averages over n and m samples of one environment shrinks as 1/n + 1/m.
+        distance = _divergence(flat.double(), self._average()) / (1 / count + 1 / total)
+        if self._usual is not None and distance > self.restart * self._usual:
+            return True
+        self._usual = distance if self._usual is None else 0.9 * self._usual + 0.1 * distance
+        return False
+
+    def _drop_old(self, window: int) -> None:
+        total = sum(count for count, _ in self._entries)
+        while total - self._entries[0][0] >= window:
+            total -= self._entries.pop(0)[0]
+
+    def _average(self) -> torch.Tensor:
+        counts = torch.tensor([count for count, _ in self._entries], dtype=torch.float64)
+        stacked = torch.stack([flat for _, flat in self._entries]).double()
+        share = (counts / counts.sum()).reshape(-1, 1)
+        mean = (share * stacked[:, 0]).sum(0)
+        # The variance of the union: within the batches, and between their means.
+        variance = (share * (stacked[:, 1] + (stacked[:, 0] - mean) ** 2)).sum(0)
+        return torch.stack([mean, variance])
+
+    def _gather_running(self) -> torch.Tensor:
+        means = torch.cat([layer.running_mean.flatten() for layer in self.layers])
+        variances = torch.cat([layer.running_var.flatten() for layer in self.layers])
+        return torch.stack([means, variances]).to("cpu", torch.float32)
+
+    def _write(self, flat: torch.Tensor) -> None:
+        sizes = [layer.running_mean.numel() for layer in self.layers]
+        for layer, mean, variance in zip(self.layers, *(part.split(sizes) for part in flat), strict=True):
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+
+
+def _divergence(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Symmetric Kullback-Leibler divergence of two normal distributions a channel, the mean over channels."""
+    (mean_a, var_a), (mean_b, var_b) = a, b
+    var_a, var_b = var_a + _EPS, var_b + _EPS
+    ratio = var_a / var_b + var_b / var_a - 2
+    shift = (mean_a - mean_b) ** 2 * (1 / var_a + 1 / var_b)
+    # Dead channels make single huge terms; none may decide alone.
+    return float((0.25 * (ratio + shift)).clamp(max=_MAX_TERM).mean())

@@ -1,0 +1,43 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cema._version import __version__
+from cema.cli import cloud, demo, device, edge, export, keys, train
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="cema",
+    help="Keep deployed vision models right: forward-only edges, a cloud that adapts, tiny signed updates.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("export")(export.export)
+app.add_typer(cloud.app, name="cloud")
+app.add_typer(edge.app, name="edge")
+app.add_typer(device.app, name="device")
+app.add_typer(keys.app, name="keys")
+app.add_typer(train.app, name="train")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"cema {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Keep deployed vision models right: forward-only edges, a cloud that adapts, tiny signed updates."""

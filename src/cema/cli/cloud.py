@@ -1,0 +1,34 @@
+"""`cema cloud`: run the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run the cloud service.", no_args_is_help=True)
+
+
+@app.callback()
+def cloud() -> None:
+    """Run the cloud service."""
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")],
+    stop_on_eof: Annotated[
+        bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
+    ] = False,
+) -> None:
+    """Serve the HTTP API and run the worker that adapts; stops on SIGTERM or Ctrl-C."""
+    from cema.cloud.server import serve as run
+
+    if stop_on_eof:
+        from cema.cli import _lifetime
+
+        _lifetime.stop_on_eof()
+    raise typer.Exit(run(config))

@@ -1,0 +1,48 @@
+"""`cema demo`: the whole system on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option(help="The edge model: any name that `cema export` takes.")
+    ] = "digits-cnn",
+    foundation: Annotated[str, typer.Option(help="The foundation model.")] = "digits-cnn-foundation",
+    images: Annotated[
+        Path | None, typer.Option(help="A folder DIR/<class>/*.JPEG; the embedded digits if unset.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Predictions per edge.")] = None,
+    edges: Annotated[int, typer.Option(min=1, max=16, help="Edge processes.")] = 2,
+    seed: Annotated[int, typer.Option(help="Orders the streams and draws the corruptions.")] = 0,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Images per second and edge.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("cema-demo.png"),
+    workspace: Annotated[
+        Path | None, typer.Option(help="Keep keys, configurations, logs and state in this new folder.")
+    ] = None,
+) -> None:
+    """Run one cloud and several edge processes on a stream that drifts, beside a frozen copy of the edge model."""
+    from rich.console import Console
+
+    from cema.demo import DemoSettings, run_demo
+
+    settings = DemoSettings.make(
+        model=model,
+        foundation=foundation,
+        images=images,
+        samples=samples,
+        edges=edges,
+        seed=seed,
+        rate=rate,
+        json=json,
+        plot=plot,
+        workspace=workspace,
+    )
+    run_demo(settings, Console())

@@ -1,0 +1,80 @@
+"""`cema device`: who may talk to the cloud."""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Add, list and revoke devices.", no_args_is_help=True)
+
+Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
+Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
+
+
+class _Role(enum.StrEnum):
+    DEVICE = "device"
+    OPERATOR = "operator"
+
+
+@app.callback()
+def device() -> None:
+    """Add, list and revoke devices."""
+
+
+@app.command()
+def add(
+    name: Name,
+    config: Config,
+    cohort: Annotated[
+        str | None, typer.Option(help="The cohort it belongs to; an operator may see all.")
+    ] = None,
+    role: Annotated[
+        _Role, typer.Option(help="A device uploads and fetches; an operator reads.")
+    ] = _Role.DEVICE,
+) -> None:
+    """Register a device and print its token. The token is shown this once: the cloud keeps only its hash."""
+    from cema.cloud import CloudConfig, Devices
+
+    with Devices.open(CloudConfig.load(config)) as devices:
+        typer.echo(devices.add(name, cohort=cohort, role=role.value))
+
+
+@app.command(name="list")
+def list_(config: Config) -> None:
+    """List the devices, revoked ones too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cema.cloud import CloudConfig, Devices
+
+    table = Table("name", "role", "cohort", "added", "revoked")
+    with Devices.open(CloudConfig.load(config)) as devices:
+        for entry in devices.list():
+            table.add_row(
+                entry.name,
+                entry.role,
+                entry.cohort or "(all)",
+                _moment(entry.created_at),
+                _moment(entry.revoked_at),
+            )
+    Console().print(table)
+
+
+@app.command()
+def revoke(name: Name, config: Config) -> None:
+    """End a device's token, at once; the name stays taken."""
+    from cema.cloud import CloudConfig, Devices
+
+    with Devices.open(CloudConfig.load(config)) as devices:
+        devices.revoke(name)
+    typer.echo(f"revoked {name}")
+
+
+def _moment(seconds: float | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,43 @@
+"""`cema edge`: run a device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run an edge device.", no_args_is_help=True)
+
+
+@app.callback()
+def edge() -> None:
+    """Run an edge device."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="The device's configuration (TOML).")],
+    source: Annotated[Path, typer.Option(help="A folder of images, or a .npy file of uint8 NHWC images.")],
+    rate: Annotated[
+        float | None, typer.Option(help="Images per second at most; as fast as it goes if unset.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per prediction.")] = 1,
+    linger: Annotated[float, typer.Option(help="Seconds to wait at the end for uploads to finish.")] = 30.0,
+    stop_on_eof: Annotated[
+        bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
+    ] = False,
+) -> None:
+    """Predict a source image by image and print what happens as JSON lines."""
+    from cema.edge.config import EdgeConfig
+    from cema.edge.program import run as run_program
+
+    if stop_on_eof:
+        from cema.cli import _lifetime
+
+        _lifetime.stop_on_eof()
+    settings = EdgeConfig.load(config)
+    raise typer.Exit(run_program(settings, source, rate=rate, batch=batch, linger=linger, out=sys.stdout))

@@ -1,0 +1,363 @@
+"""One cohort's worker: read samples, adapt, publish, commit; resume after any crash."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema.adapt import AdaptConfig, CemaAdapter, StepReport
+from cema.cloud.config import CohortConfig, WorkerConfig
+from cema.cloud.publisher import Publisher
+from cema.cloud.store import PublishedUpdate, Store, StoredSample
+from cema.errors import FormatError, ImageError, StoreError
+from cema.models.spec import Model
+from cema.sample import decode_image
+
+__all__ = ["CohortWorker", "WorkerFailed"]
+
+log = logging.getLogger(__name__)
+
+# First steps that died with their process, after which their batch is left out.
+ATTEMPTS = 5
+# Batches in a row that may fail before the fault must be elsewhere and the process starts anew.
+FAILURES = 3
+# Candidates in a row that were held back, after which the adaptation is lost and begins anew at the source.
+HELD_BACK = 16
+
+
+class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
+    """Several batches in a row could not be learned from: the fault is not in the samples."""
+
+
+class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the worker must remember beside the adapter's own state."""
+
+    since_candidate: int = 0
+    held_back: int = 0
+    idle: int = 0
+    window: list[int] = []
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    progress: _Progress
+    adapter: bytes
+    format: str = "cema.worker/1"
+
+
+class CohortWorker:
+    """Adapts one cohort.
+
+    Parameters
+    ----------
+    store
+        Where samples come from and every step is committed to.
+    cohort
+        The cohort's settings.
+    edge, foundation
+        The source models.
+    publisher
+        Makes the cohort's updates.
+    config
+        Batches, waiting, idle steps; ``auto`` as device must have been resolved.
+    clock
+        Unix seconds.
+    seed
+        Seed of the draws from the replay buffer.
+
+    Raises
+    ------
+    FormatError
+        The committed checkpoint does not fit the models or settings.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cohort: CohortConfig,
+        *,
+        edge: Model,
+        foundation: Model,
+        publisher: Publisher,
+        config: WorkerConfig,
+        clock: Callable[[], float] = time.time,
+        seed: int = 0,
+    ) -> None:
+        self.store = store
+        self.cohort = cohort
+        self.config = config
+        self.publisher = publisher
+        self.settings: AdaptConfig = cohort.adapt_config
+        self._clock = clock
+        self._batch: dict[int, npt.NDArray[np.uint8]] = {}
+        self._counts: dict[str, float] = {}
+        self._failures = 0
+        self._last: dict[str, Any] = {}
+        self._models = (edge, foundation)
+        self._seed = seed
+        self._claim()
+
+    def _claim(self) -> None:
+        store, name = self.store, self.cohort.name
+        store.open_cohort(name, base=self.publisher.bundle.manifest.base)
+        state = store.claim(name)
+        self.epoch = state.epoch
+        self.cursor = state.cursor
+        self._attempts: int | None = state.attempts
+        self._saved = state.checkpoint
+        self._restore()
+        self.publisher.resume(store.latest_update(name))
+        store.put_report(name, self.report(), now=self._clock())
+
+    def _new_adapter(self) -> CemaAdapter[int]:
+        return CemaAdapter(
+            *self._models,
+            self.settings,
+            device=self.config.device,
+            dtype=self.config.dtype,
+            decode=self._decode,
+            seed=self._seed,
+        )
+
+    def _restore(self) -> None:
+        """Go back to the last committed step."""
+        self.adapter = self._new_adapter()
+        self.progress = _Progress()
+        if self._saved is None:
+            return
+        try:
+            checkpoint = msgspec.msgpack.decode(self._saved, type=_Checkpoint)
+        except msgspec.MsgspecError as error:
+            raise FormatError(
+                f"the checkpoint of cohort {self.cohort.name!r} cannot be read: {error}; "
+                "run the CEMA version that wrote it, or give the cohort a new name to start anew"
+            ) from error
+        self.adapter.loads(checkpoint.adapter)
+        self.progress = checkpoint.progress
+
+    def run_once(self) -> bool:
+        """Do the next thing there is to do.
+
+        Returns
+        -------
+        bool
+            False when there was nothing: samples may come later.
+
+        Raises
+        ------
+        Fenced
+            Another worker has taken the cohort over.
+        WorkerFailed
+            Three batches in a row failed.
+        """
+        backlog = self.store.backlog(self.cohort.name)
+        if backlog.samples > self.config.max_backlog:
+            self._skip(backlog.samples - self.config.max_backlog)
+            return True
+        now = self._clock()
+        size = self.settings.fresh
+        waited = backlog.oldest is not None and now - backlog.oldest >= self.config.linger_seconds
+        if backlog.samples >= size or (backlog.samples and waited):
+            self._learn(self.store.fresh(self.cohort.name, after=self.cursor, limit=size))
+            return True
+        if self.progress.idle < self.config.idle_steps and self._replay():
+            return True
+        if self.publisher.renewal_due(now):
+            self._commit(self.cursor, self.publisher.renew(now))
+            return True
+        return False
+
+    def _skip(self, excess: int) -> None:
+        """Put the oldest waiting samples into the replay buffer without a step of their own."""
+        seqs = self.store.sequence(self.cohort.name, after=self.cursor, limit=excess)
+        self.adapter.replay.add(seqs)
+        self.adapter.since_change += len(seqs)
+        self._count("worker.skipped_samples", len(seqs))
+        log.warning(
+            "cohort %s: %d samples behind, learning later from %d", self.cohort.name, excess, len(seqs)
+        )
+        self._commit(seqs[-1])
+
+    def _learn(self, samples: Sequence[StoredSample]) -> None:
+        cursor = samples[-1].seq
+        if self._poisoned(len(samples)):
+            self._commit(cursor)
+            return
+        self._batch = self._readable(samples)
+        begin = time.perf_counter()
+        try:
+            if self._batch:
+                self._after_step(self.adapter.learn(list(self._batch)), begin)
+                self.progress.idle = 0
+                self.progress.window = [*self.progress.window, *self._batch][-self.cohort.publish.window :]
+            update = self._candidate()
+        except Exception as error:
+            self._recover(error, len(samples))
+            update = None
+        else:
+            self._failures = 0
+        finally:
+            self._batch = {}
+        self._commit(cursor, update)
+        if self._failures >= FAILURES:
+            raise WorkerFailed(
+                f"cohort {self.cohort.name!r}: {FAILURES} batches in a row failed, last with: "
+                f"{self._last.get('error')}; see the log above"
+            )
+
+    def _poisoned(self, count: int) -> bool:
+        """Tell whether this batch is what several processes in a row have died of; note the attempt."""
+        if self._attempts is None:
+            return False
+        attempts, self._attempts = self._attempts, None
+        if attempts >= ATTEMPTS:
+            log.error(
+                "cohort %s: %d processes died at this batch, leaving it out", self.cohort.name, attempts
+            )
+            self._count("worker.abandoned_samples", count)
+            return True
+        self.store.mark_attempt(self.cohort.name)
+        return False
+
+    def _readable(self, samples: Sequence[StoredSample]) -> dict[int, npt.NDArray[np.uint8]]:
+        images = {}
+        for sample in samples:
+            try:
+                images[sample.seq] = decode_image(sample.image)
+            except ImageError as error:
+                log.warning("cohort %s: sample %s cannot be read: %s", self.cohort.name, sample.id, error)
+                self._count("worker.unreadable_samples", 1)
+        return images
+
+    def _replay(self) -> bool:
+        begin = time.perf_counter()
+        try:
+            report = self.adapter.replay_step()
+            if not report.step:
+                self.progress.idle = self.config.idle_steps
+                return False
+            self._after_step(report, begin)
+            self.progress.idle += 1
+            update = self._candidate()
+        except Exception as error:
+            self._recover(error, 0)
+            self.progress.idle = self.config.idle_steps
+            update = None
+        self._commit(self.cursor, update)
+        return True
+
+    def _after_step(self, report: StepReport, begin: float) -> None:
+        if not report.step:
+            return
+        self.adapter.norm_state()  # raises when the step left something that is not finite
+        seconds = time.perf_counter() - begin
+        self.progress.since_candidate += 1
+        self._count("steps.count", 1)
+        self._count("steps.seconds", seconds)
+        self._count("worker.fresh_steps" if report.fresh else "worker.replay_steps", 1)
+        self._count("worker.gone_samples", report.dropped)
+        self._count("worker.refused_gradients", report.skipped)
+        losses = {k: v if v is None or math.isfinite(v) else None for k, v in asdict(report).items()}
+        self._last |= {"step": losses, "step_seconds": seconds}
+
+    def _candidate(self) -> PublishedUpdate | None:
+        now = self._clock()
+        if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
+            return None
+        images = self._window()
+        if not images:
+            return None
+        self.progress.since_candidate = 0
+        labels = self.adapter.foundation_logits(images).argmax(axis=1)
+        candidate = self.publisher.consider(self.adapter.norm_state(), images, labels, now)
+        self._count(f"updates.{candidate.outcome}", 1)
+        self._last["candidate"] = {
+            "outcome": candidate.outcome,
+            "agreement": candidate.agreement,
+            "running_agreement": candidate.running_agreement,
+            "source_agreement": candidate.source_agreement,
+        }
+        self.progress.held_back = 0 if candidate.update else self.progress.held_back + 1
+        if self.progress.held_back >= HELD_BACK:
+            self._reset()
+        return candidate.update
+
+    def _reset(self) -> None:
+        """Begin anew at the source models; the replay buffer stays."""
+        log.error("cohort %s: %d candidates held back, beginning anew", self.cohort.name, HELD_BACK)
+        lost, self.adapter = self.adapter, self._new_adapter()
+        self.adapter.replay.load(lost.replay.items())
+        self.adapter.since_change = lost.since_change
+        self.progress.held_back = 0
+        self._count("worker.resets", 1)
+
+    def _window(self) -> list[npt.NDArray[np.uint8]]:
+        # Older ones are of another environment: what is right for them says nothing about the devices now.
+        images = []
+        for seq in self.progress.window[-max(1, self.adapter.since_change) :]:
+            try:
+                images.append(self._decode(seq))
+            except KeyError:
+                continue
+        return images
+
+    def _decode(self, seq: int) -> npt.NDArray[np.uint8]:
+        """Return a sample's image; KeyError when the store has evicted it or cannot read it."""
+        image = self._batch.get(seq)
+        if image is not None:
+            return image
+        try:
+            return decode_image(self.store.images([seq])[seq])
+        except ImageError as error:
+            raise KeyError(seq) from error
+
+    def _recover(self, error: Exception, samples: int) -> None:
+        """Undo a failed step; its samples are passed over."""
+        log.error("cohort %s: a step failed and was undone", self.cohort.name, exc_info=error)
+        self._failures += 1
+        self._last["error"] = f"{type(error).__name__}: {error}"[:500]
+        self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
+        self._count("worker.failed_steps", 1)
+        self._count("worker.failed_samples", samples)
+        self._restore()
+
+    def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
+        """Make the step durable whole; only then is it true."""
+        saved = msgspec.msgpack.encode(_Checkpoint(progress=self.progress, adapter=self.adapter.dumps()))
+        counts, self._counts = self._counts, {}
+        version = update.version if update else self.publisher.version
+        self.store.commit_step(
+            self.cohort.name,
+            cursor,
+            saved,
+            update,
+            epoch=self.epoch,
+            now=self._clock(),
+            counts=counts,
+            report=self.report() | {"version": version},
+        )
+        self.cursor, self._saved = cursor, saved
+        if update is not None:
+            self.publisher.published(update)
+            log.info("cohort %s: version %d published", self.cohort.name, update.version)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the worker is doing, JSON-able."""
+        return {
+            "ready": True,
+            "device": self.config.device,
+            "steps": self.adapter.counters["steps"],
+            "replay": len(self.adapter.replay),
+            "version": self.publisher.version,
+            **self._last,
+        }
+
+    def _count(self, name: str, value: float) -> None:
+        self._counts[name] = self._counts.get(name, 0) + value

@@ -1,0 +1,274 @@
+"""The cloud's configuration file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from cema.config import load_toml, resolve_path
+from cema.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cema.adapt import AdaptConfig
+
+__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# The smallest store that holds a few batches of uploads beside checkpoints and updates.
+SMALLEST_STORE = 4 * 2**20
+
+
+def _at_least(config: msgspec.Struct, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"{name}: expected at least {least}, got {value!r}; correct the setting")
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the cloud takes.
+
+    Attributes
+    ----------
+    store_bytes : int
+        Cap of the store's database file. Old samples leave when it is reached.
+    body_bytes : int
+        Largest request body; a larger one is answered 413.
+    batch_samples : int
+        Most samples in one request; more are answered 413.
+    backlog_samples : int
+        Samples of one cohort that may wait for its worker; beyond them uploads are answered 429.
+    retry_after_seconds : int
+        What a 429 or 503 asks the device to wait.
+    """
+
+    store_bytes: int = 8 * 2**30
+    body_bytes: int = 16 * 2**20
+    batch_samples: int = 256
+    backlog_samples: int = 20_000
+    retry_after_seconds: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _at_least(self, SMALLEST_STORE, "store_bytes")
+        _at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
+        if self.backlog_samples < self.batch_samples:
+            raise ValueError(
+                f"backlog_samples: expected at least batch_samples ({self.batch_samples}), got "
+                f"{self.backlog_samples}; a full request could never be taken"
+            )
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the worker process runs.
+
+    Attributes
+    ----------
+    device : str
+        A torch device such as ``cpu`` or ``cuda:0``; ``auto`` takes a GPU when there is one.
+    dtype : {"float32", "bfloat16"}
+        Arithmetic of the models on the device.
+    threads : int
+        torch's CPU threads; 0 leaves the choice to torch.
+    poll_seconds : float
+        How often it looks for new samples when it has none.
+    linger_seconds : float
+        How long samples wait for a batch to fill before a smaller one is taken.
+    idle_steps : int
+        Replay-only steps, at most, between two batches of new samples.
+    max_backlog : int
+        Waiting samples above which the oldest go to the replay buffer without a step of their own: a worker that
+        is slower than the stream must learn what devices see now, not what they saw long ago.
+    """
+
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 0
+    poll_seconds: float = 0.25
+    linger_seconds: float = 5.0
+    idle_steps: int = 8
+    max_backlog: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _at_least(self, 0, "threads", "linger_seconds", "idle_steps")
+        _at_least(self, 1, "max_backlog")
+        _at_least(self, 0.01, "poll_seconds")
+
+
+class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a new version goes to the devices.
+
+    Attributes
+    ----------
+    every_steps : int
+        Steps between two candidates.
+    min_seconds : float
+        Time between two versions, at least.
+    lifetime_days : float
+        How long a version may be installed. Half of it later the version is signed anew, changed or not.
+    gate : float
+        How much smaller the candidate's agreement with the foundation model may be than that of the version
+        that the devices run and that of the source model, as a share of the window, before it is held back.
+        1 publishes everything finite.
+    window : int
+        The newest samples on which the two are compared.
+    """
+
+    every_steps: int = 4
+    min_seconds: float = 1.0
+    lifetime_days: float = 30.0
+    gate: float = 0.02
+    window: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _at_least(self, 1, "every_steps", "window")
+        _at_least(self, 0, "min_seconds", "gate")
+        if not self.lifetime_days > 0:
+            raise ValueError(f"lifetime_days: expected a number above 0, got {self.lifetime_days}")
+
+
+class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One cohort: the devices that share an edge model and an environment.
+
+    Attributes
+    ----------
+    name : str
+        In the URLs: lower-case letters, digits, ``.``, ``_`` and ``-``, at most 64.
+    bundle : str
+        The bundle its devices were provisioned with, relative to the configuration file.
+    model, foundation : str
+        Names of the edge model (the one the bundle was exported from) and of the foundation model.
+    model_weights, foundation_weights : str, optional
+        Weight files (safetensors), relative to the configuration file.
+    adapt : dict
+        Settings of the algorithm, see `cema.adapt.AdaptConfig`; `adapt_config` reads them.
+    publish : PublishConfig
+        When a new version goes out.
+    """
+
+    name: str
+    bundle: str
+    model: str
+    foundation: str
+    model_weights: str | None = None
+    foundation_weights: str | None = None
+    adapt: dict[str, Any] = {}
+    publish: PublishConfig = PublishConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse a name that is no URL segment."""
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: expected 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit, "
+                f"got {self.name!r}"
+            )
+
+    @property
+    def adapt_config(self) -> AdaptConfig:
+        """Settings of the algorithm. Needs torch, which is why they are not read with the rest.
+
+        Raises
+        ------
+        ConfigError
+            A key or value that the algorithm does not have.
+        """
+        from cema.adapt import AdaptConfig  # noqa: PLC0415 - the HTTP process must not load torch
+
+        try:
+            return msgspec.convert(self.adapt, AdaptConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"[cohort.adapt] of cohort {self.name!r}: {error}; allowed are "
+                f"{', '.join(AdaptConfig.__struct_fields__)}"
+            ) from error
+
+
+class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration. Relative paths in the file are relative to it.
+
+    Attributes
+    ----------
+    data : str
+        Folder of the store.
+    signing_key : str
+        Private key (ed25519, PEM) that signs updates.
+    host : str
+        Address to listen on.
+    port : int
+        Port to listen on; 0 takes a free one.
+    limits : LimitsConfig
+        What the cloud takes.
+    worker : WorkerConfig
+        How the worker process runs.
+    cohort : tuple of CohortConfig
+        At least one.
+    """
+
+    data: str
+    signing_key: str
+    cohort: tuple[CohortConfig, ...]
+    host: str = "127.0.0.1"
+    port: int = 8443
+    limits: LimitsConfig = LimitsConfig()
+    worker: WorkerConfig = WorkerConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse no cohorts, two of one name, and ports that do not exist."""
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
+        names = [cohort.name for cohort in self.cohort]
+        if not names:
+            raise ValueError("cohort: expected at least one [[cohort]] table, got none; add one")
+        if len(set(names)) < len(names):
+            raise ValueError(f"cohort: names must differ, got {names}; rename one")
+
+    @classmethod
+    def load(cls, path: Path) -> CloudConfig:
+        """Read a configuration file and make its paths absolute.
+
+        Raises
+        ------
+        ConfigError
+            The file is missing, is no TOML, or holds an unknown key, a wrong type or value.
+        """
+        config = load_toml(path, cls)
+        base = path.resolve().parent
+
+        def absolute(value: str) -> str:
+            return str(resolve_path(base, value))
+
+        cohorts = tuple(
+            msgspec.structs.replace(
+                cohort,
+                bundle=absolute(cohort.bundle),
+                model_weights=cohort.model_weights and absolute(cohort.model_weights),
+                foundation_weights=cohort.foundation_weights and absolute(cohort.foundation_weights),
+            )
+            for cohort in config.cohort
+        )
+        return msgspec.structs.replace(
+            config, data=absolute(config.data), signing_key=absolute(config.signing_key), cohort=cohorts
+        )
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return Path(self.data) / "cema.db"
+
+    def find(self, name: str) -> CohortConfig:
+        """Return the cohort of that name.
+
+        Raises
+        ------
+        ConfigError
+            There is none.
+        """
+        for cohort in self.cohort:
+            if cohort.name == name:
+                return cohort
+        raise ConfigError(f"no cohort {name!r} is configured; there are {[c.name for c in self.cohort]}")

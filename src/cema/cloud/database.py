@@ -1,0 +1,215 @@
+"""The SQLite database under the store: connections, transactions, schema.
+
+Everything is one database: samples, checkpoints, versions, artifacts, devices. A sample is some 13 KB, a size
+at which SQLite is as quick as files; an upload of many samples costs one flush to disk instead of two a file
+(content and directory); and a step's checkpoint, cursor and update can only be atomic inside one database.
+
+WAL with ``synchronous=FULL``: a commit has reached the disk before it returns (4 to 8 ms), so what is
+acknowledged survives power loss, and readers never wait for the writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from cema.errors import StoreError, StoreFull
+
+__all__ = ["PAGE", "Database", "bump"]
+
+PAGE = 4096
+BUSY_SECONDS = 30.0
+WAL_BYTES = 16 * 2**20
+# Below this a database could not hold its own tables and indexes, let alone a batch of samples.
+SMALLEST = 256 * 1024
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE cohorts (
+    name TEXT PRIMARY KEY, base TEXT, cursor INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0, checkpoint BLOB, committed_at REAL
+) WITHOUT ROWID;
+-- AUTOINCREMENT: a sequence number is never given twice, not even after eviction.
+CREATE TABLE samples (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, cohort TEXT NOT NULL, id BLOB NOT NULL, device TEXT NOT NULL,
+    entropy REAL NOT NULL, label INTEGER NOT NULL, version INTEGER NOT NULL, captured_at REAL NOT NULL,
+    received_at REAL NOT NULL, image BLOB NOT NULL
+);
+CREATE UNIQUE INDEX samples_id ON samples (cohort, id);
+CREATE INDEX samples_seq ON samples (cohort, seq);
+-- What was stored and then evicted: sent again, it is still a duplicate.
+CREATE TABLE evicted (seq INTEGER PRIMARY KEY, cohort TEXT NOT NULL, id BLOB NOT NULL);
+CREATE INDEX evicted_id ON evicted (cohort, id);
+CREATE TABLE artifacts (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE updates (
+    cohort TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, created REAL NOT NULL,
+    expires REAL NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (cohort, version)
+);
+CREATE INDEX updates_digest ON updates (digest);
+CREATE TABLE counters (
+    cohort TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (cohort, name)
+) WITHOUT ROWID;
+CREATE TABLE workers (
+    cohort TEXT PRIMARY KEY, seen_at REAL NOT NULL, report TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE devices (
+    name TEXT PRIMARY KEY, role TEXT NOT NULL, cohort TEXT, token_hash BLOB NOT NULL UNIQUE,
+    created_at REAL NOT NULL, revoked_at REAL
+) WITHOUT ROWID;
+"""
+
+
+class Database:
+    """One SQLite file with one writer at a time and any number of readers.
+
+    Parameters
+    ----------
+    path
+        The database file; it and its folder are created when absent.
+    max_bytes
+        Hard cap of the database file, in bytes. SQLite itself refuses to grow past it. The write-ahead log
+        beside it is truncated to at most 16 MiB after each of SQLite's own checkpoints.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be opened, is no CEMA database, or `max_bytes` is under 256 KiB.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        if max_bytes < SMALLEST:
+            raise StoreError(
+                f"the store's byte cap must be at least {SMALLEST}, got {max_bytes}; raise limits.store_bytes"
+            )
+        self.path = path
+        self.max_bytes = max_bytes
+        self._writing = threading.Lock()
+        self._pool = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = self._connect()
+            try:
+                self._migrate()
+            except BaseException:
+                self._writer.close()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"cannot open the store {path}: {error}; check that the folder is writable and "
+                "the file is a CEMA store"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            for pragma in (
+                f"page_size={PAGE}",
+                "auto_vacuum=INCREMENTAL",
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "fullfsync=ON",
+                f"journal_size_limit={WAL_BYTES}",
+                f"max_page_count={self.max_bytes // PAGE}",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self) -> None:
+        with self.write() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                # Not executescript: that would commit the transaction it stands in.
+                for statement in _statements(SCHEMA):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise StoreError(
+                    f"the store {self.path} has schema version {version}, this CEMA reads {SCHEMA_VERSION}; "
+                    "use the CEMA version that wrote it, or another data folder"
+                )
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Run the block as one transaction, on disk when the block ends; an exception undoes all of it.
+
+        Raises
+        ------
+        StoreFull
+            The database may not grow any further (its cap, or the disk).
+        """
+        with self._writing:
+            if self._closed:
+                raise StoreError("the store is closed; open a new one")
+            connection = self._writer
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and _is_full(error):
+                    raise StoreFull(
+                        f"the store cannot grow past {self.max_bytes} bytes (or its disk is full); raise "
+                        "limits.store_bytes, free disk space, or wait until the worker has caught up"
+                    ) from error
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Run the block on one consistent snapshot; it never waits for a writer."""
+        with self._pool:
+            if self._closed:
+                raise StoreError("the store is closed; open a new one")
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or self._connect()
+        try:
+            connection.execute("BEGIN")
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            with self._pool:
+                keep = not self._closed
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+
+    def close(self) -> None:
+        """Close every idle connection; those in use close when their block ends."""
+        with self._writing, self._pool:
+            if self._closed:
+                return
+            self._closed = True
+            for connection in (*self._idle, self._writer):
+                connection.close()
+            self._idle.clear()
+
+
+def bump(connection: sqlite3.Connection, cohort: str, counts: Mapping[str, float]) -> None:
+    """Add to a cohort's durable counters, inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO counters (cohort, name, value) VALUES (?, ?, ?) "
+        "ON CONFLICT (cohort, name) DO UPDATE SET value = value + excluded.value",
+        [(cohort, name, value) for name, value in counts.items() if value],
+    )
+
+
+def _statements(script: str) -> list[str]:
+    lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
+    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

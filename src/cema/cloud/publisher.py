@@ -1,0 +1,244 @@
+"""From a norm state to a signed update: rounding, golden logits, the gate, the signature."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cema.bundle import Bundle, check_golden
+from cema.cloud.config import PublishConfig
+from cema.cloud.store import PublishedUpdate
+from cema.errors import ConfigError, LogitsError, ModelError
+from cema.keys import key_id
+from cema.models.spec import Model
+from cema.norms import load_folded
+from cema.preprocess import Preprocessing
+from cema.update import (
+    NormState,
+    UpdateManifest,
+    decode_payload,
+    encode_payload,
+    round_norm_state,
+    sign_update,
+)
+
+__all__ = ["Candidate", "Publisher"]
+
+CHUNK = 32
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the gate said of a norm state.
+
+    Attributes
+    ----------
+    outcome
+        ``published``, ``reverted`` (the source model agrees better with the foundation model than both the
+        candidate and what the devices run: it goes back to them as a new version), ``gated`` (the candidate
+        agrees less than what the devices run) or ``not_finite``.
+    update
+        The signed update when published or reverted.
+    agreement, running_agreement, source_agreement
+        Share of the window on which the candidate, the version that devices run, and the source model choose
+        the foundation model's label; None when they were not compared.
+    """
+
+    outcome: str
+    update: PublishedUpdate | None = None
+    agreement: float | None = None
+    running_agreement: float | None = None
+    source_agreement: float | None = None
+
+
+class Publisher:
+    """Makes one cohort's updates.
+
+    Parameters
+    ----------
+    model
+        The edge model that the bundle was exported from.
+    bundle
+        What the devices were provisioned with.
+    cohort
+        The cohort's name.
+    key
+        Signs the updates; the bundle must trust its public half.
+    config
+        Lifetime, gate and window.
+    device
+        Where the window is evaluated. Golden logits are always computed on the CPU in float32, as devices do.
+
+    Raises
+    ------
+    ConfigError
+        The bundle does not trust the key.
+    ModelError
+        The model does not give the bundle's golden logits: it is not the one that was exported.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        bundle: Bundle,
+        cohort: str,
+        key: Ed25519PrivateKey,
+        config: PublishConfig,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        identity = key_id(key.public_key())
+        if identity not in bundle.public_keys:
+            raise ConfigError(
+                f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is "
+                f"{identity}: its devices would refuse every update; sign with a trusted key, or export the "
+                "bundle with this one"
+            )
+        self.bundle = bundle
+        self.cohort = cohort
+        self.config = config
+        self._key = key
+        self._preprocessing = model.preprocessing
+        self._cpu = copy.deepcopy(model.module).eval()
+        self._fast = self._cpu if device == "cpu" else copy.deepcopy(self._cpu).to(device)
+        self._source = bundle.norm_state()
+        self._running: NormState = self._source
+        self.version = 0
+        self.created = 0.0
+        self._check_model(model)
+
+    def _check_model(self, model: Model) -> None:
+        manifest = self.bundle.manifest
+        try:
+            check_golden(self._golden(self._source), self.bundle.golden_logits, manifest.tolerance)
+        except ValueError as error:
+            raise ModelError(
+                f"model {model.name!r} is not what the bundle {self.bundle.path} was exported from "
+                f"({manifest.model!r}): {error}; name the same model and weights, or export the bundle again"
+            ) from error
+
+    def resume(self, latest: PublishedUpdate | None) -> None:
+        """Continue after the version that devices were last offered."""
+        if latest is not None:
+            self._running = decode_payload(latest.payload).norm_state
+            self.version = latest.version
+            self.created = latest.created
+
+    def due(self, now: float) -> bool:
+        """Tell whether enough time has passed since the last version."""
+        return now >= self.created + self.config.min_seconds
+
+    def renewal_due(self, now: float) -> bool:
+        """Tell whether the last version is past half of its life: devices could soon not install it."""
+        return self.version > 0 and now >= self.created + self.config.lifetime_days * DAY / 2
+
+    def consider(
+        self,
+        norm_state: Mapping[str, npt.NDArray[np.float32]],
+        images: Sequence[npt.NDArray[np.uint8]],
+        labels: npt.NDArray[np.int64],
+        now: float,
+    ) -> Candidate:
+        """Make an update of a norm state, unless devices would be worse off with it.
+
+        Parameters
+        ----------
+        norm_state
+            Folded, float32.
+        images
+            The newest samples, uint8 height x width x channels.
+        labels
+            The foundation model's labels of `images`, (N,).
+        now
+            Unix seconds.
+        """
+        rounded = round_norm_state(norm_state, tolerance=self.bundle.manifest.tolerance)
+        agreement: tuple[float, ...] = ()
+        if self.config.gate < 1:
+            try:
+                states = rounded, self._running, self._source
+                agreement = tuple(self._agreement(state, images, labels) for state in states)
+            except LogitsError:
+                return Candidate("not_finite")
+            candidate, running, source = agreement
+            if candidate < max(running, source) - self.config.gate:
+                if source > running + self.config.gate:
+                    return Candidate("reverted", self._sign(self._source, self._golden(self._source), now), *agreement)
+                return Candidate("gated", None, *agreement)
+        golden = self._golden(rounded)
+        if not np.isfinite(golden).all():
+            return Candidate("not_finite", None, *agreement)
+        return Candidate("published", self._sign(rounded, golden, now), *agreement)
+
+    def renew(self, now: float) -> PublishedUpdate:
+        """Sign the last version's norm state again, as the next version with a new life."""
+        return self._sign(self._running, self._golden(self._running), now)
+
+    def published(self, update: PublishedUpdate) -> None:
+        """Take note that an update is durable and offered from now on."""
+        self.resume(update)
+
+    def _sign(self, norm_state: NormState, golden: npt.NDArray[np.float32], now: float) -> PublishedUpdate:
+        payload = encode_payload(norm_state, golden, tolerance=self.bundle.manifest.tolerance)
+        created = int(now)
+        manifest = UpdateManifest(
+            cohort=self.cohort,
+            version=self.version + 1,
+            base=self.bundle.manifest.base,
+            created=created,
+            expires=created + math.ceil(self.config.lifetime_days * DAY),
+            payload=hashlib.sha256(payload).hexdigest(),
+            payload_bytes=len(payload),
+        )
+        return PublishedUpdate(
+            version=manifest.version,
+            digest=manifest.payload,
+            envelope=sign_update(manifest, self._key),
+            payload=payload,
+            created=now,
+            expires=manifest.expires,
+        )
+
+    def _golden(self, norm_state: NormState) -> npt.NDArray[np.float32]:
+        # The bundle's own preprocessing: what the devices feed the exported model.
+        return _logits(self._cpu, norm_state, self.bundle.golden_images, self.bundle.manifest.preprocessing)
+
+    def _agreement(
+        self,
+        norm_state: NormState,
+        images: Sequence[npt.NDArray[np.uint8]],
+        labels: npt.NDArray[np.int64],
+    ) -> float:
+        if not len(images):
+            return 0.0
+        logits = _logits(self._fast, norm_state, images, self._preprocessing)
+        if not np.isfinite(logits).all():
+            raise LogitsError("the candidate's logits on the newest samples are not finite; discard it")
+        return float((logits.argmax(axis=1) == labels).mean())
+
+
+@torch.inference_mode()
+def _logits(
+    module: torch.nn.Module,
+    norm_state: NormState,
+    images: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8],
+    preprocessing: Preprocessing,
+) -> npt.NDArray[np.float32]:
+    """Return logits (N, C) as a device with this norm state computes them."""
+    load_folded(module, norm_state)
+    device = next(module.parameters()).device
+    parts = [
+        module(torch.from_numpy(preprocessing(images[i : i + CHUNK])).to(device)).float().cpu().numpy()
+        for i in range(0, len(images), CHUNK)
+    ]
+    logits: npt.NDArray[np.float32] = np.concatenate(parts)
+    return logits

@@ -1,0 +1,285 @@
+"""The common corruptions of images: weather, noise, blur, and what cameras and codecs do.
+
+The corruptions are those of Hendrycks and Dietterich [1]_ in the library ``imagecorruptions-imaug``.
+This module makes them reproducible: what happens to an image depends on its pixels, the corruption and
+the seed, and neither on its place in a batch nor on what was corrupted before it. It also keeps grey
+images grey.
+
+References
+----------
+.. [1] D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+   Perturbations", ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, overload
+
+import numpy as np
+
+from cema.errors import ConfigError, ImageError
+
+__all__ = [
+    "CORRUPTIONS",
+    "FAMILIES",
+    "MIN_SIDE",
+    "VALIDATION_CORRUPTIONS",
+    "check_corruption",
+    "corrupt_image",
+    "corrupt_images",
+]
+
+#: The corruptions by family: the fifteen that a benchmark reports, and four more to tune on.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    "validation": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+}
+
+#: The fifteen corruptions of the benchmark.
+CORRUPTIONS: tuple[str, ...] = tuple(
+    name for family, names in FAMILIES.items() if family != "validation" for name in names
+)
+
+#: The four corruptions set aside for tuning.
+VALIDATION_CORRUPTIONS: tuple[str, ...] = FAMILIES["validation"]
+
+#: Smallest height and width in pixels that the corruptions are defined for.
+MIN_SIDE = 32
+
+_PER_CHANNEL_NOISE = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+_OWN_GENERATOR = ("impulse_noise", "glass_blur")
+_CHUNK = 64
+
+# The library draws from numpy's global generator, which is one for the whole process.
+_global_generator = threading.Lock()
+
+
+def check_corruption(name: str, severity: int) -> None:
+    """Check the name and the severity of a corruption; needs no library.
+
+    Parameters
+    ----------
+    name : str
+        One of `CORRUPTIONS` or `VALIDATION_CORRUPTIONS`.
+    severity : int
+        1 (mild) to 5 (strong).
+
+    Raises
+    ------
+    ValueError
+        If either is not.
+    """
+    known = CORRUPTIONS + VALIDATION_CORRUPTIONS
+    if name not in known:
+        raise ValueError(f"unknown corruption {name!r}; expected one of {', '.join(known)}")
+    if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or not 1 <= severity <= 5:
+        raise ValueError(
+            f"severity of {name} must be a whole number from 1 (mild) to 5 (strong), got {severity!r}"
+        )
+
+
+def corrupt_image(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
+    """Corrupt one image.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (H, W, C)
+        C is 1 (grey) or 3 (RGB); H and W are at least 32.
+    name : str
+        One of `CORRUPTIONS` or `VALIDATION_CORRUPTIONS`.
+    severity : int
+        1 (mild) to 5 (strong).
+    seed : int
+        With the pixels and the name, what the random part of the corruption follows from.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, C)
+        A new image. A grey one stays grey: of noise that is independent in each channel one channel is kept,
+        of everything else the luminance.
+
+    Raises
+    ------
+    ValueError
+        If the name or the severity is unknown.
+    ImageError
+        If the image has another dtype, shape or is too small.
+    ConfigError
+        If the library of corruptions, or the system library libGL that it needs, is missing.
+    """
+    check_corruption(name, severity)
+    _check_image(image)
+    corruption = _library()[name]
+    words = _random_words(image, name, seed)
+    # These two would otherwise draw from the operating system, which no seed reaches.
+    own = {"seed": int(words[0])} if name in _OWN_GENERATOR else {}
+    with _global_generator:
+        before = np.random.get_state()
+        np.random.seed(words)
+        try:
+            return _apply(corruption, image, name, int(severity), own)
+        finally:
+            np.random.set_state(before)
+
+
+@overload
+def corrupt_images(
+    images: np.ndarray,
+    name: str,
+    severity: int,
+    *,
+    seed: int = ...,
+    processes: int = ...,
+    progress: Callable[[int, int], object] | None = ...,
+) -> np.ndarray: ...
+@overload
+def corrupt_images(
+    images: Sequence[np.ndarray],
+    name: str,
+    severity: int,
+    *,
+    seed: int = ...,
+    processes: int = ...,
+    progress: Callable[[int, int], object] | None = ...,
+) -> list[np.ndarray]: ...
+def corrupt_images(
+    images: np.ndarray | Sequence[np.ndarray],
+    name: str,
+    severity: int,
+    *,
+    seed: int = 0,
+    processes: int = 1,
+    progress: Callable[[int, int], object] | None = None,
+) -> np.ndarray | list[np.ndarray]:
+    """Corrupt many images; each becomes what `corrupt_image` makes of it alone.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, C), or sequence of ndarray
+        Images of one size in an array, or of any sizes in a sequence.
+    name, severity, seed
+        As for `corrupt_image`.
+    processes : int
+        How many processes share the work. More than one starts new interpreters, so a script that asks for it
+        must guard its main part with ``if __name__ == "__main__":``.
+    progress : callable, optional
+        Called with the number of images done and the number of all, from the calling thread.
+
+    Returns
+    -------
+    ndarray or list of ndarray
+        An array for an array, a list for a sequence, in the order of the input.
+
+    Raises
+    ------
+    ValueError
+        If the name or the severity is unknown, or `processes` is below 1.
+    ImageError
+        If an image has another dtype, shape or is too small; the message gives its place.
+    ConfigError
+        If the library of corruptions is missing.
+    """
+    check_corruption(name, severity)
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    for index, image in enumerate(images):
+        _check_image(image, f"image {index}: ")
+    if len(images):
+        _library()
+    done: list[np.ndarray] = []
+    chunks = [list(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
+
+    def collect(chunk: list[np.ndarray]) -> None:
+        done.extend(chunk)
+        if progress is not None:
+            progress(len(done), len(images))
+
+    if processes == 1 or len(chunks) < 2:
+        for chunk in chunks:
+            collect(_corrupt_chunk(chunk, name, severity, seed))
+    else:
+        # Fresh interpreters: a fork of a process with running threads (torch's, OpenCV's) can hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
+            tasks = [pool.submit(_corrupt_chunk, chunk, name, severity, seed) for chunk in chunks]
+            try:
+                for task in tasks:
+                    collect(task.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    if isinstance(images, np.ndarray):
+        return np.stack(done) if done else images.copy()
+    return done
+
+
+def _corrupt_chunk(images: list[np.ndarray], name: str, severity: int, seed: int) -> list[np.ndarray]:
+    return [corrupt_image(image, name, severity, seed=seed) for image in images]
+
+
+def _library() -> dict[str, Callable[..., Any]]:
+    try:
+        from imagecorruptions import corruption_dict  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        remedy = "pip install 'cema[bench]'"
+        if "libGL" in str(error) or "libgthread" in str(error) or "libglib" in str(error):
+            remedy = (
+                "install it with the system's package manager, on Debian: apt-get install libgl1 libglib2.0-0"
+            )
+        raise ConfigError(
+            f"image corruptions need imagecorruptions-imaug, and it failed to load: {error}; {remedy}"
+        ) from error
+    functions: dict[str, Callable[..., Any]] = corruption_dict
+    return functions
+
+
+def _check_image(image: np.ndarray, where: str = "") -> None:
+    expected = (
+        f"{where}expected a uint8 array (height, width, 1 or 3) of at least {MIN_SIDE} pixels a side, got"
+    )
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"{expected} {type(image).__name__}; pass a numpy array")
+    if image.dtype != np.uint8:
+        raise ImageError(
+            f"{expected} dtype {image.dtype}; scale to 0..255 and convert with astype(numpy.uint8)"
+        )
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ImageError(f"{expected} shape {image.shape}; put channels last")
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ImageError(f"{expected} shape {image.shape}; pad or enlarge the image")
+
+
+def _random_words(image: np.ndarray, name: str, seed: int) -> np.ndarray:
+    # The severity is left out: the same image at another severity gets the same pattern, only stronger.
+    digest = hashlib.blake2b(f"{name}/{seed}/{image.shape}/".encode(), digest_size=32)
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return np.frombuffer(digest.digest(), dtype="<u4").astype(np.uint32)
+
+
+def _apply(
+    corruption: Callable[..., Any], image: np.ndarray, name: str, severity: int, own: dict[str, int]
+) -> np.ndarray:
+    from PIL import Image  # noqa: PLC0415 - with the library above
+
+    colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    try:
+        with np.errstate(invalid="raise" if name == "spatter" else "ignore"):
+            corrupted = corruption(Image.fromarray(np.ascontiguousarray(colour)), severity, **own)
+    except FloatingPointError:
+        # spatter divides by the strongest drop; where none fell there is none, and the image stays as it was.
+        return image.copy()
+    pixels: np.ndarray = np.asarray(corrupted).astype(np.uint8)
+    if image.shape[2] == 3:
+        return pixels
+    if name in _PER_CHANNEL_NOISE:
+        return pixels[:, :, :1].copy()
+    luminance: np.ndarray = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    return np.round(luminance)[:, :, None].astype(np.uint8)

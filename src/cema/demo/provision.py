@@ -1,0 +1,112 @@
+"""Everything an operator does once: keys, the bundle, the cloud's configuration, a token per device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from cema.bundle import Bundle
+from cema.cloud import CloudConfig, Devices
+from cema.demo.settings import DemoSettings
+from cema.export import export_bundle
+from cema.keys import generate_key
+from cema.models.spec import Model
+
+__all__ = ["COHORT", "Provisioned", "provision"]
+
+COHORT = "demo"
+
+CLOUD_TOML = """\
+data = "cloud"
+signing_key = "keys/signing.key"
+port = 0
+
+[[cohort]]
+name = "{cohort}"
+bundle = "bundle"
+model = {model}
+foundation = {foundation}
+"""
+
+EDGE_TOML = """\
+bundle = "bundle"
+state = "edge-{index}"
+
+[cloud]
+url = "{url}"
+cohort = "{cohort}"
+token_file = "edge-{index}.token"
+
+[upload]
+linger_seconds = 0.25
+
+[update]
+poll_seconds = 0.5
+"""
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """What provisioning left in the workspace."""
+
+    folder: Path
+    bundle: Bundle
+    cloud_config: Path
+    operator_token: str
+
+    @property
+    def cohort(self) -> str:
+        """The name of the one cohort."""
+        return COHORT
+
+    def edge_config(self, index: int, url: str) -> Path:
+        """Write the configuration of one edge, now that the cloud's address is known."""
+        path = self.folder / f"edge-{index}.toml"
+        path.write_text(EDGE_TOML.format(index=index, url=url, cohort=COHORT))
+        return path
+
+
+def provision(
+    settings: DemoSettings, edge: Model, foundation: Model, folder: Path, console: Console
+) -> Provisioned:
+    """Make keys, export the edge model, configure the cloud, and register each device.
+
+    Raises
+    ------
+    ExportError
+        If the edge model cannot be exported.
+    """
+    keys = folder / "keys"
+    keys.mkdir()
+    generate_key(keys / "signing.key")
+    with console.status(f"exporting {settings.model}"):
+        report = export_bundle(
+            edge,
+            folder / "bundle",
+            public_keys=[keys / "signing.pub"],
+            upload_side=max(foundation.preprocessing.height, foundation.preprocessing.width),
+        )
+    console.print(
+        f"exported {settings.model}: {report.model_bytes / 1e6:.2f} MB, norm state {report.norm_bytes / 1e3:.1f} kB, "
+        f"max difference to torch {report.max_abs_difference:.1e}",
+        highlight=False,
+    )
+    config = folder / "cloud.toml"
+    config.write_text(
+        CLOUD_TOML.format(
+            cohort=COHORT, model=json.dumps(settings.model), foundation=json.dumps(settings.foundation)
+        )
+    )
+    with Devices.open(CloudConfig.load(config)) as devices:
+        for i in range(settings.edges):
+            _write_secret(folder / f"edge-{i}.token", devices.add(f"edge-{i}", cohort=COHORT))
+        operator = devices.add("demo", cohort=COHORT, role="operator")
+    return Provisioned(folder, report.bundle, config, operator)
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(secret + "\n")

@@ -1,0 +1,179 @@
+"""The demonstration from start to end."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from rich.console import Console
+
+from cema._version import __version__
+from cema.bundle import Bundle
+from cema.demo.processes import Children
+from cema.demo.provision import Provisioned, provision
+from cema.demo.report import result_table, write_json, write_plot
+from cema.demo.settings import DemoSettings
+from cema.demo.stream import EdgeStream, make_streams
+from cema.demo.tally import EdgeTally, StretchResult, summarise
+from cema.demo.view import View
+from cema.edge.runtime import Runtime
+from cema.errors import CemaError
+from cema.models import resolve
+
+__all__ = ["run_demo"]
+
+START_SECONDS = 120.0
+FLUSH_SECONDS = 60.0
+
+
+def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
+    """Run cloud and edges as processes on a drifting stream, and report what happened.
+
+    Returns
+    -------
+    dict
+        What `--json` writes: `seed`, `seconds`, `versions`, `stretches`, and what edge and cloud counted.
+
+    Raises
+    ------
+    CemaError
+        If a child process died (with the end of its log), or the settings make no stream.
+    """
+    begin = time.monotonic()
+    with _workspace(settings.workspace) as folder:
+        edge, foundation = resolve(settings.model), resolve(settings.foundation)
+        streams = make_streams(settings, edge, foundation, folder, console)
+        provisioned = provision(settings, edge, foundation, folder, console)
+        tallies = [EdgeTally(stream.labels, stream.bounds) for stream in streams]
+        with Children(folder) as children:
+            url = _start(children, provisioned, streams, settings, console)
+            _watch(children, View(console, streams[0].names, tallies), tallies, streams, provisioned.bundle)
+            cloud = _cloud_status(url, provisioned)
+        rows = summarise(streams[0].names, tallies)
+        result = _result(settings, rows, tallies, cloud, time.monotonic() - begin)
+        console.print(result_table(rows))
+        if settings.plot is not None:
+            write_plot(settings.plot, streams[0].names, tallies)
+            console.print(f"plot: {settings.plot}")
+        if settings.json is not None:
+            write_json(settings.json, result)
+            console.print(f"json: {settings.json}")
+    return result
+
+
+@contextmanager
+def _workspace(folder: Path | None) -> Iterator[Path]:
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="cema-demo-") as temporary:
+            yield Path(temporary)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise CemaError(
+            f"The workspace {folder} is not empty; name a new folder, so that nothing is overwritten."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def _start(
+    children: Children,
+    provisioned: Provisioned,
+    streams: list[EdgeStream],
+    settings: DemoSettings,
+    console: Console,
+) -> str:
+    """Start the cloud, then, once its worker adapts, the edges; return the cloud's address."""
+    with console.status("starting the cloud and its worker"):
+        children.start("cloud", ["cloud", "serve", "--config", str(provisioned.cloud_config)])
+        url = str(children.wait_for("cloud", "listening", START_SECONDS)["url"])
+        deadline = time.monotonic() + START_SECONDS
+        while not _worker_ready(url, provisioned):
+            children.next_event(0.2)
+            if time.monotonic() > deadline:
+                raise CemaError(f"The cloud's worker was not ready within {START_SECONDS:g} s; see its log.")
+    for i, stream in enumerate(streams):
+        config = provisioned.edge_config(i, url)
+        arguments = ["edge", "run", "--config", str(config), "--source", str(stream.path)]
+        pace = ["--rate", str(settings.rate), "--batch", str(settings.batch), "--linger", str(FLUSH_SECONDS)]
+        children.start(f"edge-{i}", [*arguments, *pace])
+    return url
+
+
+def _worker_ready(url: str, provisioned: Provisioned) -> bool:
+    try:
+        return bool(_cloud_status(url, provisioned)["worker"]["ready"])
+    except (
+        httpx2.TransportError
+    ):  # not up yet, or not any more: then its end is noticed where its events are read
+        return False
+
+
+def _watch(
+    children: Children, view: View, tallies: list[EdgeTally], streams: list[EdgeStream], bundle: Bundle
+) -> None:
+    """Book every event until each edge has finished."""
+    frozen = Runtime(bundle)
+    images = [np.load(stream.path, mmap_mode="r") for stream in streams]
+    running = {f"edge-{i}": i for i in range(len(streams))}
+    with view:
+        while running:
+            event = children.next_event(0.25)
+            if event is not None and event.child in running:
+                i = running[event.child]
+                _book(event.data, tallies[i], images[i], frozen, bundle)
+                if event.data["event"] == "finished":
+                    children.finish(event.child)
+                    del running[event.child]
+            view.update()
+            view.left(summarise(streams[0].names, tallies))
+
+
+def _book(data: dict[str, Any], tally: EdgeTally, images: Any, frozen: Runtime, bundle: Bundle) -> None:
+    match data["event"]:
+        case "prediction":
+            batch = np.asarray(images[data["index"] : data["index"] + len(data["labels"])])
+            logits = frozen.run(bundle.manifest.preprocessing(batch))
+            tally.predicted(data["index"], data["captured_at"], data["labels"], logits.argmax(axis=1))
+        case "uploaded":
+            tally.sent(data["captured_at"], data["bytes"])
+        case "swap":
+            tally.swapped(data["version"], data["bytes"])
+        case "finished":
+            tally.status = data
+
+
+def _cloud_status(url: str, provisioned: Provisioned) -> dict[str, Any]:
+    response = httpx2.get(
+        f"{url}/v1/cohorts/{provisioned.cohort}/status",
+        headers={"Authorization": f"Bearer {provisioned.operator_token}"},
+        timeout=30.0,
+    )
+    response.raise_for_status()
+    status: dict[str, Any] = response.json()
+    return status
+
+
+def _result(
+    settings: DemoSettings,
+    rows: list[StretchResult],
+    tallies: list[EdgeTally],
+    cloud: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "cema": __version__,
+        "seed": settings.seed,
+        "seconds": round(seconds, 1),
+        "model": settings.model,
+        "foundation": settings.foundation,
+        "versions": cloud["version"],
+        "stretches": [row.as_dict() for row in rows],
+        "edges": [tally.status for tally in tallies],
+        "cloud": cloud,
+    }

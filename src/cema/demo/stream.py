@@ -1,0 +1,127 @@
+"""The stream of each edge, written where its process can map it; the labels stay with whoever scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cema.data.digits import load_digits
+from cema.data.folder import LabelledFolder
+from cema.data.streams import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
+from cema.demo.settings import DemoSettings
+from cema.errors import ConfigError
+from cema.models.spec import Model
+from cema.preprocess import resize_image
+
+__all__ = ["EdgeStream", "make_streams"]
+
+
+@dataclass(frozen=True)
+class EdgeStream:
+    """One edge's stream.
+
+    Attributes
+    ----------
+    names : tuple of str, (S,)
+        The stretches.
+    bounds : tuple of int, (S + 1,)
+        Where each stretch begins, and where the last one ends.
+    path : Path
+        uint8 images, NHWC, as `.npy`.
+    labels : ndarray of int64, (N,)
+        The true labels.
+    """
+
+    names: tuple[str, ...]
+    bounds: tuple[int, ...]
+    path: Path
+    labels: NDArray[np.int64]
+
+
+def make_streams(
+    settings: DemoSettings, edge: Model, foundation: Model, folder: Path, console: Console
+) -> list[EdgeStream]:
+    """Draw a stream per edge and write it below `folder`.
+
+    Every edge sees the same stretches; order and draws of the corruptions are its own.
+
+    Raises
+    ------
+    ConfigError
+        If the images do not go with the model's classes.
+    ImageError
+        If an image cannot be read; the message names the file.
+    """
+    images, labels, stretches, view = _source(settings, edge, foundation)
+    length = -(-settings.samples // len(stretches))
+    made = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        for i in range(settings.edges):
+            stream = Stream(images, labels, stretches, length=length, seed=settings.seed, edge=i, view=view)
+            task = progress.add_task(f"drawing the stream of edge-{i}", total=len(stream))
+
+            def show(done: int, _total: int, task: Any = task) -> None:
+                progress.update(task, completed=done)
+
+            path = folder / f"stream-{i}.npy"
+            stream.save(path, processes=1 if settings.images is None else os.cpu_count() or 1, progress=show)
+            bounds = tuple(range(0, len(stream) + 1, length))
+            made.append(EdgeStream(tuple(s.name for s in stretches), bounds, path, stream.labels))
+    return made
+
+
+def _source(
+    settings: DemoSettings, edge: Model, foundation: Model
+) -> tuple[
+    Sequence[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int64], tuple[Stretch, ...], RandomView | None
+]:
+    if settings.images is None:
+        digits = load_digits()
+        _check_classes(edge, 10, "the embedded digits")
+        return digits.test_images, digits.test_labels, DIGITS_STRETCHES, None
+    photographs = LabelledFolder(settings.images)
+    _check_classes(edge, len(photographs.classes), str(settings.images))
+    shape = foundation.preprocessing
+    side = max(shape.height, shape.width, edge.preprocessing.height, edge.preprocessing.width)
+    return _OneSize(photographs, side), photographs.labels, PHOTOGRAPH_STRETCHES, RandomView()
+
+
+def _check_classes(model: Model, classes: int, where: str) -> None:
+    if model.classes != classes:
+        raise ConfigError(
+            f"{model.name} has {model.classes} classes, but {where} has {classes}: labels would not mean the same. "
+            "Put a list of all class names, in the order of the model's logits, beside the images as "
+            "imagenet_wnids.txt, or choose a model for these classes."
+        )
+
+
+class _OneSize(Sequence[NDArray[np.uint8]]):
+    """Photographs scaled to a square of one side: a camera has one resolution, and one file holds them all."""
+
+    def __init__(self, photographs: LabelledFolder, side: int) -> None:
+        self._photographs, self._side = photographs, side
+
+    def __len__(self) -> int:
+        return len(self._photographs)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.uint8]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        image = self._photographs[index]
+        scale = self._side / min(image.shape[:2])
+        height, width = (max(self._side, round(n * scale)) for n in image.shape[:2])
+        top, left = (height - self._side) // 2, (width - self._side) // 2
+        return resize_image(image, height, width)[top : top + self._side, left : left + self._side]

@@ -1,0 +1,125 @@
+"""What happened on each edge, sample by sample, and the table made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["EdgeTally", "StretchResult", "rolling_mean", "summarise"]
+
+
+@dataclass
+class EdgeTally:
+    """The record of one edge.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, (N,)
+        The true labels; they never leave the process that scores.
+    bounds : sequence of int, (S + 1,)
+        Where each stretch begins in the stream, and where the last one ends.
+    """
+
+    labels: NDArray[np.int64]
+    bounds: Sequence[int]
+    seen: int = 0
+    frozen: NDArray[np.bool_] = field(init=False)
+    adapted: NDArray[np.bool_] = field(init=False)
+    uploaded: NDArray[np.int64] = field(init=False)
+    bytes_up: NDArray[np.int64] = field(init=False)
+    bytes_down: NDArray[np.int64] = field(init=False)
+    swaps: list[tuple[int, int]] = field(default_factory=list)
+    status: dict[str, Any] = field(default_factory=dict)
+    _captured: dict[float, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        self.frozen = np.zeros(count, bool)
+        self.adapted = np.zeros(count, bool)
+        self.uploaded = np.zeros(count, np.int64)
+        self.bytes_up = np.zeros(count, np.int64)
+        self.bytes_down = np.zeros(count, np.int64)
+
+    @property
+    def version(self) -> int:
+        """The version that the edge runs."""
+        return self.swaps[-1][1] if self.swaps else 0
+
+    @property
+    def stretch(self) -> int:
+        """The index of the stretch that the edge is in."""
+        return int(np.searchsorted(self.bounds, min(self.seen, self.bounds[-1] - 1), side="right")) - 1
+
+    def predicted(
+        self, index: int, captured_at: float, adapted: Sequence[int], frozen: NDArray[np.int64]
+    ) -> None:
+        """Score a batch of predictions of both models that begins at sample `index`."""
+        self._captured[captured_at] = index
+        rows = slice(index, index + len(adapted))
+        self.adapted[rows] = np.asarray(adapted) == self.labels[rows]
+        self.frozen[rows] = frozen == self.labels[rows]
+        self.seen = max(self.seen, rows.stop)
+
+    def sent(self, captured_at: Sequence[float], size: Sequence[int]) -> None:
+        """Book samples that the cloud acknowledged, and their encoded bytes, at the batch they were part of."""
+        index = [self._captured[moment] for moment in captured_at]
+        np.add.at(self.uploaded, index, 1)
+        np.add.at(self.bytes_up, index, size)
+
+    def swapped(self, version: int, size: int) -> None:
+        """Book an update that the edge took, where the stream stood."""
+        self.swaps.append((self.seen, version))
+        self.bytes_down[min(self.seen, len(self.labels) - 1)] += size
+
+
+@dataclass(frozen=True)
+class StretchResult:
+    """One row of the table: accuracies in percent, counts summed over edges."""
+
+    name: str
+    samples: int
+    frozen_accuracy: float
+    adapted_accuracy: float
+    uploaded: int
+    bytes_up: int
+    bytes_down: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row for JSON."""
+        return asdict(self)
+
+
+def summarise(names: Sequence[str], tallies: Sequence[EdgeTally]) -> list[StretchResult]:
+    """Sum what each edge recorded, stretch by stretch, over the samples that were predicted."""
+    rows = []
+    for i, name in enumerate(names):
+        parts = [
+            (t, slice(t.bounds[i], min(t.bounds[i + 1], t.seen))) for t in tallies if t.seen > t.bounds[i]
+        ]
+        count = sum(s.stop - s.start for _, s in parts)
+        if not count:
+            continue
+        rows.append(
+            StretchResult(
+                name=name,
+                samples=count,
+                frozen_accuracy=100.0 * sum(int(t.frozen[s].sum()) for t, s in parts) / count,
+                adapted_accuracy=100.0 * sum(int(t.adapted[s].sum()) for t, s in parts) / count,
+                uploaded=sum(int(t.uploaded[s].sum()) for t, s in parts),
+                bytes_up=sum(int(t.bytes_up[s].sum()) for t, s in parts),
+                bytes_down=sum(int(t.bytes_down[s].sum()) for t, s in parts),
+            )
+        )
+    return rows
+
+
+def rolling_mean(correct: NDArray[np.bool_], window: int) -> NDArray[np.float64]:
+    """Return the mean of the last `window` values at every position, in percent; shorter windows at the start."""
+    total = np.concatenate([[0], np.cumsum(correct, dtype=np.int64)])
+    end = np.arange(1, len(correct) + 1)
+    start = np.maximum(end - window, 0)
+    return np.asarray(100.0 * (total[end] - total[start]) / (end - start))

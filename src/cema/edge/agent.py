@@ -1,0 +1,323 @@
+"""The agent: predicts, selects, and leaves everything slow to its background threads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema.bundle import Bundle
+from cema.criteria import EntropySelector, softmax_entropy
+from cema.edge.config import CloudLink, EdgeConfig
+from cema.edge.link import Link
+from cema.edge.loop import Backoff, Clock, Loop
+from cema.edge.recorder import Capture, Recorder
+from cema.edge.report import EdgeStatus, Prediction
+from cema.edge.runtime import build_runtime
+from cema.edge.spool import Spool
+from cema.edge.state import Active, Resumed, StateFolder
+from cema.edge.updater import Updater
+from cema.edge.uploader import Uploader
+from cema.errors import CemaError
+from cema.preprocess import Images
+from cema.sample import CodecConfig, Sample
+
+__all__ = ["EdgeAgent"]
+
+logger = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 30.0
+_CLOSE_SECONDS = 30.0
+
+
+class EdgeAgent:
+    """A deployed model that adapts: ``predict`` runs it, and background threads do the rest.
+
+    Use it as a context manager, or call :meth:`close`.
+
+    Parameters
+    ----------
+    config : EdgeConfig
+    clock : Clock, optional
+        Time, for tests.
+    backoff : Backoff, optional
+        How long the threads that talk to the cloud wait after failures; each gets a copy.
+    on_delivered : callable, optional
+        Called, on a background thread, with the samples of which the cloud answered that it has them.
+
+    Raises
+    ------
+    ConfigError, FormatError, LogitsError, SpoolError
+        When the configuration or the bundle is wrong, the model does not give its golden logits on this
+        device, or another process uses the state folder.
+
+    Examples
+    --------
+    ::
+
+        with EdgeAgent.from_config("edge.toml") as agent:
+            for image in camera:
+                label = agent.predict([image]).labels[0]
+    """
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        *,
+        clock: Clock | None = None,
+        backoff: Backoff | None = None,
+        on_delivered: Callable[[Sequence[Sample]], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._on_delivered = on_delivered
+        self._clock = clock or Clock()
+        self._backoff = backoff or Backoff()
+        self._changed = threading.Condition()
+        self._selecting = threading.Lock()
+        self._closed = False
+        self._uploader: Uploader | None = None
+        self._link: Link | None = None
+        self.bundle = Bundle.load(Path(config.bundle))
+        manifest = self.bundle.manifest
+        self._selector = EntropySelector(manifest.classes, **msgspec.structs.asdict(config.selection))
+        self._state = StateFolder(Path(config.state))
+        with ExitStack() as undo:
+            self._spool = Spool(
+                self._state.spool_path, max_bytes=config.upload.spool_bytes, on_change=self._spool_changed
+            )
+            undo.callback(self._spool.close)
+            self._state.load_selector(manifest.base, self._selector)
+            cohort = config.cloud.cohort if config.cloud else None
+            resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
+            self._resume_error = resumed.error
+            self._active = resumed.active or Active(build_runtime(self.bundle, threads=config.threads))
+            self._recorder = self._make_recorder()
+            self._threads: list[Loop] = [self._recorder]
+            if config.cloud is not None:
+                self._connect(config.cloud, resumed)
+            undo.pop_all()
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    def from_config(cls, path: Path | str) -> EdgeAgent:
+        """Read a TOML file and start an agent; see :class:`~cema.edge.config.EdgeConfig`."""
+        return cls(EdgeConfig.load(Path(path)))
+
+    def predict(self, images: Images) -> Prediction:
+        """Predict a batch, decide which of its samples to send, and hand those to the background.
+
+        Waits for the model only: not for the network, the disk, or an update that is being prepared. One call
+        uses one version throughout. Any number of threads may call it.
+
+        Parameters
+        ----------
+        images : ndarray of uint8 (N, H, W, C), or sequence of ndarray of uint8 (H, W, C)
+            Pixels of any size, C is 1 or 3; N may be 0. They are copied where they are kept.
+
+        Returns
+        -------
+        Prediction
+
+        Raises
+        ------
+        ImageError
+            When the images are not as above.
+        LogitsError
+            When the model gives NaN or infinity; nothing of the batch is sent or counted.
+        """
+        if self._closed:
+            raise CemaError("the agent is closed; make a new one")
+        active = self._active
+        captured_at = self._clock.now()
+        logits = self._forward(active, images)
+        entropy = softmax_entropy(logits)
+        labels = logits.argmax(axis=1).astype(np.int64)
+        with self._selecting:
+            selected = self._selector.select(entropy).selected
+        self._spool.count("predicted", len(labels))
+        self._spool.count("selected", int(selected.sum()))
+        for i in np.flatnonzero(selected):
+            self._recorder.offer(
+                Capture(images[int(i)], float(entropy[i]), int(labels[i]), active.version, captured_at)
+            )
+        return Prediction(logits, labels, entropy, selected, active.version, captured_at)
+
+    def status(self) -> EdgeStatus:
+        """Say how things are, without waiting for anything."""
+        counters = self._spool.counters()
+        active = self._active
+        errors = [thread.last_error for thread in self._threads]
+        if active.version == 0:
+            errors.append(self._resume_error)
+        return EdgeStatus(
+            version=active.version,
+            digest=active.digest,
+            model=self.bundle.manifest.model,
+            cohort=self._config.cloud.cohort if self._config.cloud else None,
+            predicted=counters.get("predicted", 0),
+            selected=counters.get("selected", 0),
+            queued=self._recorder.waiting,
+            spooled=self._spool.samples,
+            uploaded=counters.get("uploaded", 0),
+            bytes_up=counters.get("uploaded_bytes", 0),
+            bytes_down=counters.get("bytes_down", 0),
+            requests=counters.get("requests", 0),
+            dropped=self._spool.grouped("dropped."),
+            rejected_updates=self._spool.grouped("rejected_update."),
+            swaps=counters.get("swaps", 0),
+            e_max=self._selector.e_max,
+            spool_bytes=self._spool.bytes,
+            last_error="; ".join(error for error in errors if error) or None,
+        )
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until every selected sample is delivered (without a cloud: is in the spool).
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+
+        Returns
+        -------
+        bool
+            Whether it came to that.
+        """
+        deadline = self._clock.monotonic() + timeout
+        if not self._wait(lambda: not self._recorder.waiting, timeout):
+            return False
+        if self._uploader is None:
+            return True
+        self._uploader.hurry()
+        left = max(0.0, deadline - self._clock.monotonic())
+        return self._wait(lambda: not self._recorder.waiting and not self._spool.samples, left)
+
+    def wait_for_version(self, version: int, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until `version`, or a newer one, serves; return whether it does."""
+        return self._wait(lambda: self._active.version >= version, timeout)
+
+    def close(self) -> None:
+        """Stop the background threads; what was selected is in the spool then. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        for thread in self._threads:
+            thread.stop()
+        if self._link is not None:
+            self._link.close()
+        deadline = self._clock.monotonic() + _CLOSE_SECONDS
+        ended = [
+            thread.join(max(0.0, deadline - self._clock.monotonic())) for thread in reversed(self._threads)
+        ]
+        if all(ended):
+            self._spool.close()
+            if self._link is not None:
+                self._link.release()
+        else:
+            logger.error(
+                "a background thread did not end within %.0f s; it is left to itself", _CLOSE_SECONDS
+            )
+
+    def __enter__(self) -> EdgeAgent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _forward(self, active: Active, images: Images) -> npt.NDArray[np.float32]:
+        size = self._config.batch
+        preprocess = self.bundle.manifest.preprocessing
+        try:
+            count = len(images)
+        except TypeError:
+            count = 0  # no batch at all: preprocessing says what was expected
+        if count <= size:
+            batch = preprocess(images)
+            if len(batch):
+                return active.runtime.run(batch)
+            return np.empty((0, self.bundle.manifest.classes), np.float32)
+        parts = [preprocess(images[i : i + size]) for i in range(0, count, size)]
+        return np.concatenate([active.runtime.run(part) for part in parts])
+
+    def _make_recorder(self) -> Recorder:
+        upload = self._config.upload
+        side = self.bundle.manifest.upload_side if upload.max_side is None else upload.max_side
+        return Recorder(
+            self._spool,
+            CodecConfig(codec=upload.codec, quality=upload.quality, max_side=side or None),
+            max_samples=upload.queue_samples,
+            max_bytes=upload.queue_bytes,
+            save=self._save,
+            save_seconds=_SAVE_SECONDS,
+            clock=self._clock,
+            backoff=Backoff(base=0.1, cap=5.0),
+            on_change=self._notify,
+        )
+
+    def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
+        upload = self._config.upload
+        cloud.read_token()  # a missing token is told at the start rather than at the first request
+        self._link = Link(cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock)
+        self._uploader = Uploader(
+            self._spool,
+            self._link,
+            batch_samples=upload.batch_samples,
+            batch_bytes=upload.batch_bytes,
+            linger_seconds=upload.linger_seconds,
+            clock=self._clock,
+            backoff=self._own_backoff(),
+            on_change=self._notify,
+            on_delivered=self._on_delivered,
+        )
+        updater = Updater(
+            self._link,
+            self.bundle,
+            cloud.cohort,
+            state=self._state,
+            resumed=resumed,
+            activate=self._activate,
+            counters=self._spool,
+            poll_seconds=self._config.update.poll_seconds,
+            threads=self._config.threads,
+            clock=self._clock,
+            backoff=self._own_backoff(),
+            on_change=self._notify,
+        )
+        self._threads += [self._uploader, updater]
+
+    def _own_backoff(self) -> Backoff:
+        b = self._backoff
+        return Backoff(base=b.base, cap=b.cap, slow=b.slow, longest=b.longest, random=b.random)
+
+    def _activate(self, active: Active) -> None:
+        self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
+        self._notify()
+
+    def _save(self) -> None:
+        with self._selecting:
+            snapshot = self._selector.state()
+        self._state.save_selector(self.bundle.manifest.base, snapshot)
+        self._spool.save()
+
+    def _spool_changed(self) -> None:
+        if self._uploader is not None:
+            self._uploader.notify()
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(done, timeout)

@@ -1,0 +1,193 @@
+"""The agent's configuration, as TOML has it.
+
+::
+
+    bundle = "bundle"
+    state = "state"
+
+    [cloud]
+    url = "https://cema.example"
+    cohort = "north"
+    token_file = "token"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cema.config import load_toml, resolve_path
+from cema.edge.spool import MIN_SPOOL_BYTES
+from cema.errors import ConfigError
+
+__all__ = ["CloudLink", "EdgeConfig", "SelectionConfig", "UpdateConfig", "UploadConfig"]
+
+
+def _at_least(section: msgspec.Struct, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not value >= least or value == float("inf"):
+            raise ValueError(f"expected `{name}` of at least {least:g}, got {value}")
+
+
+class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[cloud]``: whom the device talks to.
+
+    Attributes
+    ----------
+    url : str
+        ``https://HOST[:PORT][/PREFIX]``.
+    cohort : str
+    token, token_file : str or None
+        Exactly one: the device's token, or a file with it, read anew for every request.
+    """
+
+    url: str
+    cohort: str
+    token: str | None = None
+    token_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("expected exactly one of `token` and `token_file`")
+        if not self.cohort:
+            raise ValueError("expected a cohort's name, got an empty one")
+
+    def read_token(self) -> str:
+        """Return the token.
+
+        Raises
+        ------
+        ConfigError
+            When the token file cannot be read, or holds no token.
+        """
+        if self.token_file is None:
+            token = self.token or ""
+        else:
+            try:
+                token = Path(self.token_file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"cloud.token_file: {error}; put the device's token there") from error
+        token = token.strip()
+        if not token.isascii() or not token.isprintable() or not token:
+            raise ConfigError(
+                "expected the device's token as printable ASCII, got none; ask the cloud for one"
+            )
+        return token
+
+
+class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[selection]``: see :class:`cema.criteria.EntropySelector`, whose arguments these are."""
+
+    e_min: float = 0.02
+    e_max: float = 0.4
+    decay: float = 1.0
+    average: Literal["running", "exponential"] = "running"
+    momentum: float = 0.1
+    group: int = 64
+
+
+class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[upload]``: how samples are encoded, kept and sent.
+
+    Attributes
+    ----------
+    codec, quality
+        See :class:`cema.sample.CodecConfig`.
+    max_side : int or None
+        Shorter side, in pixels, to which larger images are scaled down; None: the bundle's `upload_side`; 0:
+        never.
+    batch_samples, batch_bytes : int
+        Limits of one request.
+    linger_seconds : float
+        How long a batch that is not full may wait.
+    timeout_seconds : float
+        For connecting, one write, or one read.
+    spool_bytes : int
+        Cap on the spool's files.
+    queue_samples, queue_bytes : int
+        How much may wait, in memory, for the spool.
+    """
+
+    codec: Literal["auto", "jpeg", "png", "raw"] = "auto"
+    quality: int = 85
+    max_side: int | None = None
+    batch_samples: int = 32
+    batch_bytes: int = 1 << 20
+    linger_seconds: float = 2.0
+    timeout_seconds: float = 10.0
+    spool_bytes: int = 64 << 20
+    queue_samples: int = 256
+    queue_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "quality", "batch_samples", "batch_bytes", "queue_samples", "queue_bytes")
+        _at_least(self, 0, "linger_seconds")
+        _at_least(self, 0.1, "timeout_seconds")
+        _at_least(self, MIN_SPOOL_BYTES, "spool_bytes")
+        if self.quality > 100:
+            raise ValueError(f"expected `quality` from 1 to 100, got {self.quality}")
+        if self.max_side is not None:
+            _at_least(self, 0, "max_side")
+
+
+class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[update]``: `poll_seconds` between two questions for updates."""
+
+    poll_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0.01, "poll_seconds")
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent needs to know.
+
+    Attributes
+    ----------
+    bundle, state : str
+        Folders: what the device was provisioned with, and where it may write.
+    threads : int
+        Threads one operator of the model may use.
+    batch : int
+        How many images go through the model at once.
+    cloud : CloudLink or None
+        None: select and spool, and talk to nobody.
+    selection, upload, update
+        See the sections' classes.
+    """
+
+    bundle: str
+    state: str
+    threads: int = 1
+    batch: int = 32
+    cloud: CloudLink | None = None
+    selection: SelectionConfig = SelectionConfig()
+    upload: UploadConfig = UploadConfig()
+    update: UpdateConfig = UpdateConfig()
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "threads", "batch")
+
+    @classmethod
+    def load(cls, path: Path) -> EdgeConfig:
+        """Read a TOML file; relative paths in it are relative to the file.
+
+        Raises
+        ------
+        ConfigError
+            When the file is missing, or says something unknown or wrong.
+        """
+        path = Path(path)
+        config = load_toml(path, cls)
+        cloud = config.cloud
+        if cloud is not None and cloud.token_file is not None:
+            cloud = msgspec.structs.replace(cloud, token_file=str(resolve_path(path, cloud.token_file)))
+        return msgspec.structs.replace(
+            config,
+            bundle=str(resolve_path(path, config.bundle)),
+            state=str(resolve_path(path, config.state)),
+            cloud=cloud,
+        )

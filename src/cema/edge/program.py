@@ -1,0 +1,294 @@
+"""The agent as a program: images in, JSON lines out.
+
+Every line is an object with ``event`` and ``time`` (unix seconds):
+
+=============  ========================================================================================
+event          further keys
+=============  ========================================================================================
+`started`      `source`, `images` (known number of images), and the agent's status
+`prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `version`, `seconds`
+`uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
+`error`        `file`, `message`: an image that cannot be read is reported and skipped
+`swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
+`status`       the agent's status, about once a second
+`finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, and the agent's status
+=============  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import EdgeConfig
+from cema.errors import ImageError
+from cema.sample import Sample
+
+__all__ = ["run"]
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_STATUS_SECONDS = 1.0
+_TICK_SECONDS = 0.2
+
+Image8 = npt.NDArray[np.uint8]
+
+
+def run(
+    config: EdgeConfig,
+    source: Path,
+    *,
+    rate: float | None = None,
+    batch: int | None = None,
+    linger: float = 0.0,
+    out: TextIO | None = None,
+) -> int:
+    """Predict every image of a source, and report as JSON lines.
+
+    SIGTERM and SIGINT end it cleanly after the batch in work; so does a reader that goes away.
+
+    Parameters
+    ----------
+    config : EdgeConfig
+    source : Path
+        A folder of images (sorted by path, subfolders included), or a ``.npy`` file with uint8 (N, H, W, C),
+        which is read piece by piece.
+    rate : float, optional
+        Images per second; as fast as possible when left out.
+    batch : int, optional
+        Images per prediction; `config.batch` when left out.
+    linger : float, default 0.0
+        Seconds to wait, at most, after the last image until every selected sample is delivered.
+    out : TextIO, optional
+        Standard output when left out.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 when the reader of `out` went away.
+
+    Raises
+    ------
+    ImageError
+        When the source is neither of the two, or holds no images.
+    ValueError
+        When `rate` or `batch` is not positive, or `linger` negative.
+    """
+    size = config.batch if batch is None else batch
+    if size < 1 or (rate is not None and not rate > 0) or not linger >= 0:
+        raise ValueError(f"expected batch >= 1, rate > 0 and linger >= 0, got {size}, {rate} and {linger}")
+    images = _open_source(source)
+    stream = sys.stdout if out is None else out
+    stop = threading.Event()
+    lines = _Lines(stream)
+    with _signals(stop), EdgeAgent(config, on_delivered=lines.delivered) as agent:
+        session = _Session(agent, lines, stop)
+        try:
+            session.emit("started", source=str(source), images=len(images), **_status(agent))
+            session.predict_all(images, size, rate)
+            session.linger(linger)
+            agent.close()
+            reason = "signal" if stop.is_set() else "end"
+            session.emit("finished", reason=reason, images=session.seen, **_status(agent))
+        except BrokenPipeError:
+            _discard(stream)
+            return 1
+    return 0
+
+
+class _Lines:
+    """The JSON lines; whole ones, although two threads write them."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        line = msgspec.json.encode({"event": event, "time": time.time(), **fields})
+        with self._lock:
+            self._out.write(line.decode() + "\n")
+            self._out.flush()
+
+    def delivered(self, samples: Sequence[Sample]) -> None:
+        # A reader that went away ends the run through the main thread's next line.
+        with suppress(BrokenPipeError):
+            moments = [sample.captured_at for sample in samples]
+            self.emit("uploaded", captured_at=moments, bytes=[len(sample.image) for sample in samples])
+
+
+class _Session:
+    """One run: what was seen so far, and when the next line is due."""
+
+    def __init__(self, agent: EdgeAgent, lines: _Lines, stop: threading.Event) -> None:
+        self._agent, self._stop = agent, stop
+        self.emit = lines.emit
+        status = agent.status()
+        self._version, self._bytes_down = status.version, status.bytes_down
+        self._status_due = time.monotonic() + _STATUS_SECONDS
+        self.seen = 0
+
+    def predict_all(self, images: _Source, size: int, rate: float | None) -> None:
+        started = time.monotonic()
+        waiting: list[Image8] = []
+        for image in images.read(self._unreadable):
+            if self._stop.is_set():
+                return
+            waiting.append(image)
+            if len(waiting) == size:
+                self._predict(waiting)
+                waiting = []
+                if rate is not None and not self._pause_until(started + self.seen / rate):
+                    return
+        if waiting and not self._stop.is_set():
+            self._predict(waiting)
+
+    def linger(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            delivered = self._agent.flush(min(_TICK_SECONDS, max(0.0, deadline - time.monotonic())))
+            self._report()
+            if delivered:
+                return
+
+    def _pause_until(self, moment: float) -> bool:
+        """Report until then; return False when the run is to stop."""
+        while not self._stop.is_set():
+            left = moment - time.monotonic()
+            if left <= 0:
+                return True
+            self._stop.wait(min(left, _TICK_SECONDS))
+            self._report()
+        return False
+
+    def _predict(self, images: list[Image8]) -> None:
+        started = time.monotonic()
+        prediction = self._agent.predict(images)
+        seconds = time.monotonic() - started
+        self._report(prediction.version)
+        self.emit(
+            "prediction",
+            index=self.seen,
+            captured_at=prediction.captured_at,
+            labels=prediction.labels.tolist(),
+            entropy=prediction.entropy.tolist(),
+            selected=prediction.selected.tolist(),
+            version=prediction.version,
+            seconds=seconds,
+        )
+        self.seen += len(images)
+
+    def _report(self, version: int | None = None) -> None:
+        status = self._agent.status()
+        version = status.version if version is None else version
+        if version != self._version:
+            digest = status.digest if version == status.version else None
+            down = status.bytes_down - self._bytes_down
+            self.emit("swap", version=version, digest=digest, previous=self._version, bytes=down)
+            self._version, self._bytes_down = version, status.bytes_down
+        if time.monotonic() >= self._status_due:
+            self._status_due = time.monotonic() + _STATUS_SECONDS
+            self.emit("status", **msgspec.to_builtins(status))
+
+    def _unreadable(self, file: Path, error: Exception) -> None:
+        self.emit("error", file=str(file), message=str(error) or type(error).__name__)
+
+
+class _Source:
+    """Images in order: the files of a folder, or the rows of an array on disk."""
+
+    def __init__(self, files: list[Path], rows: npt.NDArray[Any] | None) -> None:
+        self._files, self._rows = files, rows
+
+    def __len__(self) -> int:
+        return len(self._files) if self._rows is None else len(self._rows)
+
+    def read(self, unreadable: Callable[[Path, Exception], None]) -> Iterator[Image8]:
+        if self._rows is not None:
+            for row in self._rows:
+                yield np.array(row, np.uint8)
+            return
+        for file in self._files:
+            try:
+                image = _read_image(file)
+            # Pillow's decoders raise whatever a damaged file leads them into: OSError, SyntaxError and more.
+            except Exception as error:
+                unreadable(file, error)
+                continue
+            yield image
+
+
+def _open_source(source: Path) -> _Source:
+    if source.is_dir():
+        files = sorted(f for f in source.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+        if not files:
+            raise ImageError(f"{source}: expected images ({', '.join(sorted(_SUFFIXES))}) in it, found none")
+        return _Source(files, None)
+    if source.suffix != ".npy":
+        raise ImageError(f"{source}: expected a folder of images or a .npy file; check the path")
+    try:
+        rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(
+            f"{source}: cannot be read: {error}; expected a .npy file of uint8 images"
+        ) from error
+    if rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[3] not in {1, 3}:
+        raise ImageError(
+            f"{source}: expected uint8 (N, H, W, 1 or 3), got {rows.dtype} {rows.shape}; save the images so"
+        )
+    return _Source([], rows)
+
+
+def _read_image(file: Path) -> Image8:
+    with Image.open(file) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        grey = upright.mode in {"1", "L"}
+        pixels = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
+    return pixels[:, :, None] if grey else pixels
+
+
+def _status(agent: EdgeAgent) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(agent.status())
+    return fields
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set `stop`, where this thread may decide about signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _discard(out: TextIO) -> None:
+    """Point a broken stream at nothing, or the interpreter would complain about it once more at its exit."""
+    try:
+        descriptor = out.fileno()
+    except (OSError, ValueError):
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, descriptor)
+    finally:
+        os.close(nothing)

@@ -1,0 +1,119 @@
+"""Running the exported model: one ONNX Runtime session per version of the norm state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from cema.bundle import Bundle, check_golden
+from cema.errors import FormatError, LogitsError
+
+__all__ = ["Runtime", "build_runtime"]
+
+
+class Runtime:
+    """A session over ``model.onnx`` with one norm state in place of the bundle's ``norm.bin``.
+
+    The file of norm parameters is replaced in memory, before the graph is optimised: a session's weights
+    cannot be exchanged afterwards, because ONNX Runtime has folded them into others by then.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    norm_state : mapping of str to ndarray of float32 (size,), optional
+        The bundle's own when left out.
+    threads : int, default 1
+        Threads one operator may use.
+
+    Raises
+    ------
+    FormatError
+        When the norm state does not fit the bundle, or ONNX Runtime cannot load the model.
+    """
+
+    def __init__(
+        self, bundle: Bundle, norm_state: Mapping[str, npt.NDArray[Any]] | None = None, *, threads: int = 1
+    ) -> None:
+        manifest = bundle.manifest
+        # Packing refuses NaN and infinity, which ONNX Runtime would accept without a word.
+        norm = bundle.pack_norm(bundle.norm_state() if norm_state is None else norm_state)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_external_initializers_from_files_in_memory([manifest.norm_file], [norm], [len(norm)])
+        try:
+            model = bundle.model_path.read_bytes()
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise FormatError(
+                f"{bundle.model_path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}; "
+                "export it again"
+            ) from error
+        self._norm = norm  # the session may read the buffer as long as it lives; nothing says that it copies
+        self._input, self._output = manifest.input_name, manifest.output_name
+        self._classes = manifest.classes
+
+    def run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits of a preprocessed batch. Any number of threads may call this at once.
+
+        Parameters
+        ----------
+        batch : ndarray of float32 (N, channels, height, width)
+
+        Returns
+        -------
+        ndarray of float32 (N, classes)
+
+        Raises
+        ------
+        LogitsError
+            When the model gives another shape.
+        """
+        (logits,) = self._session.run([self._output], {self._input: batch})
+        if logits.shape != (len(batch), self._classes):
+            raise LogitsError(
+                f"expected logits of shape {(len(batch), self._classes)}, the model gave {logits.shape}; "
+                "export it again"
+            )
+        return np.asarray(logits, np.float32)
+
+
+def build_runtime(
+    bundle: Bundle,
+    norm_state: Mapping[str, npt.NDArray[Any]] | None = None,
+    golden_logits: npt.NDArray[np.float32] | None = None,
+    *,
+    threads: int = 1,
+) -> Runtime:
+    """Build a runtime and let it serve only if it answers the golden batch as it should.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    norm_state : mapping of str to ndarray of float32 (size,), optional
+        The bundle's own when left out.
+    golden_logits : ndarray of float32 (G, classes), optional
+        What the bundle's golden images must give; the bundle's own when left out.
+    threads : int, default 1
+
+    Returns
+    -------
+    Runtime
+
+    Raises
+    ------
+    FormatError
+        When the norm state does not fit, or the model cannot be loaded.
+    LogitsError
+        When the golden batch comes out wrong.
+    """
+    runtime = Runtime(bundle, norm_state, threads=threads)
+    expected = bundle.golden_logits if golden_logits is None else golden_logits
+    got = runtime.run(bundle.manifest.preprocessing(bundle.golden_images))
+    check_golden(got, expected, bundle.manifest.tolerance)
+    return runtime

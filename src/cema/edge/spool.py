@@ -1,0 +1,278 @@
+"""The device's durable queue of selected samples.
+
+One SQLite file in write-ahead mode with ``synchronous=FULL``: what :meth:`Spool.put_many` returned for
+survives ``kill -9`` and power loss, and the files together never pass the byte cap.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from cema.edge.spoolfile import PAGE_BYTES, SAMPLE_BYTES, SAMPLES, SpoolFile
+from cema.errors import SpoolError
+from cema.sample import Sample, Verdict
+
+__all__ = ["MIN_SPOOL_BYTES", "Spool"]
+
+MIN_SPOOL_BYTES = 1 << 20
+"""The smallest cap a spool accepts: below it SQLite's own pages would be most of the file."""
+
+_COLUMNS = "id, image, entropy, label, version, captured_at"
+
+
+class Spool:
+    """A first-in first-out queue of samples on disk, bounded in bytes, with the counters that live beside it.
+
+    Every method may be called from any thread. Methods that touch the disk serialise on one lock;
+    :meth:`count`, :meth:`counters`, :attr:`samples` and :attr:`bytes` never do, so that callers in a hurry
+    never wait for a write.
+
+    Parameters
+    ----------
+    path : Path
+        The database file; created, with its folder, when absent.
+    max_bytes : int
+        Cap in bytes on the files together (database and write-ahead log), at least ``MIN_SPOOL_BYTES``.
+    on_change : callable, optional
+        Called without arguments, outside all locks, after samples were added or removed.
+
+    Raises
+    ------
+    SpoolError
+        When the cap is too small, another process has the file, or the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, on_change: Callable[[], None] | None = None) -> None:
+        if max_bytes < MIN_SPOOL_BYTES:
+            raise SpoolError(
+                f"a spool needs at least {MIN_SPOOL_BYTES} bytes, got max_bytes={max_bytes}; "
+                "raise upload.spool_bytes"
+            )
+        self._on_change = on_change or (lambda: None)
+        self._file = SpoolFile(path, max_bytes)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples waiting."""
+        return self._file.counters().get(SAMPLES, 0)
+
+    @property
+    def bytes(self) -> int:
+        """Encoded image bytes waiting."""
+        return self._file.counters().get(SAMPLE_BYTES, 0)
+
+    def counters(self) -> dict[str, int]:
+        """Return every counter's value, those not on disk yet included."""
+        return {name: n for name, n in self._file.counters().items() if not name.startswith(".")}
+
+    def dropped(self) -> dict[str, int]:
+        """Return the number of samples lost, by reason."""
+        return self.grouped("dropped.")
+
+    def grouped(self, prefix: str) -> dict[str, int]:
+        """Return the counters whose names start with `prefix`, without it."""
+        return {n.removeprefix(prefix): v for n, v in sorted(self.counters().items()) if n.startswith(prefix)}
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add `n` to a counter in memory; it reaches the disk with the next write or :meth:`save`."""
+        if n:
+            self._file.count(name, n)
+
+    def disk_bytes(self) -> int:
+        """Return the size of the spool's files together, in bytes."""
+        return self._file.disk_bytes()
+
+    def put_many(self, samples: Iterable[Sample]) -> int:
+        """Store samples; when this returns, they survive a crash of the process and of the device.
+
+        The oldest samples make room for new ones (dropped, ``spool_full``). An image already waiting is not
+        stored twice (``duplicate``), and one that no transaction could hold is not stored at all
+        (``too_large``).
+
+        Parameters
+        ----------
+        samples : iterable of Sample
+
+        Returns
+        -------
+        int
+            How many were stored.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refuses; samples of earlier transactions of the same call stay stored.
+        """
+        waiting = deque(samples)
+        stored = 0
+        try:
+            while waiting:
+                rest = deque(waiting)
+                with self._file.transaction() as (db, changes):
+                    added = self._fill(db, changes, rest)
+                waiting, stored = rest, stored + added
+        except SpoolError:
+            self.count("dropped.disk_error", len(waiting))
+            raise
+        finally:
+            self._on_change()
+        return stored
+
+    def peek(self, max_samples: int, max_bytes: int) -> list[Sample]:
+        """Return the oldest samples without removing them: at least one when there is one.
+
+        Parameters
+        ----------
+        max_samples : int
+        max_bytes : int
+            Encoded image bytes the samples may have together, unless the first alone has more.
+
+        Returns
+        -------
+        list of Sample
+        """
+        found: list[Sample] = []
+        size = 0
+        with self._file.reading() as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM samples ORDER BY seq LIMIT ?", (max_samples,))  # noqa: S608
+            for digest, image, entropy, label, version, captured_at in rows:
+                size += len(image)
+                if found and size > max_bytes:
+                    break
+                found.append(
+                    Sample(
+                        id=digest.hex(),
+                        image=image,
+                        entropy=entropy,
+                        label=label,
+                        version=version,
+                        captured_at=captured_at,
+                    )
+                )
+            rows.close()
+        return found
+
+    def acknowledge(self, verdicts: Iterable[Verdict]) -> int:
+        """Remove the samples the cloud has judged, and count them in the same transaction.
+
+        ``stored`` and ``duplicate`` count as ``uploaded`` (and ``uploaded_bytes``), ``rejected`` as dropped.
+        A verdict on a sample that is not here (a second one, for instance) changes nothing.
+
+        Returns
+        -------
+        int
+            How many samples were removed.
+        """
+        outcome: dict[str, str] = {}
+        for verdict in verdicts:
+            outcome.setdefault(
+                verdict.id, "dropped.rejected" if verdict.verdict == "rejected" else "uploaded"
+            )
+        return self._remove(outcome)
+
+    def drop(self, ids: Iterable[str], reason: str) -> int:
+        """Remove samples that can never be delivered, counted under `reason`; return how many there were."""
+        return self._remove(dict.fromkeys(ids, f"dropped.{reason}"))
+
+    def save(self) -> None:
+        """Write the counters that only memory has."""
+        if self._file.unsaved:
+            with self._file.transaction():
+                pass
+
+    def close(self) -> None:
+        """Save the counters and release the file. Closing twice is harmless."""
+        if not self._file.closed:
+            try:
+                self.save()
+            finally:
+                self._file.close()
+
+    def _remove(self, outcome: Mapping[str, str]) -> int:
+        removed = 0
+        ids = list(outcome)
+        step = max(
+            1, self._file.budget // 4
+        )  # a removed row dirties its leaf, its index leaf and rarely more
+        for start in range(0, len(ids), step):
+            with self._file.transaction() as (db, changes):
+                for sample_id in ids[start : start + step]:
+                    name = outcome[sample_id]
+                    gone = db.execute(
+                        "DELETE FROM samples WHERE id = ? RETURNING bytes", (_digest(sample_id),)
+                    )
+                    for (size,) in gone.fetchall():
+                        changes.update({name: 1, SAMPLES: -1, SAMPLE_BYTES: -size})
+                        if name == "uploaded":
+                            changes["uploaded_bytes"] += size
+                        removed += 1
+        self._on_change()
+        return removed
+
+    def _fill(self, db: sqlite3.Connection, changes: Counter[str], waiting: deque[Sample]) -> int:
+        """Move samples from `waiting` into one transaction until its share of the log is used up."""
+        budget = self._file.budget - 8
+        largest = min(self._file.budget, self._file.max_pages) // 2 - 8
+        stored = 0
+        while waiting:
+            pages = math.ceil(len(waiting[0].image) / (PAGE_BYTES - 4)) + 4
+            if pages > largest:
+                waiting.popleft()
+                changes["dropped.too_large"] += 1
+                continue
+            while (short := self._file.free_pages(db) < pages + 4) and budget > pages:
+                budget -= 4
+                if not _evict(db, changes):
+                    break
+            if short and not self._file.counters().get(SAMPLES, 0) + changes[SAMPLES]:
+                waiting.popleft()  # even an empty spool has no room for it
+                changes["dropped.too_large"] += 1
+                continue
+            if short or budget < pages:
+                break
+            budget -= pages
+            stored += _insert(db, changes, waiting.popleft())
+        return stored
+
+
+def _insert(db: sqlite3.Connection, changes: Counter[str], sample: Sample) -> int:
+    size = len(sample.image)
+    done = db.execute(
+        f"INSERT OR IGNORE INTO samples ({_COLUMNS}, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (
+            _digest(sample.id),
+            sample.image,
+            sample.entropy,
+            sample.label,
+            sample.version,
+            sample.captured_at,
+            size,
+        ),
+    )
+    if not done.rowcount:
+        changes["dropped.duplicate"] += 1
+        return 0
+    changes.update({SAMPLES: 1, SAMPLE_BYTES: size})
+    return 1
+
+
+def _evict(db: sqlite3.Connection, changes: Counter[str]) -> bool:
+    gone = db.execute(
+        "DELETE FROM samples WHERE seq = (SELECT min(seq) FROM samples) RETURNING bytes"
+    ).fetchall()
+    for (size,) in gone:
+        changes.update({"dropped.spool_full": 1, SAMPLES: -1, SAMPLE_BYTES: -size})
+    return bool(gone)
+
+
+def _digest(sample_id: str) -> bytes:
+    try:
+        return bytes.fromhex(sample_id)
+    except ValueError as error:
+        raise SpoolError(
+            f"a sample's id is the hex sha256 of its encoded image, got {sample_id!r}"
+        ) from error

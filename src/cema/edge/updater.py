@@ -1,0 +1,149 @@
+"""Fetching updates: ask, verify, build beside the running model, try the golden batch, swap one reference."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+
+from cema.bundle import Bundle
+from cema.edge.link import Link
+from cema.edge.loop import Backoff, Clock, Loop, Pause
+from cema.edge.runtime import build_runtime
+from cema.edge.spool import Spool
+from cema.edge.state import Active, Resumed, StateFolder
+from cema.errors import FormatError, LogitsError, UpdateRejected
+from cema.update import UpdateManifest, verify_payload, verify_update
+
+__all__ = ["Updater"]
+
+logger = logging.getLogger(__name__)
+
+# Rejections that another attempt may cure: the clock is set right, the next transfer comes through whole.
+_CURABLE = {"expired", "payload_mismatch"}
+
+
+class Updater(Loop):
+    """Bring the running version to the one the cloud wants, whatever happened in between.
+
+    Every poll compares what runs with what is published (level-triggered): a missed, repeated or failed
+    update needs no memory of its own. A version lower than the highest ever accepted, the running one under
+    another content, and whatever fails verification, never run; the old model goes on serving.
+
+    Parameters
+    ----------
+    link : Link
+    bundle : Bundle
+    cohort : str
+    state : StateFolder
+        Where an accepted update is remembered, before it serves.
+    resumed : Resumed
+        What was remembered at the start.
+    activate : callable
+        Called with the new :class:`Active`; assigns one reference.
+    counters : Spool
+        Keeps ``swaps``, ``bytes_down`` and ``rejected_update.REASON``.
+    poll_seconds : float
+        Between two questions, give or take a tenth.
+    threads : int
+        For the sessions that are built.
+    clock, backoff, on_change
+        See :class:`~cema.edge.loop.Loop`.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        bundle: Bundle,
+        cohort: str,
+        *,
+        state: StateFolder,
+        resumed: Resumed,
+        activate: Callable[[Active], None],
+        counters: Spool,
+        poll_seconds: float,
+        threads: int,
+        clock: Clock,
+        backoff: Backoff,
+        on_change: Callable[[], None],
+    ) -> None:
+        super().__init__("updater", clock=clock, backoff=backoff, on_change=on_change)
+        self._link, self._bundle, self._cohort, self._state = link, bundle, cohort, state
+        self._floor = resumed.floor
+        self._running = (resumed.active.version, resumed.active.digest) if resumed.active else (0, None)
+        self._activate = activate
+        self._counters = counters
+        self._poll_seconds = poll_seconds
+        self._threads = threads
+        self._etag: str | None = None
+        self._settled = ""  # digest of the envelope there is nothing more to do about
+        self._verdict: str | None = None  # what was wrong with it
+        self._counted = ("", "")
+
+    def step(self) -> Pause:
+        """Ask once, and do what the answer calls for."""
+        reply = self._link.latest_update(self._etag)
+        if reply.status == 200:
+            self._counters.count("bytes_down", len(reply.body))
+            digest = hashlib.sha256(reply.body).hexdigest()
+            if digest != self._settled:
+                verdict = None
+                try:
+                    self._consider(reply.body)
+                except UpdateRejected as rejection:
+                    self._count(digest, rejection)
+                    if rejection.reason in _CURABLE:
+                        raise
+                    verdict = f"updater: {rejection}"
+                    logger.warning("%s", verdict)
+                self._settled, self._verdict = digest, verdict
+            self._etag = reply.headers.get("etag")
+        self.succeeded()
+        self.last_error = self._verdict  # a refused update stays an error for as long as it is the latest
+        return Pause(self._poll_seconds * self.backoff.random.uniform(0.9, 1.1))
+
+    def _consider(self, envelope: bytes) -> None:
+        manifest = verify_update(
+            envelope,
+            public_keys=self._bundle.public_keys,
+            cohort=self._cohort,
+            base=self._bundle.manifest.base,
+            # The running version may be announced again; one whose payload got lost may be fetched again.
+            running_version=self._floor - 1,
+            now=self.clock.now(),
+        )
+        version, digest = self._running
+        if manifest.version == version:
+            if manifest.payload != digest:
+                raise UpdateRejected("old", f"version {version} runs already, with another content")
+            return
+        payload = self._link.artifact(manifest.payload, manifest.payload_bytes)
+        self._counters.count("bytes_down", len(payload))
+        self._install(envelope, manifest, payload)
+
+    def _install(self, envelope: bytes, manifest: UpdateManifest, data: bytes) -> None:
+        payload = verify_payload(manifest, data)
+        started = self.clock.monotonic()
+        try:
+            self._bundle.pack_norm(payload.norm_state)
+        except FormatError as error:
+            raise UpdateRejected("malformed", str(error)) from error
+        try:
+            runtime = build_runtime(
+                self._bundle, payload.norm_state, payload.golden_logits, threads=self._threads
+            )
+        except LogitsError as error:
+            raise UpdateRejected("golden_mismatch", str(error)) from error
+        # Remembered first: what has served is never followed by something older, even after a power loss.
+        self._state.save_update(envelope, manifest, data, self.clock.now())
+        self._floor = manifest.version
+        self._running = (manifest.version, manifest.payload)
+        self._activate(Active(runtime, manifest.version, manifest.payload))
+        self._counters.count("swaps")
+        logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
+
+    def _count(self, digest: str, rejection: UpdateRejected) -> None:
+        """Count a rejection once for as long as the envelope stays, not once a poll."""
+        if (digest, rejection.reason) != self._counted:
+            self._counted = (digest, rejection.reason)
+            self._counters.count(f"rejected_update.{rejection.reason}")

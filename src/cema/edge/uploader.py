@@ -1,0 +1,151 @@
+"""Sending samples: batches out of the spool, verdicts into it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from cema.edge.link import Link
+from cema.edge.loop import Backoff, Clock, LinkError, Loop, Pause
+from cema.edge.spool import Spool
+from cema.sample import CONTENT_TYPE, Sample, Verdict, encode_samples
+
+__all__ = ["Uploader"]
+
+logger = logging.getLogger(__name__)
+
+_TOO_LARGE = 413
+
+
+class Uploader(Loop):
+    """Empty the spool into the cloud, at least once each; the cloud's content hashes make that exactly once.
+
+    A sample leaves the spool only with a verdict of its own. A batch is sent when it is full, when its first
+    sample has waited `linger_seconds`, or on :meth:`hurry`. A batch answered 413 is halved; a single sample
+    answered so is dropped (``too_large_for_cloud``), since it would block all others for ever.
+
+    Parameters
+    ----------
+    spool : Spool
+    link : Link
+    batch_samples, batch_bytes : int
+        A batch's limits.
+    linger_seconds : float
+    clock, backoff, on_change
+        See :class:`~cema.edge.loop.Loop`.
+    on_delivered : callable, optional
+        Called with the samples of a batch that were answered ``stored`` or ``duplicate``.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        link: Link,
+        *,
+        batch_samples: int,
+        batch_bytes: int,
+        linger_seconds: float,
+        clock: Clock,
+        backoff: Backoff,
+        on_change: Callable[[], None],
+        on_delivered: Callable[[Sequence[Sample]], None] | None = None,
+    ) -> None:
+        super().__init__("uploader", clock=clock, backoff=backoff, on_change=on_change)
+        self._on_delivered = on_delivered
+        self._spool, self._link = spool, link
+        self._limits = self._configured = (batch_samples, batch_bytes)
+        self._linger = linger_seconds
+        self._since: float | None = None  # when the batch in the making got its first sample
+        self._hurry = False
+
+    def hurry(self) -> None:
+        """Send without lingering until the spool is empty; a server's wish to wait still holds."""
+        self._hurry = True
+        self.notify()
+
+    def step(self) -> Pause:
+        """Send one batch, if one is due."""
+        waiting = self._spool.samples
+        if not waiting:
+            self._since, self._hurry = None, False
+            return Pause(None)
+        now = self.clock.monotonic()
+        self._since = now if self._since is None else self._since
+        samples, size = self._limits
+        full = waiting >= samples or self._spool.bytes >= size
+        if not full and not self._hurry and now < self._since + self._linger:
+            return Pause(self._since + self._linger - now)
+        batch = self._spool.peek(samples, size)
+        if batch:
+            self._send(batch)
+        self._since = None
+        return Pause(0.0)
+
+    def _send(self, batch: Sequence[Sample]) -> None:
+        self._spool.count("requests")
+        try:
+            reply = self._link.send_samples(encode_samples(batch), CONTENT_TYPE)
+        except LinkError as error:
+            if error.status != _TOO_LARGE:
+                raise
+            self._shrink(batch)
+            return
+        verdicts = _verdicts(reply.body, {sample.id for sample in batch})
+        self._spool.acknowledge(verdicts)
+        kept = {verdict.id for verdict in verdicts if verdict.verdict != "rejected"}
+        if kept and self._on_delivered is not None:
+            self._on_delivered([sample for sample in batch if sample.id in kept])
+        if not verdicts:
+            raise LinkError(
+                f"the cloud answered 200 without a verdict on any of {len(batch)} samples; is it the cloud?"
+            )
+        for verdict in verdicts:
+            if verdict.verdict == "rejected":
+                logger.warning("the cloud rejected sample %s: %s", verdict.id, verdict.reason)
+        self.succeeded()
+
+    def _shrink(self, batch: Sequence[Sample]) -> None:
+        if len(batch) > 1:
+            self._limits = (len(batch) // 2, max(1, sum(len(sample.image) for sample in batch) // 2))
+            logger.info("the cloud takes no batch of %d samples: trying %d", len(batch), self._limits[0])
+            return
+        logger.warning("the cloud takes no sample of %d bytes: dropped", len(batch[0].image))
+        self._spool.drop([batch[0].id], "too_large_for_cloud")
+        self._limits = self._configured
+
+
+class _Judged(msgspec.Struct):
+    id: str
+    verdict: str
+    reason: str | None = None
+
+
+class _Verdicts(msgspec.Struct):
+    verdicts: list[msgspec.Raw]
+
+
+def _verdicts(body: bytes, sent: Iterable[str]) -> list[Verdict]:
+    """Read the verdicts on what was sent; one that cannot be understood leaves its sample unjudged."""
+    found = []
+    open_ids = set(sent)
+    try:
+        entries = msgspec.json.decode(body, type=_Verdicts).verdicts
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LinkError(
+            f"the cloud's verdicts cannot be read: {error}; expected JSON with `verdicts`"
+        ) from error
+    for entry in entries:
+        try:
+            judged = msgspec.json.decode(entry, type=_Judged)
+            verdict = msgspec.convert(
+                {"id": judged.id, "verdict": judged.verdict, "reason": judged.reason}, type=Verdict
+            )
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            logger.warning("a verdict that cannot be read: %r", bytes(entry)[:200])
+            continue
+        if verdict.id in open_ids:
+            open_ids.discard(verdict.id)
+            found.append(verdict)
+    return found

@@ -1,0 +1,230 @@
+"""The norm state of a torch model: reading it folded, and putting it back.
+
+A device never sees running statistics. A BatchNorm with running statistics is one affine map per channel,
+
+    y = scale * x + shift,  scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale,
+
+so these two vectors are all that an update carries for it. LayerNorm and GroupNorm compute their statistics
+from each input and travel as their weight and bias.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from cema.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ensure_affine", "folded_norm_state", "has_running_statistics", "load_folded", "norm_layers"]
+
+_NORM_CLASSES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def has_running_statistics(layer: nn.Module) -> bool:
+    """Tell whether a layer normalises with stored statistics, so that it folds to one affine map.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+        Any layer.
+
+    Returns
+    -------
+    bool
+        True when both ``running_mean`` and ``running_var`` are tensors.
+    """
+    return all(
+        isinstance(getattr(layer, name, None), torch.Tensor) for name in ("running_mean", "running_var")
+    )
+
+
+def norm_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Find every normalisation layer that has a place in the norm state.
+
+    These are BatchNorm (1d, 2d, 3d), InstanceNorm, LayerNorm and GroupNorm with their subclasses, and any
+    layer that looks like a BatchNorm: ``weight``, ``bias``, ``running_mean``, ``running_var`` of one shape
+    (C,), and ``eps``. Layers without affine parameters count too; see `ensure_affine`.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model.
+
+    Returns
+    -------
+    dict of str to torch.nn.Module
+        By module name, in the order in which torch lists modules. A layer with two names is listed once.
+    """
+    return {name: layer for name, layer in module.named_modules() if _is_norm(layer)}
+
+
+def ensure_affine(module: nn.Module) -> list[str]:
+    """Give norm layers without affine parameters explicit ones: weight 1, bias 0, which change no output.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place.
+
+    Returns
+    -------
+    list of str
+        The names of the layers that were given a parameter.
+    """
+    changed = []
+    for name, layer in norm_layers(module).items():
+        missing = [key for key in ("weight", "bias") if getattr(layer, key, None) is None]
+        for key in missing:
+            fill = torch.ones if key == "weight" else torch.zeros
+            setattr(layer, key, nn.Parameter(fill(_affine_shape(layer), device=_device(module))))
+        for flag in ("affine", "elementwise_affine"):
+            if missing and hasattr(layer, flag):
+                setattr(layer, flag, True)
+        if missing:
+            changed.append(name)
+    return changed
+
+
+def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
+    """Read the norm state of a model, folded.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model; not changed.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``"{layer}.scale"`` and ``"{layer}.shift"`` for every norm layer, float32 and one-dimensional, folded
+        in float64. A LayerNorm over several dimensions is flattened in C order.
+
+    Raises
+    ------
+    FormatError
+        When a folded value is not finite, naming the layer.
+    """
+    state: dict[str, np.ndarray] = {}
+    for name, layer in norm_layers(module).items():
+        scale, shift = _affine(layer)
+        if has_running_statistics(layer):
+            mean, variance = _float64(layer.running_mean), _float64(layer.running_var)
+            scale = scale / np.sqrt(variance + float(layer.eps))  # type: ignore[arg-type]
+            shift = shift - mean * scale
+        for key, value in ((f"{name}.scale", scale), (f"{name}.shift", shift)):
+            with np.errstate(over="ignore"):  # the check below says which layer it was
+                state[key] = value.astype(np.float32).ravel()
+            if not np.isfinite(state[key]).all():
+                raise FormatError(
+                    f"{key}: expected finite float32 values, got NaN or infinity; check the layer's weight, "
+                    "bias and running statistics (a variance below -eps or diverged training does this)"
+                )
+    return state
+
+
+def load_folded(module: nn.Module, norm_state: Mapping[str, np.ndarray]) -> None:
+    """Put a folded norm state into a model, so that in evaluation mode it computes what a device computes.
+
+    A layer with running statistics gets weight = scale, bias = shift, running mean 0 and running variance
+    1 - eps; the others get weight = scale and bias = shift. Layers without affine parameters are given them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place, and only when the whole norm state fits.
+    norm_state : mapping of str to ndarray
+        As `folded_norm_state` returns it.
+
+    Raises
+    ------
+    FormatError
+        When keys are missing or unknown, sizes differ, or a value is not finite.
+    """
+    layers = norm_layers(module)
+    _check(layers, norm_state)
+    ensure_affine(module)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            for key, target in (("scale", layer.weight), ("shift", layer.bias)):
+                value = torch.from_numpy(np.array(norm_state[f"{name}.{key}"], dtype=np.float32))
+                target.copy_(value.reshape(target.shape))  # type: ignore[operator, arg-type]
+            if has_running_statistics(layer):
+                layer.running_mean.zero_()  # type: ignore[operator]
+                layer.running_var.fill_(1.0 - float(layer.eps))  # type: ignore[operator, arg-type]
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    if isinstance(layer, _NORM_CLASSES):
+        return True
+    vectors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+    shapes = {tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in vectors}
+    return (
+        None not in shapes
+        and len(shapes) == 1
+        and len(next(iter(shapes)) or ()) == 1
+        and hasattr(layer, "eps")
+    )
+
+
+def _affine_shape(layer: nn.Module) -> tuple[int, ...]:
+    for key in ("weight", "bias"):
+        value = getattr(layer, key, None)
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape)
+    if isinstance(layer, nn.LayerNorm):
+        return tuple(layer.normalized_shape)
+    if isinstance(layer, nn.GroupNorm):
+        return (layer.num_channels,)
+    return (int(layer.num_features),)  # type: ignore[arg-type]
+
+
+def _affine(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    shape = _affine_shape(layer)
+    return (
+        np.ones(shape) if weight is None else _float64(weight),
+        np.zeros(shape) if bias is None else _float64(bias),
+    )
+
+
+def _float64(value: object) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"expected a tensor, got {type(value).__name__}")
+    array: np.ndarray = value.detach().to("cpu", torch.float64).numpy()
+    return array
+
+
+def _device(module: nn.Module) -> torch.device:
+    tensor = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _check(layers: Mapping[str, nn.Module], norm_state: Mapping[str, np.ndarray]) -> None:
+    sizes = {
+        f"{name}.{key}": int(np.prod(_affine_shape(layer), dtype=np.int64))
+        for name, layer in layers.items()
+        for key in ("scale", "shift")
+    }
+    missing, unknown = sorted(sizes.keys() - norm_state.keys()), sorted(norm_state.keys() - sizes.keys())
+    if missing or unknown:
+        raise FormatError(
+            f"the norm state is of another model: missing {missing[:3]} ({len(missing)} in all), "
+            f"unknown {unknown[:3]} ({len(unknown)} in all); use the one folded from this architecture"
+        )
+    for key, size in sizes.items():
+        value = np.asarray(norm_state[key])
+        if value.shape != (size,):
+            raise FormatError(
+                f"{key}: expected {size} values in one dimension, got shape {value.shape}; "
+                "use the norm state folded from this architecture"
+            )
+        if not np.isfinite(value).all():
+            raise FormatError(f"{key}: expected finite values, got NaN or infinity; discard this norm state")

@@ -1,0 +1,127 @@
+"""One whole distillation step on a two-layer model against the same step written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cema.adapt import AdaptConfig, CemaAdapter
+from cema.models.spec import Model
+from cema.preprocess import Preprocessing
+
+CLASSES, WIDTH, SIDE = 3, 5, 4
+PIXELS = Preprocessing(height=SIDE, width=SIDE, channels=3, mean=(128.0,) * 3, std=(64.0,) * 3)
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(3, WIDTH, 3)
+            self.norm = nn.BatchNorm2d(WIDTH)
+            self.linear = nn.Linear(WIDTH, CLASSES)
+            nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+            nn.init.normal_(self.norm.bias)
+            nn.init.normal_(self.linear.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+        return logits
+
+
+def two_layers(seed: int) -> Model:
+    return Model(name=f"two-{seed}", module=TwoLayers(seed).eval(), preprocessing=PIXELS, classes=CLASSES)
+
+
+class Written:
+    """The same model in float64 with every formula spelled out; only gamma and beta can learn."""
+
+    def __init__(self, module: nn.Module) -> None:
+        p = {k: v.double() for k, v in module.state_dict().items() if v.is_floating_point()}
+        self.p = p
+        self.gamma = p["norm.weight"].clone().requires_grad_()
+        self.beta = p["norm.bias"].clone().requires_grad_()
+        self.mean, self.var = p["norm.running_mean"], p["norm.running_var"]
+        self.momentum: list[torch.Tensor] = []
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.p["conv.weight"], self.p["conv.bias"])
+
+    def follow(self, x: torch.Tensor) -> None:
+        values = self.convolve(x).transpose(0, 1).reshape(WIDTH, -1)
+        self.mean, self.var = values.mean(1), values.var(1)
+
+    def logits(self, x: torch.Tensor, through_batch: bool) -> torch.Tensor:
+        y, shape = self.convolve(x), (1, -1, 1, 1)
+        sigma = torch.sqrt(self.var + 1e-5).reshape(shape)
+        if through_batch:
+            mu = y.mean((0, 2, 3), keepdim=True)
+            s = torch.sqrt(((y - mu) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5)
+            r, d = (s / sigma).detach(), ((mu - self.mean.reshape(shape)) / sigma).detach()
+            y = (y - mu) / s * r + d
+        else:
+            y = (y - self.mean.reshape(shape)) / sigma
+        y = torch.relu(y * self.gamma.reshape(shape) + self.beta.reshape(shape)).mean((2, 3))
+        return y @ self.p["linear.weight"].T + self.p["linear.bias"]
+
+    def descend(self, loss: torch.Tensor, rate: float) -> None:
+        gradients = torch.autograd.grad(loss, [self.gamma, self.beta])
+        self.momentum = [0.9 * m + g for m, g in zip(self.momentum or [0.0, 0.0], gradients, strict=True)]
+        with torch.no_grad():
+            for parameter, v in zip((self.gamma, self.beta), self.momentum, strict=True):
+                parameter.sub_(rate * v)
+
+
+def entropy(p: torch.Tensor) -> torch.Tensor:
+    return -(p * p.log()).sum(1)
+
+
+def distillation(g: torch.Tensor, f: torch.Tensor, preset: str) -> torch.Tensor:
+    e_max = 0.4 * math.log(CLASSES)
+    p, q = g.softmax(1), f.softmax(1)
+    h_edge, h_foundation = (torch.exp(e_max - entropy(x)).detach() for x in (p, q))
+    ce = -p.log()[torch.arange(len(p)), f.argmax(1)]
+    if preset == "poster":
+        return (h_foundation * (3 * (p * (p / q).log()).sum(1) + 3 * ce + entropy(p))).mean()
+    return (h_foundation * (3 * (q * (q / p).log()).sum(1) + ce) + 3 * h_edge * entropy(p)).mean()
+
+
+@pytest.mark.parametrize("preset", ["poster", "reference"])
+def test_two_steps_are_the_written_out_algorithm(preset: str) -> None:
+    config = AdaptConfig(
+        preset=preset,  # type: ignore[arg-type]
+        edge_lr=0.05,
+        foundation_lr=0.02,
+        fresh=6,
+        capacity=0,
+        statistics="fresh",
+        statistics_momentum=1.0,
+        start="first_batch",
+    )
+    adapter: CemaAdapter[np.ndarray] = CemaAdapter(two_layers(1), two_layers(2), config)
+    g, f = Written(two_layers(1).module), Written(two_layers(2).module)
+    e_max = 0.4 * math.log(CLASSES)
+    for seed in (0, 1):
+        images = list(np.random.default_rng(seed).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8))
+        report = adapter.learn(images)
+        x = torch.from_numpy((np.stack(images).transpose(0, 3, 1, 2) - 128.0) / 64.0)
+        f.follow(x)
+        g.follow(x)
+        e = entropy(f.logits(x, through_batch=True).softmax(1))
+        foundation_loss = (torch.exp(e_max - e).detach() * e).mean()
+        f.descend(foundation_loss, 0.02)
+        loss = distillation(
+            g.logits(x, through_batch=True), f.logits(x, through_batch=False).detach(), preset
+        )
+        g.descend(loss, 0.05)
+        assert report.foundation_loss == pytest.approx(foundation_loss.item(), rel=1e-4)
+        assert report.distillation_loss == pytest.approx(loss.item(), rel=1e-4)
+    for written, adapted in ((g, adapter.edge), (f, adapter.foundation)):
+        for key, expected in (("norm.weight", written.gamma), ("norm.bias", written.beta)):
+            got = adapted.parameters[key].detach().double()
+            torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)

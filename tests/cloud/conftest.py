@@ -1,0 +1,86 @@
+"""Fixtures of the cloud's tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cema.cloud.store import Store
+
+HERE = str(Path(__file__).parent)
+# For `cloud_support`, and so that `package.module:function` model names find `cloud_tiny_models`.
+sys.path.insert(0, HERE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_on_path() -> Iterator[None]:
+    """Let child processes find `cloud_tiny_models` too."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", HERE)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store with one cohort, `north`."""
+    opened = Store(tmp_path / "cema.db", max_bytes=16 * 2**20)
+    opened.open_cohort("north", base="0" * 64)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained tiny pair, the exported bundle, the signing key and a configuration."""
+    import torch
+    from cloud_tiny_models import edge, foundation, train
+    from safetensors.torch import save_file
+
+    from cema.export import export_bundle
+    from cema.keys import generate_key
+
+    folder = tmp_path_factory.mktemp("factory")
+    torch.set_num_threads(1)
+    pair = {"edge": edge(), "foundation": foundation()}
+    for seed, (name, model) in enumerate(pair.items()):
+        train(model.module, seed)
+        save_file(model.module.state_dict(), folder / f"{name}.safetensors")
+    generate_key(folder / "signing.key")
+    export_bundle(pair["edge"], folder / "bundle", public_keys=[folder / "signing.pub"])
+    (folder / "cloud.toml").write_text(CONFIG)
+    return folder
+
+
+CONFIG = """
+data = "data"
+signing_key = "signing.key"
+port = 0
+
+[worker]
+device = "cpu"
+threads = 1
+poll_seconds = 0.05
+
+[[cohort]]
+name = "north"
+bundle = "bundle"
+model = "cloud_tiny_models:edge"
+model_weights = "edge.safetensors"
+foundation = "cloud_tiny_models:foundation"
+foundation_weights = "foundation.safetensors"
+
+[cohort.adapt]
+fresh = 16
+replayed = 32
+replay_from = 64
+window = 64
+
+[cohort.publish]
+every_steps = 2
+min_seconds = 0.0
+window = 64
+"""

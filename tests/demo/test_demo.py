@@ -1,0 +1,128 @@
+"""The main job, end to end: real processes, real HTTP, real digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SAMPLES = 1500
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    outputs = ["--json", str(folder / "result.json"), "--plot", str(folder / "plot.png")]
+    return [sys.executable, "-m", "cema", "demo", *outputs, *arguments]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Run a short demonstration and return its folder, its JSON, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    arguments = ["--samples", str(SAMPLES), "--seed", "3", "--workspace", str(folder / "workspace")]
+    done = subprocess.run(
+        command(folder, *arguments), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads((folder / "result.json").read_text()), done.stdout
+
+
+def test_adapted_beats_frozen_on_the_corrupted_stretches(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = finished
+    clean, *corrupted = result["stretches"]
+    assert clean["name"] == "clean"
+    assert len(corrupted) >= 4
+
+    def mean(key: str) -> float:
+        return sum(row[key] for row in corrupted) / len(corrupted)
+
+    assert mean("adapted_accuracy") > mean("frozen_accuracy") + 3
+    assert clean["adapted_accuracy"] >= clean["frozen_accuracy"] - 2.5
+
+
+def test_every_prediction_is_in_the_table(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, printed = finished
+    assert sum(row["samples"] for row in result["stretches"]) == 2 * SAMPLES
+    assert all(edge["predicted"] == SAMPLES for edge in result["edges"])
+    assert all(row["name"] in printed for row in result["stretches"])
+
+
+def test_edges_and_cloud_agree(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = finished
+    edges, cloud, rows = result["edges"], result["cloud"], result["stretches"]
+    verdicts = cloud["samples"]
+    assert sum(edge["uploaded"] for edge in edges) == verdicts["stored"] + verdicts["duplicate"]
+    assert sum(edge["bytes_up"] for edge in edges) == cloud["bytes_up"]
+    assert sum(row["uploaded"] for row in rows) == sum(edge["uploaded"] for edge in edges)
+    assert sum(row["bytes_up"] for row in rows) == sum(edge["bytes_up"] for edge in edges)
+    assert sum(row["bytes_down"] for row in rows) == sum(edge["bytes_down"] for edge in edges)
+    assert all(0 < edge["version"] <= result["versions"] == cloud["version"] for edge in edges)
+    assert not any(edge["dropped"] or edge["rejected_updates"] for edge in edges)
+
+
+def test_the_plot_is_a_picture(finished: tuple[Path, dict[str, Any], str]) -> None:
+    folder, _, _ = finished
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_workspace_that_is_in_use_is_refused(finished: tuple[Path, dict[str, Any], str]) -> None:
+    folder, _, _ = finished
+    arguments = command(folder, "--workspace", str(folder / "workspace"))
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "not empty" in done.stderr
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a demonstration that would run for long, and yield it once both edges run."""
+    arguments = command(folder, "--samples", "100000", "--workspace", str(folder / "workspace"))
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def family(process: subprocess.Popen[str], edges: int) -> list[psutil.Process]:
+    """Return all descendants of a demonstration once its edges are among them."""
+    parent = psutil.Process(process.pid)
+    for _ in range(1200):
+        assert process.poll() is None, process.communicate()[0]
+        children = parent.children(recursive=True)
+        if sum("edge" in child.cmdline() for child in children if child.is_running()) == edges:
+            return children
+        psutil.wait_procs(children, timeout=0.1)
+    raise AssertionError("the edges did not start within two minutes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_it_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path) as process:
+        children = family(process, edges=2)
+        os.kill(process.pid, number)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+
+
+def test_a_child_that_dies_ends_the_demo_with_its_log(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        children = family(process, edges=2)
+        cloud = next(child for child in children if "cloud" in child.cmdline() and "serve" in child.cmdline())
+        cloud.kill()
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode not in (0, None)
+        assert "cloud ended with status -9" in printed
+        assert "log" in printed
+        assert not psutil.wait_procs(children, timeout=30)[1]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from edge_support import Cloud, images, make_update, norm_state, reference
+from PIL import Image
+
+from cema.bundle import Bundle
+from cema.edge import EdgeConfig
+from cema.edge.program import run
+from cema.errors import ImageError
+
+Make = Callable[..., EdgeConfig]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for i, image in enumerate(images(5)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    Image.fromarray(images(1, 9)[0, :, :, 0]).save(folder / "sub" / "grey.png")
+    (folder / "2a.png").write_bytes(b"not an image")
+    (folder / "2b.jpg").write_bytes((folder / "1.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image, and none by name")
+    return folder
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_folder_is_predicted_in_order_and_bad_files_are_reported(make_config: Make, folder: Path) -> None:
+    out = io.StringIO()
+    assert run(make_config(), folder, batch=2, out=out) == 0
+    events = lines(out.getvalue())
+    assert all(event["time"] > 1e9 for event in events)
+    assert (events[0]["event"], events[0]["images"], events[0]["version"]) == ("started", 8, 0)
+    errors = [event for event in events if event["event"] == "error"]
+    assert [Path(event["file"]).name for event in errors] == ["2a.png", "2b.jpg"]
+    assert all(event["message"] for event in errors)
+    predictions = [event for event in events if event["event"] == "prediction"]
+    assert [event["index"] for event in predictions] == [0, 2, 4]
+    expected = reference(norm_state(), images(5)).argmax(1).tolist()
+    assert [label for event in predictions for label in event["labels"]][:5] == expected
+    for event in predictions:
+        assert len(event["entropy"]) == len(event["selected"]) == len(event["labels"]) == 2
+        assert event["version"] == 0
+        assert event["seconds"] > 0
+    last = events[-1]
+    assert (last["event"], last["reason"], last["images"], last["predicted"]) == ("finished", "end", 6, 6)
+    assert last["selected"] == last["spooled"], "everything selected is durable when it has finished"
+
+
+def test_an_array_is_predicted_with_rate_and_linger_until_everything_is_delivered(
+    make_config: Make, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", images(120))
+    cloud.publish(make_update(bundle, key, 4))
+    out = io.StringIO()
+    assert run(make_config(cloud), tmp_path / "x.npy", rate=60, batch=9, linger=30, out=out) == 0
+    events = lines(out.getvalue())
+    (swap,) = [event for event in events if event["event"] == "swap"]
+    assert (swap["version"], swap["previous"], len(swap["digest"])) == (4, 0, 64)
+    assert "status" in {event["event"] for event in events}
+    assert sum(len(event["labels"]) for event in events if event["event"] == "prediction") == 120
+    assert events[-1]["version"] == 4
+    assert events[-1]["uploaded"] == events[-1]["selected"] == len(cloud.stored)
+    sent = [event for event in events if event["event"] == "uploaded"]
+    moments = {event["captured_at"] for event in events if event["event"] == "prediction"}
+    assert {moment for event in sent for moment in event["captured_at"]} <= moments
+    assert sum(sum(event["bytes"]) for event in sent) == events[-1]["bytes_up"]
+    assert swap["bytes"] == events[-1]["bytes_down"] > 0
+
+
+def test_a_source_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="found none"):
+        run(make_config(), tmp_path, out=io.StringIO())
+    with pytest.raises(ImageError, match="folder of images"):
+        run(make_config(), tmp_path / "nowhere", out=io.StringIO())
+    np.save(tmp_path / "float.npy", np.zeros((2, 3, 3, 3)))
+    with pytest.raises(ImageError, match="uint8"):
+        run(make_config(), tmp_path / "float.npy", out=io.StringIO())
+    (tmp_path / "bad.npy").write_bytes(b"nothing")
+    with pytest.raises(ImageError, match="cannot be read"):
+        run(make_config(), tmp_path / "bad.npy", out=io.StringIO())
+    with pytest.raises(ValueError, match="rate"):
+        run(make_config(), tmp_path, rate=0.0, out=io.StringIO())
+
+
+def test_it_runs_outside_the_main_thread(make_config: Make, folder: Path) -> None:
+    out, codes = io.StringIO(), []
+    thread = threading.Thread(target=lambda: codes.append(run(make_config(), folder, out=out)))
+    thread.start()
+    thread.join(30)
+    assert codes == [0]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import msgspec
+from cema.edge import EdgeConfig
+from cema.edge.program import run
+config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
+sys.exit(run(config, Path(sys.argv[2]), rate=50, batch=1, linger=60))
+"""
+
+
+def start(config: EdgeConfig, source: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(config).decode(), str(source)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(make_config: Make, folder: Path, number: signal.Signals) -> None:
+    with start(make_config(), folder) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while json.loads(process.stdout.readline())["event"] != "prediction":
+            pass
+        process.send_signal(number)
+        events = lines(process.stdout.read())
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    assert (events[-1]["event"], events[-1]["reason"]) == ("finished", "signal")
+    assert events[-1]["selected"] == events[-1]["spooled"] + sum(events[-1]["dropped"].values())
+
+
+def test_a_reader_that_goes_away_ends_it_cleanly(make_config: Make, folder: Path) -> None:
+    with start(make_config(), folder) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == ""
