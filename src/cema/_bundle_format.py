@@ -84,7 +84,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     norm_file : str
         ``"norm.bin"``; the graph refers to it by this name.
     format : str
-        ``"cema.bundle/1"``.
+        ``"cema.bundle/1"``; there is no default, so that a manifest without it is refused.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     labels: tuple[str, ...] | None = None
     upload_side: int | None = None
     norm_file: str = NORM_FILE
-    format: str = BUNDLE_FORMAT
+    format: str
 
     def __post_init__(self) -> None:
         if self.format != BUNDLE_FORMAT:

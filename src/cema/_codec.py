@@ -29,6 +29,9 @@ _RAW_MAGIC, _JPEG_MAGIC, _PNG_MAGIC = b"CEMZ", b"\xff\xd8\xff", b"\x89PNG\r\n\x1
 # Pillow is content once it has all rows; without this chunk something is missing all the same.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _RAW_HEADER = struct.Struct("<4sIIB")
+_PNG_GREY, _PNG_RGB = 0, 2
+_PNG_KINDS = {_PNG_GREY: "grey", _PNG_RGB: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_JPEG_TARGETS = {"GRAY": "GRAY", "YCBCR": "RGB", "RGB": "RGB"}
 
 
 class CodecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +125,8 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     Raises
     ------
     ImageError
-        If the bytes are of no known kind, damaged, truncated, or stand for more than 64 million pixels.
+        If the bytes are of no known kind, damaged, truncated, stand for more than 64 million pixels, or are
+        anything but grey or RGB of 8 bits: a palette, alpha, CMYK or 16 bits are refused rather than guessed at.
         Nothing of that size is allocated before the check.
     """
     data = bytes(data)
@@ -187,7 +191,9 @@ def _encode_jpeg(image: npt.NDArray[np.uint8], config: CodecConfig) -> bytes:
 def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(height, width)
-    target = "GRAY" if colorspace.upper() == "GRAY" else "RGB"
+    target = _JPEG_TARGETS.get(colorspace.upper())
+    if target is None:
+        raise ImageError(f"expected a grey or RGB JPEG, got {colorspace}: convert the image before encoding it")
     pixels: Any = simplejpeg.decode_jpeg(data, colorspace=target)
     return np.asarray(pixels, np.uint8).reshape(height, width, 1 if target == "GRAY" else 3)
 
@@ -196,14 +202,21 @@ def _decode_png(data: bytes) -> npt.NDArray[np.uint8]:
     # The size is read by hand: Pillow warns about large images while it opens them.
     width, height = struct.unpack(">II", data[16:24])
     _check_size(height, width)
+    depth, kind = data[24], data[25]
+    if depth != 8 or kind not in (_PNG_GREY, _PNG_RGB):
+        raise ImageError(
+            f"expected a PNG with 8 bits per channel, grey or RGB, got {depth} bits, "
+            f"{_PNG_KINDS.get(kind, f'colour type {kind}')}: convert the image before encoding it"
+        )
     if _PNG_END not in data:
         raise ImageError("the PNG image breaks off before its end: encode and send it again")
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
         if picture.size != (width, height):
             raise ImageError(f"the PNG says {width} x {height} in its first chunk and {picture.size} later")
-        grey = picture.mode in ("1", "L")
-        pixels = np.array(picture.convert("L" if grey else "RGB"), np.uint8)
-    return pixels.reshape(height, width, 1 if grey else 3)
+        if "transparency" in picture.info:
+            raise ImageError("expected a PNG without transparency, got a tRNS chunk: remove it before encoding")
+        pixels = np.array(picture, np.uint8)
+    return pixels.reshape(height, width, 1 if kind == _PNG_GREY else 3)
 
 
 def _decode_raw(data: bytes) -> npt.NDArray[np.uint8]:

@@ -257,6 +257,7 @@ upload_side, tolerance
             upload_side=upload_side,
             tolerance=tolerance,
             created_by=created_by,
+            format=BUNDLE_FORMAT,
         )
     except FormatError:
         raise

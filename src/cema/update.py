@@ -8,7 +8,8 @@ complete.
 
 *Envelope*: ``{"manifest": base64, "signatures": [{"key": id, "signature": base64}]}``. A signature is Ed25519
 over ``b"cema.update/1\0"`` followed by the manifest's bytes. A verifier MUST refuse an envelope that is not,
-byte for byte, what encoding its content again gives, so that no two envelopes say the same.
+byte for byte, what encoding its content again gives, so that no two envelopes say the same; and a manifest
+likewise.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cema.errors import FormatError, UpdateRejected
 from cema.keys import key_id
 
 __all__ = [
+    "UPDATE_FORMAT",
     "NormState",
     "Payload",
     "UpdateManifest",
@@ -46,8 +48,10 @@ __all__ = [
     "verify_update",
 ]
 
-_FORMAT = "cema.update/1"
-_CONTEXT = _FORMAT.encode() + b"\0"
+UPDATE_FORMAT = "cema.update/1"
+"""What a manifest says that it is."""
+
+_CONTEXT = UPDATE_FORMAT.encode() + b"\0"
 _MAX_ENVELOPE_BYTES = 64 * 1024
 _HEX = frozenset("0123456789abcdef")
 
@@ -70,7 +74,7 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     payload_bytes : int
         The payload's size.
     format : str
-        ``"cema.update/1"``.
+        `UPDATE_FORMAT`; there is no default, so that a manifest without it is refused.
 
     Raises
     ------
@@ -85,11 +89,11 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     expires: int
     payload: str
     payload_bytes: int
-    format: str = _FORMAT
+    format: str
 
     def __post_init__(self) -> None:
-        if self.format != _FORMAT:
-            raise ValueError(f"expected the format {_FORMAT!r}, got {self.format!r}")
+        if self.format != UPDATE_FORMAT:
+            raise ValueError(f"expected the format {UPDATE_FORMAT!r}, got {self.format!r}")
         if not 1 <= self.version < 2**63:
             raise ValueError(f"expected a version of at least 1, got {self.version}")
         for name, digest in (("base", self.base), ("payload", self.payload)):
@@ -124,7 +128,7 @@ def sign_update(manifest: UpdateManifest, key: Ed25519PrivateKey) -> bytes:
     bytes
         The envelope.
     """
-    content = msgspec.json.encode(manifest, order="sorted")
+    content = _canonical(manifest)
     signature = _Signature(
         key=key_id(key.public_key()), signature=base64.b64encode(key.sign(_CONTEXT + content)).decode()
     )
@@ -173,7 +177,12 @@ def verify_update(
     try:
         manifest = msgspec.json.decode(content, type=UpdateManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UpdateRejected("malformed", f"the manifest does not follow {_FORMAT}: {error}") from error
+        raise UpdateRejected("malformed", f"the manifest does not follow {UPDATE_FORMAT}: {error}") from error
+    if _canonical(manifest) != content:
+        # Signed or not: of two members of one name every reader would take the one it likes.
+        raise UpdateRejected(
+            "malformed", "the manifest is not in its canonical encoding, or has a member twice"
+        )
     if manifest.cohort != cohort:
         raise UpdateRejected(
             "wrong_cohort", f"it is made for {manifest.cohort!r}, this device is in {cohort!r}"
@@ -253,6 +262,10 @@ def _verify_signatures(data: bytes, public_keys: Mapping[str, Ed25519PublicKey])
     except InvalidSignature:
         raise UpdateRejected("bad_signature", "the signature does not fit the manifest") from None
     return content
+
+
+def _canonical(manifest: UpdateManifest) -> bytes:
+    return msgspec.json.encode(manifest, order="sorted")
 
 
 def _decode_base64(text: str) -> bytes:

@@ -73,7 +73,11 @@ class AdaptedModel:
         self.dtype = _DTYPES[dtype]
         self._config = config
         self.source_digest = _digest(model.module)
-        self.module = copy.deepcopy(model.module).to(self.device, torch.float32)
+        # Convolutions on a CPU and on tensor cores are faster with channels last: measured on one core, forward and
+        # backward, 1.9 times for EfficientNet-Lite0 and 1.2 times for Lite2.
+        self.module = copy.deepcopy(model.module).to(
+            self.device, torch.float32, memory_format=torch.channels_last
+        )
         self.parameters, self.layers = prepare(self.module)
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.SGD(
@@ -90,7 +94,8 @@ class AdaptedModel:
 
     def forward(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Return logits (N, C), float32, of uint8 HWC images, in whatever mode the layers are."""
-        x = torch.from_numpy(self.preprocessing(images)).to(self.device)
+        pixels = torch.from_numpy(self.preprocessing(images))
+        x = pixels.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             logits: torch.Tensor = self.module(x)
         return logits.float()

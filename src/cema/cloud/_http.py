@@ -89,7 +89,8 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises
     ------
     ApiError
-        413 when the body is larger; 408 when it does not arrive; 400 when its sender has gone.
+        413 when the body is larger; 408 when it does not arrive; 400 when its sender has gone; 503 when the
+        server ends first.
     """
     declared = request.headers.get("content-length", "")
     too_large = declared.isdecimal() and int(declared) > limit
@@ -110,6 +111,11 @@ async def read_body(request: Request, limit: int) -> bytes:
     except TimeoutError:
         raise ApiError(
             408, "timeout", f"the body did not arrive within {BODY_SECONDS:g} s", "send smaller requests"
+        ) from None
+    except asyncio.CancelledError:
+        # The server ends, and its patience with open requests has ended before.
+        raise ApiError(
+            503, "stopping", "the server is being stopped", "send it again", headers={"Connection": "close"}
         ) from None
     except ClientDisconnect:
         raise ApiError(400, "disconnected", "the sender went away", "send it again") from None

@@ -20,7 +20,7 @@ from cema.cloud._http import ApiError, authenticate, install_errors, matches, re
 from cema.cloud.devices import Device
 from cema.cloud.engine import Engine
 from cema.cloud.metrics import Metrics, RequestTimer
-from cema.cloud.store import BacklogFull
+from cema.cloud.store import BacklogFull, UploadTooLarge
 from cema.errors import FormatError, ImageError, StoreFull
 from cema.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
@@ -194,6 +194,8 @@ class _Api:
                     rejected=reasons,
                 )
             )
+        except UploadTooLarge as error:
+            raise ApiError(413, "too_large", str(error), "send fewer samples in a request") from error
         except BacklogFull as error:
             raise self._later(429, "backlog_full", str(error)) from error
         except StoreFull as error:

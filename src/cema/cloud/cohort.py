@@ -94,7 +94,7 @@ class CohortWorker:
         self.cohort = cohort
         self.config = config
         self.publisher = publisher
-        self.settings: AdaptConfig = cohort.adapt_config
+        self.settings: AdaptConfig = cohort.adapt
         self._clock = clock
         self._batch: dict[int, npt.NDArray[np.uint8]] = {}
         self._counts: dict[str, float] = {}

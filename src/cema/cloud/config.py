@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import msgspec
 
+from cema.adapt.config import AdaptConfig
+from cema.cloud.database import PAGE
+from cema.cloud.samples import ROW_BYTES
 from cema.config import load_toml, resolve_path
 from cema.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cema.adapt import AdaptConfig
 
 __all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]
 
@@ -36,9 +36,11 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     store_bytes : int
         Cap of the store's database file. Old samples leave when it is reached.
     body_bytes : int
-        Largest request body; a larger one is answered 413.
+        Largest request body; a larger one is answered 413. At most a quarter of `store_bytes`, so that an empty
+        store takes every request.
     batch_samples : int
-        Most samples in one request; more are answered 413.
+        Most samples in one request; more are answered 413. What the store needs for each beside its image may
+        be half of `store_bytes`, at most.
     backlog_samples : int
         Samples of one cohort that may wait for its worker; beyond them uploads are answered 429.
     retry_after_seconds : int
@@ -55,6 +57,19 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Refuse values outside their range."""
         _at_least(self, SMALLEST_STORE, "store_bytes")
         _at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
+        if self.body_bytes > self.store_bytes // 4:
+            raise ValueError(
+                f"body_bytes: expected at most a quarter of store_bytes ({self.store_bytes} // 4 = "
+                f"{self.store_bytes // 4}), got {self.body_bytes}; the store could not take every request: lower "
+                "body_bytes or raise store_bytes"
+            )
+        most = self.store_bytes // 2 // (ROW_BYTES + PAGE)
+        if self.batch_samples > most:
+            raise ValueError(
+                f"batch_samples: expected at most {most} with a store of {self.store_bytes} bytes (store_bytes), "
+                f"got {self.batch_samples}; the store could not take every request: lower batch_samples or raise "
+                "store_bytes"
+            )
         if self.backlog_samples < self.batch_samples:
             raise ValueError(
                 f"backlog_samples: expected at least batch_samples ({self.batch_samples}), got "
@@ -118,11 +133,11 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         The newest samples on which the two are compared.
     """
 
-    every_steps: int = 4
+    every_steps: int = 2
     min_seconds: float = 1.0
     lifetime_days: float = 30.0
     gate: float = 0.02
-    window: int = 128
+    window: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -145,8 +160,8 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Names of the edge model (the one the bundle was exported from) and of the foundation model.
     model_weights, foundation_weights : str, optional
         Weight files (safetensors), relative to the configuration file.
-    adapt : dict
-        Settings of the algorithm, see `cema.adapt.AdaptConfig`; `adapt_config` reads them.
+    adapt : AdaptConfig
+        Settings of the algorithm.
     publish : PublishConfig
         When a new version goes out.
     """
@@ -157,7 +172,7 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     foundation: str
     model_weights: str | None = None
     foundation_weights: str | None = None
-    adapt: dict[str, Any] = {}
+    adapt: AdaptConfig = AdaptConfig()
     publish: PublishConfig = PublishConfig()
 
     def __post_init__(self) -> None:
@@ -167,25 +182,6 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"name: expected 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit, "
                 f"got {self.name!r}"
             )
-
-    @property
-    def adapt_config(self) -> AdaptConfig:
-        """Settings of the algorithm. Needs torch, which is why they are not read with the rest.
-
-        Raises
-        ------
-        ConfigError
-            A key or value that the algorithm does not have.
-        """
-        from cema.adapt import AdaptConfig  # noqa: PLC0415 - the HTTP process must not load torch
-
-        try:
-            return msgspec.convert(self.adapt, AdaptConfig)
-        except msgspec.ValidationError as error:
-            raise ConfigError(
-                f"[cohort.adapt] of cohort {self.name!r}: {error}; allowed are "
-                f"{', '.join(AdaptConfig.__struct_fields__)}"
-            ) from error
 
 
 class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,7 +196,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     host : str
         Address to listen on.
     port : int
-        Port to listen on; 0 takes a free one.
+        Port to listen on, for plain HTTP; 0 takes a free one. TLS is the business of a proxy in front.
     limits : LimitsConfig
         What the cloud takes.
     worker : WorkerConfig
@@ -213,7 +209,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     signing_key: str
     cohort: tuple[CohortConfig, ...]
     host: str = "127.0.0.1"
-    port: int = 8443
+    port: int = 8080
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
 

@@ -112,6 +112,7 @@ class Publisher:
         self._fast = self._cpu if device == "cpu" else copy.deepcopy(self._cpu).to(device)
         self._source = bundle.norm_state()
         self._running: NormState = self._source
+        self._payload = b""  # of the last version; before the first there is nothing to renew
         self.version = 0
         self.created = 0.0
         self._check_model(model)
@@ -130,6 +131,7 @@ class Publisher:
         """Continue after the version that devices were last offered."""
         if latest is not None:
             self._running = decode_payload(latest.payload).norm_state
+            self._payload = latest.payload
             self.version = latest.version
             self.created = latest.created
 
@@ -172,23 +174,29 @@ class Publisher:
             candidate, running, source = agreement
             if candidate < max(running, source) - self.config.gate:
                 if source > running + self.config.gate:
-                    return Candidate("reverted", self._sign(self._source, self._golden(self._source), now), *agreement)
+                    reverted = self._encode(self._source, self._golden(self._source))
+                    return Candidate("reverted", self._sign(reverted, now), *agreement)
                 return Candidate("gated", None, *agreement)
         golden = self._golden(rounded)
         if not np.isfinite(golden).all():
             return Candidate("not_finite", None, *agreement)
-        return Candidate("published", self._sign(rounded, golden, now), *agreement)
+        return Candidate("published", self._sign(self._encode(rounded, golden), now), *agreement)
 
     def renew(self, now: float) -> PublishedUpdate:
-        """Sign the last version's norm state again, as the next version with a new life."""
-        return self._sign(self._running, self._golden(self._running), now)
+        """Sign the last version's payload again, as the next version with a new life.
+
+        The very same bytes, so that devices see from the digest that there is nothing to fetch.
+        """
+        return self._sign(self._payload, now)
 
     def published(self, update: PublishedUpdate) -> None:
         """Take note that an update is durable and offered from now on."""
         self.resume(update)
 
-    def _sign(self, norm_state: NormState, golden: npt.NDArray[np.float32], now: float) -> PublishedUpdate:
-        payload = encode_payload(norm_state, golden, tolerance=self.bundle.manifest.tolerance)
+    def _encode(self, norm_state: NormState, golden: npt.NDArray[np.float32]) -> bytes:
+        return encode_payload(norm_state, golden, tolerance=self.bundle.manifest.tolerance)
+
+    def _sign(self, payload: bytes, now: float) -> PublishedUpdate:
         created = int(now)
         manifest = UpdateManifest(
             cohort=self.cohort,
@@ -198,6 +206,7 @@ class Publisher:
             expires=created + math.ceil(self.config.lifetime_days * DAY),
             payload=hashlib.sha256(payload).hexdigest(),
             payload_bytes=len(payload),
+            format=UPDATE_FORMAT,
         )
         return PublishedUpdate(
             version=manifest.version,

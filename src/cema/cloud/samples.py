@@ -11,7 +11,7 @@ from cema.cloud.database import PAGE, Database, bump
 from cema.errors import StoreError, StoreFull
 from cema.sample import Sample, Verdict
 
-__all__ = ["Backlog", "BacklogFull", "SampleTable", "StoredSample"]
+__all__ = ["Backlog", "BacklogFull", "SampleTable", "StoredSample", "UploadTooLarge"]
 
 # What a row costs beside its image: other columns, index entries, its share of half-filled pages.
 ROW_BYTES = 512
@@ -19,6 +19,8 @@ ROW_BYTES = 512
 SLACK_BYTES = 8 * PAGE
 # The part of the cap that samples leave to checkpoints, updates and counters: the worker can always commit.
 STATE_SHARE = 8
+# What the tables and indexes of an empty database take.
+EMPTY_BYTES = 32 * PAGE
 # Identities kept of evicted samples, at most, and at most one for so many bytes of the cap.
 EVICTED_IDS = 65_536
 EVICTED_BYTES = PAGE
@@ -27,6 +29,10 @@ EVICT_AT_ONCE = 64
 
 class BacklogFull(StoreError):  # noqa: N818 - a state, not a fault
     """The cohort's worker is too far behind to take more samples now."""
+
+
+class UploadTooLarge(StoreError):  # noqa: N818 - a state, not a fault
+    """The samples of one upload would not fit an empty store: waiting cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,8 @@ class SampleTable:
         ------
         BacklogFull
             The worker is too far behind. Nothing was stored.
+        UploadTooLarge
+            The samples would not fit even if the store were empty. Nothing was stored.
         StoreFull
             The cap is reached and nothing may be evicted. Nothing was stored.
         """
@@ -145,8 +153,13 @@ class SampleTable:
                         f"(limits.backlog_samples); {len(fresh)} more came; send them again later"
                     )
                 need = SLACK_BYTES + sum(_pages(len(sample.image) + ROW_BYTES) for sample in fresh.values())
-                cap = self.database.max_bytes
-                self._make_room(connection, need, cap - cap // STATE_SHARE)
+                limit = self.database.max_bytes - self.database.max_bytes // STATE_SHARE
+                if EMPTY_BYTES + need > limit:
+                    raise UploadTooLarge(
+                        f"{len(fresh)} samples need {need} bytes, and an empty store has room for "
+                        f"{max(0, limit - EMPTY_BYTES)} (limits.store_bytes)"
+                    )
+                self._make_room(connection, need, limit)
                 connection.executemany(
                     "INSERT INTO samples (cohort, id, device, entropy, label, version, captured_at, "
                     "received_at, image) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.lifespan.on import LifespanOn
 
 from cema.cloud.app import create_app
 from cema.cloud.config import CloudConfig
@@ -34,7 +35,7 @@ def serve(config_path: Path) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Once it accepts requests, one JSON line goes to standard output:
-    ``{"event": "listening", "url": "http://127.0.0.1:8443"}``. Logs go to standard error.
+    ``{"event": "listening", "url": "http://127.0.0.1:8080"}``. Logs go to standard error.
 
     Parameters
     ----------
@@ -91,11 +92,19 @@ class _Server(uvicorn.Server):
             url = _url(sockets[0].getsockname())
             print(json.dumps({"event": "listening", "url": url}), flush=True)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # When forced, uvicorn leaves the application to be cancelled with the event loop. This one still has a worker
+        # to end and a store to close.
+        if isinstance(self.lifespan, LifespanOn) and not self.lifespan.shutdown_event.is_set():
+            await self.lifespan.shutdown()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         def stop(number: int, frame: FrameType | None) -> None:
-            # The second signal means: now.
-            self.force_exit = self.should_exit
+            # The second Ctrl-C means: now. SIGTERM may well come twice for one stop, from a supervisor and from
+            # `--stop-on-eof`.
+            self.force_exit = self.force_exit or (self.should_exit and number == signal.SIGINT)
             self.should_exit = True
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

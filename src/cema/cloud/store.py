@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cema.cloud.database import PAGE, bump
-from cema.cloud.samples import Backlog, BacklogFull, SampleTable, StoredSample
+from cema.cloud.samples import Backlog, BacklogFull, SampleTable, StoredSample, UploadTooLarge
 from cema.errors import StoreError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PublishedUpdate",
     "Store",
     "StoredSample",
+    "UploadTooLarge",
 ]
 
 # Older updates are deleted: every update is complete, so nobody needs them.

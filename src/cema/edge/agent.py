@@ -254,7 +254,12 @@ class EdgeAgent:
         side = self.bundle.manifest.upload_side if upload.max_side is None else upload.max_side
         return Recorder(
             self._spool,
-            CodecConfig(codec=upload.codec, quality=upload.quality, max_side=side or None),
+            CodecConfig(
+                codec=upload.codec,
+                quality=upload.quality,
+                subsampling=upload.subsampling,
+                max_side=side or None,
+            ),
             max_samples=upload.queue_samples,
             max_bytes=upload.queue_bytes,
             save=self._save,

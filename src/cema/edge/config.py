@@ -94,7 +94,7 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes
     ----------
-    codec, quality
+    codec, quality, subsampling
         See :class:`cema.sample.CodecConfig`.
     max_side : int or None
         Shorter side, in pixels, to which larger images are scaled down; None: the bundle's `upload_side`; 0:
@@ -113,6 +113,7 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     codec: Literal["auto", "jpeg", "png", "raw"] = "auto"
     quality: int = 85
+    subsampling: Literal["444", "420"] = "444"
     max_side: int | None = None
     batch_samples: int = 32
     batch_bytes: int = 1 << 20

@@ -14,6 +14,7 @@ came by the network.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +111,21 @@ class StateFolder:
         OSError
             When the disk refuses; the one before is still remembered.
         """
-        name = self._payload_path(manifest)
+        name = self._payload_path(manifest.payload)
         write_atomic(name, payload)
         record = _Remembered(envelope=envelope, cohort=manifest.cohort, accepted_at=accepted_at)
         write_atomic(self.path / "update.json", msgspec.json.encode(record))
         for old in self.path.glob("update-*.bin"):
             if old != name:
                 old.unlink(missing_ok=True)
+
+    def load_payload(self, digest: str) -> bytes | None:
+        """Return the remembered payload of that digest, or None when it is missing or damaged."""
+        try:
+            payload = self._payload_path(digest).read_bytes()
+        except OSError:
+            return None
+        return payload if hashlib.sha256(payload).hexdigest() == digest else None
 
     def load_update(self, bundle: Bundle, *, cohort: str | None, threads: int = 1) -> Resumed:
         """Verify and build the remembered update.
@@ -143,7 +152,7 @@ class StateFolder:
                 now=record.accepted_at,
             )
             floor = manifest.version
-            payload = verify_payload(manifest, self._payload_path(manifest).read_bytes())
+            payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
             runtime = build_runtime(bundle, payload.norm_state, payload.golden_logits, threads=threads)
             return Resumed(Active(runtime, manifest.version, manifest.payload), floor)
         except FileNotFoundError:
@@ -178,5 +187,5 @@ class StateFolder:
         except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
             logger.warning("the remembered selection cannot be used, starting afresh: %s", problem)
 
-    def _payload_path(self, manifest: UpdateManifest) -> Path:
-        return self.path / f"update-{manifest.payload}.bin"
+    def _payload_path(self, digest: str) -> Path:
+        return self.path / f"update-{digest}.bin"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from cema.bundle import Bundle
 from cema.edge.link import Link
 from cema.edge.loop import Backoff, Clock, Loop, Pause
-from cema.edge.runtime import build_runtime
+from cema.edge.runtime import Runtime, build_runtime
 from cema.edge.spool import Spool
 from cema.edge.state import Active, Resumed, StateFolder
 from cema.errors import FormatError, LogitsError, UpdateRejected
@@ -28,7 +28,9 @@ class Updater(Loop):
 
     Every poll compares what runs with what is published (level-triggered): a missed, repeated or failed
     update needs no memory of its own. A version lower than the highest ever accepted, the running one under
-    another content, and whatever fails verification, never run; the old model goes on serving.
+    another content, and whatever fails verification, never run; the old model goes on serving. A new version
+    of the very payload that runs (the cloud signs it anew before it expires) is only remembered, and takes the
+    running model's place without being fetched or built.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ class Updater(Loop):
         super().__init__("updater", clock=clock, backoff=backoff, on_change=on_change)
         self._link, self._bundle, self._cohort, self._state = link, bundle, cohort, state
         self._floor = resumed.floor
-        self._running = (resumed.active.version, resumed.active.digest) if resumed.active else (0, None)
+        self._active = resumed.active  # None: the bundle's own
         self._activate = activate
         self._counters = counters
         self._poll_seconds = poll_seconds
@@ -112,14 +114,29 @@ class Updater(Loop):
             running_version=self._floor - 1,
             now=self.clock.now(),
         )
-        version, digest = self._running
-        if manifest.version == version:
-            if manifest.payload != digest:
-                raise UpdateRejected("old", f"version {version} runs already, with another content")
+        running = self._active
+        if running is not None and manifest.version == running.version:
+            if manifest.payload != running.digest:
+                raise UpdateRejected("old", f"version {running.version} runs already, with another content")
             return
+        if running is not None and manifest.payload == running.digest:
+            self._renew(envelope, manifest, running)
+        else:
+            self._install(envelope, manifest, self._download(manifest))
+
+    def _download(self, manifest: UpdateManifest) -> bytes:
         payload = self._link.artifact(manifest.payload, manifest.payload_bytes)
         self._counters.count("bytes_down", len(payload))
-        self._install(envelope, manifest, payload)
+        return payload
+
+    def _renew(self, envelope: bytes, manifest: UpdateManifest, running: Active) -> None:
+        """Give what serves its new version: it was built and tried on the golden batch when it came."""
+        data = self._state.load_payload(manifest.payload)
+        if data is None:  # lost on the disk since; what serves must be remembered whole
+            data = self._download(manifest)
+        verify_payload(manifest, data)
+        self._accept(envelope, manifest, data, running.runtime)
+        logger.info("version %d serves, with the content of %d", manifest.version, running.version)
 
     def _install(self, envelope: bytes, manifest: UpdateManifest, data: bytes) -> None:
         payload = verify_payload(manifest, data)
@@ -134,13 +151,16 @@ class Updater(Loop):
             )
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
+        self._accept(envelope, manifest, data, runtime)
+        self._counters.count("swaps")
+        logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
+
+    def _accept(self, envelope: bytes, manifest: UpdateManifest, data: bytes, runtime: Runtime) -> None:
         # Remembered first: what has served is never followed by something older, even after a power loss.
         self._state.save_update(envelope, manifest, data, self.clock.now())
         self._floor = manifest.version
-        self._running = (manifest.version, manifest.payload)
-        self._activate(Active(runtime, manifest.version, manifest.payload))
-        self._counters.count("swaps")
-        logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
+        self._active = Active(runtime, manifest.version, manifest.payload)
+        self._activate(self._active)
 
     def _count(self, digest: str, rejection: UpdateRejected) -> None:
         """Count a rejection once for as long as the envelope stays, not once a poll."""

@@ -17,14 +17,18 @@ __all__ = ["Uploader"]
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = 413
+# Batches in a row that must come through before a halved limit is doubled again. Every 413 after that doubles
+# the number, so that a cloud with a lower limit is asked ever more rarely.
+_PATIENCE, _LONGEST_PATIENCE = 8, 1024
 
 
 class Uploader(Loop):
     """Empty the spool into the cloud, at least once each; the cloud's content hashes make that exactly once.
 
     A sample leaves the spool only with a verdict of its own. A batch is sent when it is full, when its first
-    sample has waited `linger_seconds`, or on :meth:`hurry`. A batch answered 413 is halved; a single sample
-    answered so is dropped (``too_large_for_cloud``), since it would block all others for ever.
+    sample has waited `linger_seconds`, or on :meth:`hurry`. A batch answered 413 is halved, and after some
+    batches that came through the limits double again, up to those configured; a single sample answered so is
+    dropped (``too_large_for_cloud``), since it would block all others for ever.
 
     Parameters
     ----------
@@ -56,6 +60,8 @@ class Uploader(Loop):
         self._on_delivered = on_delivered
         self._spool, self._link = spool, link
         self._limits = self._configured = (batch_samples, batch_bytes)
+        self._patience, self._good = _PATIENCE, 0
+        self._raised = False  # whether the limits were doubled since the last 413
         self._linger = linger_seconds
         self._since: float | None = None  # when the batch in the making got its first sample
         self._hurry = False
@@ -104,10 +110,24 @@ class Uploader(Loop):
         for verdict in verdicts:
             if verdict.verdict == "rejected":
                 logger.warning("the cloud rejected sample %s: %s", verdict.id, verdict.reason)
+        self._grow()
         self.succeeded()
 
+    def _grow(self) -> None:
+        """Take one step back to the configured limits once enough batches came through."""
+        if self._limits == self._configured:
+            return
+        self._good += 1
+        if self._good >= self._patience:
+            samples, size = (min(2 * now, full) for now, full in zip(self._limits, self._configured, strict=True))
+            self._limits = samples, size
+            self._good, self._raised = 0, True
+
     def _shrink(self, batch: Sequence[Sample]) -> None:
+        self._good = 0
         if len(batch) > 1:
+            if self._raised:
+                self._patience, self._raised = min(2 * self._patience, _LONGEST_PATIENCE), False
             self._limits = (len(batch) // 2, max(1, sum(len(sample.image) for sample in batch) // 2))
             logger.info("the cloud takes no batch of %d samples: trying %d", len(batch), self._limits[0])
             return
