@@ -7,6 +7,7 @@ import asyncio
 import base64
 import hashlib
 import inspect
+import io
 import json
 import re
 import textwrap
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from PIL import Image
 
 from cema import _codec, update
 from cema.bundle import Bundle, BundleManifest, check_golden, write_bundle
@@ -27,6 +29,7 @@ from cema.cloud import _http, app, samples, store
 from cema.cloud.config import CloudConfig, LimitsConfig
 from cema.cloud.devices import Devices
 from cema.cloud.store import PublishedUpdate, Store
+from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.loop import Backoff
 from cema.errors import REJECTION_REASONS, LogitsError, UpdateRejected
@@ -197,6 +200,28 @@ def test_other_frames_are_refused_whole(
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed")
 
 
+def test_other_images_are_rejected_alone(site: Site) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pictures = [
+        Image.fromarray(pixels),
+        Image.fromarray(pixels).convert("RGBA"),
+        Image.fromarray(pixels).convert("P"),
+        Image.fromarray(np.full((4, 4), 40_000, np.uint16)),
+    ]
+    frame = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        frame.append(
+            msgspec.structs.replace(
+                example_sample(), image=buffer.getvalue(), id=hashlib.sha256(buffer.getvalue()).hexdigest()
+            )
+        )
+    headers = {"Content-Type": CONTENT_TYPE}
+    answer = site("POST", "/v1/cohorts/north/samples", content=encode_samples(frame), headers=headers)
+    assert [v["verdict"] for v in answer.json()["verdicts"]] == ["stored"] + ["rejected"] * 3
+
+
 def test_key_order_and_short_numbers_do_not_matter() -> None:
     frame = msgspec.msgpack.decode(binary("frame"))
     turned = dict(reversed(frame["samples"][0].items())) | {"entropy": 1}
@@ -306,8 +331,25 @@ def test_the_status_has_the_members_that_are_named(site: Site) -> None:
     assert isinstance(status["worker"]["ready"], bool)
 
 
+def test_the_status_counts_what_is_named(site: Site) -> None:
+    for _ in range(2):
+        site(
+            "POST",
+            "/v1/cohorts/north/samples",
+            content=binary("frame"),
+            headers={"Content-Type": CONTENT_TYPE},
+        )
+    counts = site("GET", "/v1/cohorts/north/status").json()["counts"]
+    size = len(example_sample().image)
+    named = {"samples.stored": 1, "samples.duplicate": 1, "bytes.stored": size, "bytes.duplicate": size}
+    assert counts == named
+    assert all(f"`{name}`" in PAGE for name in named)
+
+
 def test_the_numbers_are_the_code_s() -> None:
     upload, limits, backoff = UploadConfig(), LimitsConfig(), Backoff()
+    assert f"After {uploader._PATIENCE} batches in a row" in PAGE
+    assert f"at most {uploader._LONGEST_PATIENCE}." in PAGE
     known = {
         "edge.batch_samples": upload.batch_samples,
         "edge.batch_bytes": upload.batch_bytes,
@@ -318,6 +360,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "backoff.cap": backoff.cap,
         "backoff.slow": backoff.slow,
         "backoff.longest": backoff.longest,
+        "cloud.port": inspect.signature(CloudConfig).parameters["port"].default,
         "cloud.body_bytes": limits.body_bytes,
         "cloud.batch_samples": limits.batch_samples,
         "cloud.backlog_samples": limits.backlog_samples,
@@ -407,7 +450,7 @@ def test_the_checks_come_in_the_order_of_the_page() -> None:
     trusted, identity = {key_id(key.public_key()): key.public_key()}, key_id(key.public_key())
 
     def encoded(content: dict[str, Any]) -> bytes:
-        return json.dumps(content, sort_keys=True).encode()
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
     broken = encoded(spoilt | {"more": 1})
     steps = [good["cohort"], good["base"], good["expires"], good["version"]]
@@ -435,6 +478,25 @@ def test_the_checks_come_in_the_order_of_the_page() -> None:
             )
         got.append(refused.value.reason)
     assert got == [row[2].strip("`") for row in table("steps")][:10]
+
+
+def test_a_manifest_has_one_form_only() -> None:
+    key = private_key()
+    good = base64.b64decode(json.loads(joined("envelope"))["manifest"])
+    arguments: dict[str, Any] = {
+        "public_keys": {key_id(key.public_key()): key.public_key()},
+        "cohort": "north",
+        "base": manifest().base,
+        "running_version": 6,
+        "now": NOW,
+    }
+    assert verify_update(sealed(good, key), **arguments) == manifest()
+    twice = good.replace(b'"version":7', b'"version":7,"version":7')
+    for content in (twice, good.replace(b",", b", "), good.replace(b'"format":"cema.update/1",', b"")):
+        assert content != good
+        with pytest.raises(UpdateRejected) as refused:
+            verify_update(sealed(content, key), **arguments)
+        assert refused.value.reason == "malformed"
 
 
 def test_a_payload_is_refused_as_the_page_says() -> None:

@@ -193,7 +193,9 @@ def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
     _check_size(height, width)
     target = _JPEG_TARGETS.get(colorspace.upper())
     if target is None:
-        raise ImageError(f"expected a grey or RGB JPEG, got {colorspace}: convert the image before encoding it")
+        raise ImageError(
+            f"expected a grey or RGB JPEG, got {colorspace}: convert the image before encoding it"
+        )
     pixels: Any = simplejpeg.decode_jpeg(data, colorspace=target)
     return np.asarray(pixels, np.uint8).reshape(height, width, 1 if target == "GRAY" else 3)
 
@@ -214,7 +216,9 @@ def _decode_png(data: bytes) -> npt.NDArray[np.uint8]:
         if picture.size != (width, height):
             raise ImageError(f"the PNG says {width} x {height} in its first chunk and {picture.size} later")
         if "transparency" in picture.info:
-            raise ImageError("expected a PNG without transparency, got a tRNS chunk: remove it before encoding")
+            raise ImageError(
+                "expected a PNG without transparency, got a tRNS chunk: remove it before encoding"
+            )
         pixels = np.array(picture, np.uint8)
     return pixels.reshape(height, width, 1 if kind == _PNG_GREY else 3)
 

@@ -30,7 +30,7 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
     ----------
     path : Path
         Where the private key goes (PEM, PKCS #8, unencrypted, readable by its user alone); the public key is
-        written beside it, with the suffix ``.pub``. The folder must exist.
+        written beside it, with the suffix ``.pub``. A folder that does not exist is made, for its user alone.
 
     Returns
     -------
@@ -59,6 +59,7 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_new(path, pem, mode=0o600)
         write_new(public_path, public_key_pem(key.public_key()))
     except OSError as error:

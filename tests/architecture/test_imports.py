@@ -73,6 +73,12 @@ def test_importing_the_edge_loads_no_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_the_settings_of_the_algorithm_load_no_torch() -> None:
+    code = "import sys; from cema.adapt import AdaptConfig; AdaptConfig(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 def test_the_command_line_starts_without_heavy_imports() -> None:
     code = "import sys, cema.cli; print([m for m in ('torch', 'fastapi', 'onnxruntime', 'numpy') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -81,6 +81,7 @@ window = 64
 
 [cohort.publish]
 every_steps = 2
+evidence = 16
 min_seconds = 0.0
 window = 64
 """

@@ -12,9 +12,11 @@ import httpx2
 import msgspec
 import numpy as np
 import pytest
-from cloud_support import StillEngine, make_samples, serving, write_config
+from cloud_support import StillEngine, make_samples, samples_of, serving, write_config
 
 from cema.cloud.config import CloudConfig
+from cema.cloud.database import PAGE
+from cema.cloud.samples import ROW_BYTES
 from cema.cloud.store import PublishedUpdate
 from cema.sample import CONTENT_TYPE, Sample, encode_samples
 
@@ -241,6 +243,32 @@ def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
     assert response.headers["retry-after"] == "7"
 
 
+def test_what_could_never_fit_is_413_and_not_429_for_ever(cloud: Cloud) -> None:
+    cloud.store.database.max_bytes = 300_000  # as if its owner had configured less
+    pieces = samples_of(np.random.default_rng(0).integers(0, 256, (2, 82, 200, 3), dtype=np.uint8))
+    error = refused(cloud.post(encode_samples(pieces[:2])), 413, "too_large")
+    assert "empty store" in error["message"]
+    assert cloud.store.backlog("north").samples == 0
+    assert cloud.send(pieces[:1]) == [(pieces[0].id, "stored")]
+
+
+def test_the_largest_request_fits_an_empty_store(tmp_path: Path) -> None:
+    most = 2**22 // 2 // (ROW_BYTES + PAGE)
+    extra = f"[limits]\nstore_bytes = {2**22}\nbody_bytes = {2**20}\nbatch_samples = {most}\n"
+    engine = StillEngine(CloudConfig.load(write_config(tmp_path, extra=extra)))
+    # The worst that a body can hold: each image begins one more page.
+    size = 2**20 // most - 300
+    samples = []
+    for i in range(most):
+        image = np.random.default_rng(i).bytes(size)
+        digest = hashlib.sha256(image).hexdigest()
+        samples.append(Sample(id=digest, image=image, entropy=0.1, label=0, version=0, captured_at=0.0))
+    assert len(encode_samples(samples)) <= 2**20
+    verdicts = engine.store.put("north", samples, device="d", now=0.0, max_backlog=most)
+    assert {v.verdict for v in verdicts} == {"stored"}
+    engine.stop()
+
+
 def test_there_is_no_update_before_the_first(cloud: Cloud) -> None:
     response = cloud.get("/v1/cohorts/north/updates/latest")
     assert (response.status_code, response.content) == (204, b"")
@@ -316,7 +344,11 @@ def test_metrics_count_what_happened(cloud: Cloud) -> None:
     values = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
     assert float(values['cema_samples_total{cohort="north",verdict="stored"}']) == 3
     assert float(values['cema_samples_total{cohort="north",verdict="duplicate"}']) == 1
-    assert float(values['cema_image_bytes_total{cohort="north"}']) == sum(len(s.image) for s in samples)
+    stored, again = (
+        f'cema_image_bytes_total{{cohort="north",verdict="{v}"}}' for v in ("stored", "duplicate")
+    )
+    assert float(values[stored]) == sum(len(s.image) for s in samples)
+    assert float(values[again]) == len(samples[0].image)
     assert float(values['cema_backlog_samples{cohort="north"}']) == 3
     assert float(values['cema_update_version{cohort="north"}']) == 1
     assert float(values['cema_updates_total{cohort="north",outcome="gated"}']) == 2
@@ -325,6 +357,16 @@ def test_metrics_count_what_happened(cloud: Cloud) -> None:
     route = 'method="POST",route="/v1/cohorts/{cohort}/samples",status="200"'
     assert float(values[f"cema_http_request_seconds_count{{{route}}}"]) == 2
     assert 'route="unmatched",status="404"' in response.text
+
+
+def test_invented_methods_are_one_label(cloud: Cloud) -> None:
+    for i in range(5):
+        cloud.http.request(f"BREW{i}", "/healthz")
+    cloud.http.request("DELETE", "/healthz")
+    text = cloud.get("/metrics", token=cloud.operator).text
+    assert "BREW" not in text
+    assert 'cema_http_request_seconds_count{method="other",route="/healthz",status="405"} 5.0' in text
+    assert 'cema_http_request_seconds_count{method="DELETE",route="/healthz",status="405"} 1.0' in text
 
 
 def test_two_applications_share_no_metrics(cloud: Cloud, tmp_path: Path) -> None:

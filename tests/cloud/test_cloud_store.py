@@ -61,6 +61,7 @@ def test_a_sample_is_stored_once_per_cohort(store: Store) -> None:
     assert put(store, samples, "south") == ["stored"] * 3
     assert put(store, [samples[0], samples[0]], "south") == ["duplicate"] * 2
     assert store.counters("north")["samples.duplicate"] == 2
+    assert store.counters("north")["bytes.duplicate"] == len(samples[1].image) + len(samples[2].image)
 
 
 def test_the_same_image_twice_in_one_upload_is_one_sample(store: Store) -> None:
@@ -124,6 +125,24 @@ def test_a_worker_can_commit_into_a_store_that_is_full_of_unseen_samples(tmp_pat
     with pytest.raises(StoreFull):
         store.commit_step("north", 0, b"c" * 2**20, epoch=state.epoch, now=1.0)
     assert store.claim("north").checkpoint == b"c" * (2**20 // STATE_SHARE // 2)
+    store.close()
+
+
+def test_a_full_store_has_room_for_one_large_checkpoint_after_another(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cema.db", max_bytes=8 * 2**20)
+    store.open_cohort("north", base="0" * 64)
+    state = store.claim("north")
+    store.commit_step("north", 0, b"a" * (3 * 2**20), epoch=state.epoch, now=1.0)
+    with pytest.raises(StoreFull):
+        fill(store, itertools.count(1), 60_000)
+    store.commit_step("north", 1, b"b" * (3 * 2**20), epoch=state.epoch, now=1.0)
+    # What does not fit leaves the checkpoint before it where it was.
+    with pytest.raises(StoreFull):
+        store.commit_step("north", 2, b"c" * (5 * 2**20), epoch=state.epoch, now=1.0)
+    # Nor does a worker that starts, or begins a step, need room for a second one.
+    store.mark_attempt("north")
+    state = store.claim("north")
+    assert (state.cursor, state.checkpoint, state.attempts) == (1, b"b" * (3 * 2**20), 1)
     store.close()
 
 

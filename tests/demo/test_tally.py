@@ -49,6 +49,22 @@ def test_a_stretch_that_nobody_reached_has_no_row() -> None:
     assert [row.name for row in summarise(["clean", "noise"], [edge])] == ["clean"]
 
 
+def test_an_acknowledgement_may_come_before_the_line_about_its_prediction() -> None:
+    edge = tally()
+    edge.sent([10.0], [100])
+    assert edge.uploaded.sum() == 0
+    edge.predicted(0, 10.0, [0, 1, 2], np.zeros(3, np.int64))
+    assert (edge.uploaded[0], edge.bytes_up[0]) == (1, 100)
+
+
+def test_what_is_fetched_after_the_last_swap_is_booked_at_the_end() -> None:
+    edge = tally()
+    edge.predicted(0, 1.0, [0, 1, 2, 0, 1, 2], np.zeros(6, np.int64))
+    edge.swapped(1, 40)
+    edge.finished({"bytes_down": 65})
+    assert summarise(["clean", "noise"], [edge])[1].bytes_down == 65
+
+
 def test_the_sums_run_over_edges() -> None:
     edges = [tally(), tally()]
     for edge in edges:

@@ -25,7 +25,7 @@ from cema.bundle import Bundle, norm_layout, write_bundle
 from cema.edge.loop import Clock
 from cema.preprocess import Preprocessing
 from cema.sample import Sample, decode_samples, sample_id
-from cema.update import UpdateManifest, encode_payload, round_norm_state, sign_update
+from cema.update import UPDATE_FORMAT, UpdateManifest, encode_payload, round_norm_state, sign_update
 
 COHORT = "north"
 CLASSES, SIDE, CHANNELS = 10, 12, (8, 16)
@@ -166,6 +166,7 @@ def make_update(
         "expires": int(time.time()) + 3600,
         "payload": hashlib.sha256(data).hexdigest(),
         "payload_bytes": len(data),
+        "format": UPDATE_FORMAT,
     } | changes
     manifest = UpdateManifest(**fields)
     return Update(sign_update(manifest, key), data, manifest)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import simplejpeg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_support import CLASSES, COHORT, SIDE, Answer, Cloud, images, make_update, norm_state, reference
 
@@ -19,7 +20,7 @@ from cema.edge import CloudLink, EdgeAgent, EdgeConfig, Prediction, Runtime, Sel
 from cema.edge.loop import Backoff
 from cema.edge.state import Active
 from cema.errors import CemaError, ConfigError, FormatError, ImageError, LogitsError, SpoolError
-from cema.sample import decode_image
+from cema.sample import CodecConfig, decode_image, encode_image
 from cema.update import round_norm_state
 
 Make = Callable[..., EdgeConfig]
@@ -222,6 +223,45 @@ def test_a_disk_that_fails_is_counted_and_told_and_may_recover(make_config: Make
         assert agent.status().spooled == m
 
 
+def test_a_disk_that_fails_while_it_closes_is_counted_to_the_last_sample(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = EdgeAgent(make_config())
+    agent._recorder.stop()
+    assert agent._recorder.join(10)
+    for i in range(12):  # three groups
+        agent.predict(images(16, i))
+    with agent._spool._file.reading() as db:
+        db.execute("PRAGMA max_page_count=1").fetchall()
+    saved = []
+    monkeypatch.setattr(agent._recorder, "_save", lambda: saved.append(True))
+    with pytest.raises(SpoolError, match="disk's space"):
+        agent._recorder.finish()
+    status = agent.status()
+    assert (status.dropped, status.queued) == ({"disk_error": status.selected}, 0)
+    assert saved == [True]
+    agent.close()
+
+
+def test_a_bug_in_the_codec_costs_its_own_image_only(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    calls = iter(range(1000))
+
+    def encode(image: Any, codec: CodecConfig) -> bytes:
+        if next(calls) == 1:
+            raise RuntimeError("a bug")
+        return encode_image(image, codec)
+
+    monkeypatch.setattr("cema.edge.recorder.encode_image", encode)
+    with EdgeAgent(make_config()) as agent:
+        n = int(agent.predict(images(9)).selected.sum())
+        assert agent.flush(20)
+        assert agent.status().dropped == {"encode_error": 1}
+        assert agent.status().spooled == n - 1
+    assert "RuntimeError: a bug" in caplog.text
+
+
 def test_images_are_copied_and_scaled_for_the_way_up(make_config: Make, cloud: Cloud) -> None:
     buffer = np.random.default_rng(0).integers(0, 256, (1, 30, 50, 3), dtype=np.uint8)
     with EdgeAgent(make_config(cloud)) as agent:
@@ -232,6 +272,20 @@ def test_images_are_copied_and_scaled_for_the_way_up(make_config: Make, cloud: C
     image = decode_image(sample.image)
     assert image.shape == (SIDE, 20, 3)
     assert image.std() > 10
+
+
+@pytest.mark.parametrize("subsampling", ["444", "420"])
+def test_the_subsampling_that_is_set_is_what_arrives(
+    make_config: Make, cloud: Cloud, subsampling: str
+) -> None:
+    assert UploadConfig().subsampling == CodecConfig().subsampling == "444"
+    config = make_config(cloud)
+    upload = msgspec.structs.replace(config.upload, codec="jpeg", subsampling=subsampling)
+    with EdgeAgent(msgspec.structs.replace(config, upload=upload)) as agent:
+        assert agent.predict(images(1)).selected.all()
+        assert agent.flush(20)
+    (sample,) = cloud.stored.values()
+    assert simplejpeg.decode_jpeg_header(sample.image)[3] == subsampling
 
 
 def test_predict_waits_for_no_write_and_counts_what_it_cannot_keep(make_config: Make) -> None:
@@ -410,6 +464,7 @@ def test_a_configuration_is_read_relative_to_its_file(tmp_path: Path) -> None:
         ('bundle = "b"', 'bundle = "b"\nthreads = 0', "threads"),
         ("[upload]", "[update]\npoll_seconds = 0\n[upload]", "poll_seconds"),
         ("[upload]", "[upload]\nquality = 101", "quality"),
+        ("[upload]", '[upload]\nsubsampling = "422"', "subsampling"),
         ("[upload]", '[selection]\naverage = "mean"\n[upload]', "average"),
     ],
 )

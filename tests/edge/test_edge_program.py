@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ from edge_support import Cloud, images, make_update, norm_state, reference
 from PIL import Image
 
 from cema.bundle import Bundle
-from cema.edge import EdgeConfig
-from cema.edge.program import run
-from cema.errors import ImageError
+from cema.edge import EdgeAgent, EdgeConfig
+from cema.edge.program import _read_image, run
+from cema.errors import ConfigError, ImageError
 
 Make = Callable[..., EdgeConfig]
 
@@ -36,6 +37,13 @@ def folder(tmp_path: Path) -> Path:
     (folder / "2b.jpg").write_bytes((folder / "1.png").read_bytes()[:60])
     (folder / "notes.txt").write_text("no image, and none by name")
     return folder
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """More images than a run of the tests could see: what ends such a run is what the test does."""
+    np.save(tmp_path / "many.npy", images(5000))
+    return tmp_path / "many.npy"
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -96,8 +104,86 @@ def test_a_source_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> 
     (tmp_path / "bad.npy").write_bytes(b"nothing")
     with pytest.raises(ImageError, match="cannot be read"):
         run(make_config(), tmp_path / "bad.npy", out=io.StringIO())
-    with pytest.raises(ValueError, match="rate"):
-        run(make_config(), tmp_path, rate=0.0, out=io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rate", 0.0), ("rate", math.nan), ("batch", 0), ("linger", -1.0), ("linger", math.nan)],
+)
+def test_a_number_that_makes_no_sense_is_refused(
+    make_config: Make, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: expected"):
+        run(make_config(), tmp_path, out=io.StringIO(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("state", "arguments", "expected"),
+    [
+        ('"s"', ["--rate", "0"], "rate: expected"),
+        ('"s"', ["--linger", "-1"], "linger: expected"),
+        ('"images/0.png/s"', [], "state: the folder"),
+        ('"images/0.png"', [], "state: the folder"),
+        ('"/proc/nowhere"', [], "state: the folder"),
+        ('"a\\u0000b"', [], "state: the folder"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    bundle: Bundle, folder: Path, tmp_path: Path, *, state: str, arguments: list[str], expected: str
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text(f'bundle = "{bundle.path}"\nstate = {state}\n')
+    command = ["edge", "run", "--config", str(config), "--source", str(folder), *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", "from cema.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"cema: {expected}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_files_of_16_bits_are_scaled_and_of_32_refused_and_alpha_is_ignored(tmp_path: Path) -> None:
+    wide = np.array([[0, 128, 129, 257], [32768, 65280, 65406, 65535]], np.uint16)
+    narrow = np.array([[0, 0, 1, 1], [128, 254, 254, 255]], np.uint8)
+    for name in ("grey.png", "grey.tif", "grey.ppm"):
+        Image.fromarray(wide).save(tmp_path / name)
+        np.testing.assert_array_equal(_read_image(tmp_path / name), narrow[:, :, None], err_msg=name)
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(wide.astype(dtype)).save(tmp_path / "grey32.tif")
+        with pytest.raises(ImageError, match="convert the file to 8 bits"):
+            _read_image(tmp_path / "grey32.tif")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(_read_image(tmp_path / "alpha.png"), pixels[:, :, :3])
+
+
+def test_a_swap_of_the_last_moment_has_its_line(
+    make_config: Make,
+    cloud: Cloud,
+    folder: Path,
+    *,
+    bundle: Bundle,
+    key: Ed25519PrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(EdgeAgent):
+        def close(self) -> None:
+            if not self._closed:
+                cloud.publish(make_update(bundle, key, 3))
+                assert self.wait_for_version(3, 20)
+            super().close()
+
+    monkeypatch.setattr("cema.edge.program.EdgeAgent", Late)
+    out = io.StringIO()
+    assert run(make_config(cloud), folder, out=out) == 0
+    events = lines(out.getvalue())
+    (swap,) = [event for event in events if event["event"] == "swap"]
+    assert (swap["version"], swap["previous"]) == (3, 0)
+    assert (events[-1]["event"], events[-1]["version"]) == ("finished", 3)
 
 
 def test_it_runs_outside_the_main_thread(make_config: Make, folder: Path) -> None:
@@ -125,8 +211,8 @@ def start(config: EdgeConfig, source: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(make_config: Make, folder: Path, number: signal.Signals) -> None:
-    with start(make_config(), folder) as process:
+def test_a_signal_ends_it_cleanly(make_config: Make, many: Path, number: signal.Signals) -> None:
+    with start(make_config(), many) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         while json.loads(process.stdout.readline())["event"] != "prediction":
@@ -139,8 +225,8 @@ def test_a_signal_ends_it_cleanly(make_config: Make, folder: Path, number: signa
     assert events[-1]["selected"] == events[-1]["spooled"] + sum(events[-1]["dropped"].values())
 
 
-def test_a_reader_that_goes_away_ends_it_cleanly(make_config: Make, folder: Path) -> None:
-    with start(make_config(), folder) as process:
+def test_a_reader_that_goes_away_ends_it_cleanly(make_config: Make, many: Path) -> None:
+    with start(make_config(), many) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()

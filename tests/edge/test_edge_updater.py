@@ -111,6 +111,100 @@ def update(bundle: Bundle, key: Ed25519PrivateKey) -> Update:
     return make_update(bundle, key, 3)
 
 
+def test_a_renewal_of_what_runs_is_remembered_and_neither_fetched_nor_built(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, monkeypatch: Any
+) -> None:
+    update = make_update(bundle, key, 3)
+    cloud.publish(update)
+    device.poll()
+    runtime = device.active.runtime
+    later = int(device.time.seconds) + 90 * 86_400
+    renewal = make_update(bundle, key, 4, payload=update.payload, expires=later)
+    cloud.publish(renewal)
+    cloud.artifacts.clear()
+    requests = len(cloud.requests)
+    with monkeypatch.context() as patch:
+        patch.setattr("cema.edge.updater.build_runtime", lambda *_, **__: pytest.fail("it was built again"))
+        device.poll(2)
+    assert [path.rsplit("/", 1)[-1] for _, path, _ in cloud.requests[requests:]] == ["latest", "latest"]
+    assert device.updater.last_error is None
+    assert (device.active.version, device.active.digest) == (4, update.manifest.payload)
+    assert device.active.runtime is runtime
+    assert device.spool.counters()["swaps"] == 1
+    # Its number and its longer life are remembered; what it renewed is old.
+    device.time.seconds += 30 * 86_400
+    device.restart()
+    assert device.resumed.floor == device.active.version == 4
+    cloud.publish(update)
+    device.poll()
+    assert device.active.version == 4
+    assert device.rejected != {}
+
+
+def test_a_renewal_after_a_restart_builds_nothing_either(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, update: Update
+) -> None:
+    cloud.publish(update)
+    device.poll()
+    device.restart()
+    runtime = device.active.runtime
+    cloud.publish(make_update(bundle, key, 9, payload=update.payload))
+    cloud.artifacts.clear()
+    device.poll()
+    assert device.active.version == 9
+    assert device.active.runtime is runtime
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"damaged"])
+def test_a_renewal_mends_a_payload_that_was_lost_on_the_disk(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, damage: bytes | None
+) -> None:
+    update = make_update(bundle, key, 3)
+    cloud.publish(update)
+    device.poll()
+    (file,) = device.folder.glob("update-*.bin")
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    cloud.publish(make_update(bundle, key, 4, payload=update.payload))
+    device.poll()
+    assert device.active.version == 4
+    assert file.read_bytes() == update.payload
+    device.restart()
+    assert device.active.version == 4
+
+
+def test_a_renewal_that_lies_about_its_payload_is_refused(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, update: Update
+) -> None:
+    cloud.publish(update)
+    device.poll()
+    size = len(update.payload) + 1
+    cloud.publish(make_update(bundle, key, 4, payload=update.payload, payload_bytes=size))
+    device.poll()
+    assert device.serves(3)
+    assert device.rejected == {"payload_mismatch": 1}
+
+
+def test_a_renewal_that_cannot_be_remembered_does_not_count(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, monkeypatch: Any
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    update = make_update(bundle, key, 3)
+    cloud.publish(update)
+    device.poll()
+    cloud.publish(make_update(bundle, key, 4, payload=update.payload))
+    with monkeypatch.context() as patch:
+        patch.setattr("cema.edge.state.write_atomic", full)
+        device.poll()
+    assert device.active.version == 3
+    device.poll()
+    assert device.active.version == 4
+
+
 def test_without_an_update_the_bundles_model_serves(device: Device) -> None:
     assert 9 <= device.poll() <= 11
     assert device.serves(0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from edge_support import COHORT, Answer, Cloud, FakeTime, make_sample
 
-from cema.edge.link import Link
+from cema.edge.link import Link, _is_loopback
 from cema.edge.loop import Backoff, Clock, LinkError, parse_retry_after
 from cema.edge.spool import Spool
 from cema.edge.uploader import Uploader
@@ -175,6 +175,34 @@ def test_413_halves_the_batch(make_uploader: Any, cloud: Cloud, spool: Spool) ->
     assert spool.dropped() == {}
 
 
+def test_after_413_the_limits_come_back(make_uploader: Any, cloud: Cloud, spool: Spool) -> None:
+    spool.put_many(make_sample(i) for i in range(120))
+    cloud.script.extend([Answer(413), Answer(413)])
+    drain(make_uploader(batch_samples=8), spool)
+    assert [len(ids) for ids in cloud.received] == [2] * 8 + [4] * 8 + [8] * 9
+    assert len(cloud.stored) == 120
+
+
+def test_after_413_the_byte_limit_comes_back_too(make_uploader: Any, cloud: Cloud, spool: Spool) -> None:
+    spool.put_many(make_sample(i, 1000) for i in range(40))
+    cloud.script.append(Answer(413))
+    drain(make_uploader(batch_samples=100, batch_bytes=4500), spool)
+    assert [len(ids) for ids in cloud.received] == [2] * 8 + [4] * 6
+
+
+def test_a_cloud_with_a_lower_limit_is_asked_ever_more_rarely(
+    make_uploader: Any, cloud: Cloud, spool: Spool
+) -> None:
+    uploader = make_uploader(batch_samples=8)
+    for i in range(200):
+        spool.put_many(make_sample(8 * i + j) for j in range(8 - spool.samples))
+        if uploader._limits[0] > 4:
+            cloud.script.append(Answer(413))
+        uploader.guarded_step()
+    assert 200 - len(cloud.received) == 5, "at first, and then after 8, 16, 32 and 64 batches"
+    assert spool.dropped() == {}
+
+
 def test_a_sample_the_cloud_never_takes_does_not_block_the_others(
     make_uploader: Any, cloud: Cloud, spool: Spool
 ) -> None:
@@ -253,6 +281,44 @@ def test_nobody_listening_is_an_error_with_a_remedy(spool: Spool, time: FakeTime
     with pytest.raises(LinkError, match="closed"):
         link.latest_update(None)
     link.release()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_a_cloud_on_this_machine_is_asked_without_the_proxy(
+    cloud: Cloud, time: FakeTime, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    proxy = Cloud()
+    monkeypatch.setenv(name, proxy.url)
+    try:
+        for host in ("127.0.0.1", "localhost"):
+            link = Link(cloud.url.replace("127.0.0.1", host), COHORT, lambda: "t", 2.0, time.clock)
+            assert link.latest_update(None).status == 204
+            link.close()
+            link.release()
+        assert (len(cloud.requests), proxy.requests) == (2, [])
+        link = Link("http://cloud.example", COHORT, lambda: "t", 2.0, time.clock)
+        assert link.latest_update(None).status == 204
+        assert len(proxy.requests) == 1, "any other is asked as the environment says"
+        link.close()
+        link.release()
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("128.0.0.1", False),
+        ("localhost.example", False),
+        ("127.example", False),
+    ],
+)
+def test_loopback_is_told_from_other_hosts(host: str, local: bool) -> None:
+    assert _is_loopback(host) is local
 
 
 @pytest.mark.parametrize("url", ["cloud.example", "ftp://cloud.example", "http://", ""])

@@ -242,6 +242,24 @@ def test_manifests_that_break_the_format_are_refused(tmp_path: Path, change: dic
         Bundle.load(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (None, r"does not follow cema\.bundle/1.*`format`"),
+        ("cema.bundle/2", r"'cema\.bundle/1', got 'cema\.bundle/2'"),
+    ],
+)
+def test_a_manifest_without_the_right_format_says_what_was_expected(
+    tmp_path: Path, found: str | None, told: str
+) -> None:
+    path = write(tmp_path / "bundle").path / "manifest.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("format") == "cema.bundle/1"
+    path.write_text(json.dumps(fields if found is None else fields | {"format": found}))
+    with pytest.raises(FormatError, match=told):
+        Bundle.load(path.parent)
+
+
 def test_a_norm_file_with_nan_is_refused(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle")
     data = bytearray(bundle.norm_path.read_bytes())

@@ -34,6 +34,13 @@ def test_a_key_pair_is_written_and_read(tmp_path: Path) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"signing.pem", "signing.pub"}
 
 
+def test_a_missing_folder_is_made_for_the_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "keys" / "signing.key"
+    key = generate_key(path)
+    assert load_private_key(path).private_bytes_raw() == key.private_bytes_raw()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022])
 def test_the_private_key_is_its_user_s_alone(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
@@ -69,8 +76,9 @@ def test_a_dangling_link_is_not_followed(tmp_path: Path) -> None:
 def test_bad_paths_for_a_new_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="public key's suffix"):
         generate_key(tmp_path / "k.pub")
+    (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="cannot be written"):
-        generate_key(tmp_path / "absent" / "k.pem")
+        generate_key(tmp_path / "file" / "k.pem")
 
 
 def test_several_public_keys(tmp_path: Path) -> None:

@@ -115,13 +115,48 @@ def test_the_shorter_side_is_limited(size: tuple[int, int], expected: tuple[int,
 
 def test_pictures_of_other_programs_are_read() -> None:
     picture = Image.fromarray(photograph(20, 30))
-    for mode, channels in (("RGBA", 3), ("P", 3), ("LA", 3), ("1", 1), ("L", 1)):
-        buffer = io.BytesIO()
-        picture.convert(mode).save(buffer, format="PNG")
-        assert decode_image(buffer.getvalue()).shape == (20, 30, channels)
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        expected = np.asarray(picture.convert(mode)).reshape(20, 30, channels)
+        np.testing.assert_array_equal(decode_image(saved(picture.convert(mode), "PNG")), expected)
+        for progressive in (False, True):
+            jpeg = saved(picture.convert(mode), "JPEG", progressive=progressive)
+            assert decode_image(jpeg).shape == (20, 30, channels)
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", progressive=True)
-    assert decode_image(buffer.getvalue()).shape == (20, 30, 3)
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("RGBA", "RGB with alpha"),
+        ("LA", "grey with alpha"),
+        ("P", "palette"),
+        ("1", "got 1 bits"),
+        ("I;16", "got 16 bits"),
+        ("CMYK", "CMYK"),
+    ],
+)
+def test_what_is_not_grey_or_rgb_of_8_bits_is_refused(mode: str, told: str) -> None:
+    if mode == "I;16":
+        picture = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+        assert picture.mode == mode
+    else:
+        picture = Image.fromarray(photograph(20, 30)).convert(mode)
+    with pytest.raises(ImageError, match=told):
+        decode_image(saved(picture, "JPEG" if mode == "CMYK" else "PNG"))
+
+
+def test_16_bit_rgb_and_a_transparent_colour_are_refused() -> None:
+    png = bytearray(saved(Image.fromarray(photograph(20, 30)), "PNG"))
+    png[24] = 16  # Pillow writes no such file; the header alone decides
+    with pytest.raises(ImageError, match="got 16 bits, RGB"):
+        decode_image(bytes(png))
+    with pytest.raises(ImageError, match="transparency"):
+        decode_image(saved(Image.fromarray(photograph(20, 30)), "PNG", transparency=(1, 2, 3)))
 
 
 def test_real_photographs_survive_jpeg(shared_data: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from cema.errors import FormatError, UpdateRejected
 from cema.keys import key_id
 from cema.update import (
+    UPDATE_FORMAT,
     Payload,
     UpdateManifest,
     check_norm_state,
@@ -67,6 +69,7 @@ def make(payload: bytes = b"payload", **changes: Any) -> UpdateManifest:
         "expires": 2000,
         "payload": hashlib.sha256(payload).hexdigest(),
         "payload_bytes": len(payload),
+        "format": UPDATE_FORMAT,
     }
     return UpdateManifest(**(fields | changes))
 
@@ -218,6 +221,7 @@ manifests = st.builds(
     expires=st.integers(1, 2**63 - 1),
     payload=st.text("0123456789abcdef", min_size=64, max_size=64),
     payload_bytes=st.integers(1, 2**63 - 1),
+    format=st.just(UPDATE_FORMAT),
 )
 
 
@@ -369,9 +373,51 @@ def test_a_signature_without_the_context_does_not_count() -> None:
     ],
 )
 def test_a_signed_manifest_must_still_follow_the_format(change: dict[str, Any]) -> None:
-    fields = json.loads(content_of(make())) | change
-    content = json.dumps(fields).encode()
-    with pytest.raises(UpdateRejected) as caught:
+    content = canonical(json.loads(content_of(make())) | change)
+    with pytest.raises(UpdateRejected, match=r"does not follow cema\.update/1") as caught:
+        verify(seal(content, signed_by(KEY, content)))
+    assert caught.value.reason == "malformed"
+
+
+def canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize("name", ["format", "cohort", "version", "expires"])
+def test_a_signed_manifest_must_have_every_member(name: str) -> None:
+    fields = json.loads(content_of(make()))
+    del fields[name]
+    content = canonical(fields)
+    with pytest.raises(UpdateRejected, match=rf"does not follow cema\.update/1.*`{name}`") as caught:
+        verify(seal(content, signed_by(KEY, content)))
+    assert caught.value.reason == "malformed"
+
+
+def test_a_manifest_of_another_format_names_both() -> None:
+    content = canonical(json.loads(content_of(make())) | {"format": "cema.update/2"})
+    with pytest.raises(UpdateRejected, match=r"'cema\.update/1', got 'cema\.update/2'"):
+        verify(seal(content, signed_by(KEY, content)))
+
+
+@pytest.mark.parametrize(
+    "respell",
+    [
+        lambda text: text.replace(b'"cohort":"north"', b'"cohort":"south","cohort":"north"'),
+        lambda text: text.replace(b'"version":3', b'"version":3,"version":3'),
+        lambda text: text.replace(b'"version":3', b'"version":2,"version":3'),
+        lambda text: text.replace(b":", b": "),
+        lambda text: b" " + text,
+        lambda text: text + b"\n",
+        lambda text: text.replace(b"north", b"n\\u006frth"),
+        lambda text: json.dumps(dict(reversed(json.loads(text).items())), separators=(",", ":")).encode(),
+    ],
+)
+def test_a_signed_manifest_in_another_spelling_is_malformed(respell: Callable[[bytes], bytes]) -> None:
+    good = content_of(make())
+    content = respell(good)
+    assert content != good
+    assert json.loads(content) == json.loads(good)
+    with pytest.raises(UpdateRejected, match="canonical") as caught:
         verify(seal(content, signed_by(KEY, content)))
     assert caught.value.reason == "malformed"
 

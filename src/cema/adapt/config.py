@@ -119,7 +119,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     replay_from: int = 256
     start: Literal["first_batch", "source"] = "first_batch"
     statistics: Literal["window", "fresh", "step", "source"] = "window"
-    window: int = 256
+    window: int = 96
     restart: float = 2.5
     on_change: Literal["keep", "reset"] = "keep"
     replay_scope: Literal["since_change", "all"] = "since_change"

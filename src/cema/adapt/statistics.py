@@ -8,6 +8,7 @@ pass in which every layer normalises with the batch's own: they fit one another 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -66,6 +67,10 @@ class RunningStatistics:
         self.restart = restart
         self.restarts = 0
         self._usual: float | None = None
+        # What weather or a camera changes shows in the first layers; deeper ones also follow which classes happened to
+        # come. On EfficientNet-Lite0, between 32 clean photographs and 32 others with gaussian noise, the distance of
+        # the first quarter's statistics was 5 to 60 times that between clean ones, and that of the last 1 to 2 times.
+        self._early = sum(layer.running_mean.numel() for layer in self.layers[: -(-len(self.layers) // 4)])
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []
         if self.layers and self.started and window is not None:
@@ -124,8 +129,12 @@ class RunningStatistics:
             return False
         total = sum(size for size, _ in self._entries)
         # The distance of two averages over n and m samples of one environment shrinks as 1/n + 1/m.
-        distance = _divergence(flat.double(), self._average()) / (1 / count + 1 / total)
+        average = self._average()
+        distance = _divergence(flat[:, : self._early].double(), average[:, : self._early]) / (
+            1 / count + 1 / total
+        )
         if self._usual is not None and distance > self.restart * self._usual:
+            self._usual = None  # how far apart batches are is another matter in another environment
             return True
         self._usual = distance if self._usual is None else 0.9 * self._usual + 0.1 * distance
         return False
@@ -163,4 +172,6 @@ def _divergence(a: torch.Tensor, b: torch.Tensor) -> float:
     ratio = var_a / var_b + var_b / var_a - 2
     shift = (mean_a - mean_b) ** 2 * (1 / var_a + 1 / var_b)
     # Dead channels make single huge terms; none may decide alone.
-    return float((0.25 * (ratio + shift)).clamp(max=_MAX_TERM).mean())
+    terms = (0.25 * (ratio + shift)).clamp(max=_MAX_TERM)
+    # Summed exactly: a resumed adaptation compares this with what it remembers, and must decide as it did before.
+    return math.fsum(terms.tolist()) / len(terms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 
 __all__ = ["stop_on_eof"]
@@ -18,7 +17,8 @@ def stop_on_eof() -> None:
     """
 
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        # os.read, not sys.stdin: a daemon thread inside a buffered reader aborts the interpreter at its end.
+        while os.read(0, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

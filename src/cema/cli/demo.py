@@ -18,7 +18,9 @@ def demo(
     images: Annotated[
         Path | None, typer.Option(help="A folder DIR/<class>/*.JPEG; the embedded digits if unset.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Predictions per edge.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Predictions per edge; rounded up to whole stretches.")
+    ] = None,
     edges: Annotated[int, typer.Option(min=1, max=16, help="Edge processes.")] = 2,
     seed: Annotated[int, typer.Option(help="Orders the streams and draws the corruptions.")] = 0,
     rate: Annotated[float | None, typer.Option(min=0.01, help="Images per second and edge.")] = None,

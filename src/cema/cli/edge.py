@@ -23,10 +23,10 @@ def run(
     config: Annotated[Path, typer.Option(help="The device's configuration (TOML).")],
     source: Annotated[Path, typer.Option(help="A folder of images, or a .npy file of uint8 NHWC images.")],
     rate: Annotated[
-        float | None, typer.Option(help="Images per second at most; as fast as it goes if unset.")
+        float | None, typer.Option(help="Images per second at most, over 0; as fast as it goes if unset.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per prediction.")] = 1,
-    linger: Annotated[float, typer.Option(help="Seconds to wait at the end for uploads to finish.")] = 30.0,
+    linger: Annotated[float, typer.Option(help="Seconds (0 or more) to wait at the end for uploads.")] = 30.0,
     stop_on_eof: Annotated[
         bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
     ] = False,

@@ -21,7 +21,7 @@ from cema.cloud.devices import Device
 from cema.cloud.engine import Engine
 from cema.cloud.metrics import Metrics, RequestTimer
 from cema.cloud.store import BacklogFull, UploadTooLarge
-from cema.errors import FormatError, ImageError, StoreFull
+from cema.errors import FormatError, ImageError, StoreError, StoreFull
 from cema.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["create_app"]
@@ -200,8 +200,8 @@ class _Api:
             raise self._later(429, "backlog_full", str(error)) from error
         except StoreFull as error:
             raise self._later(429, "store_full", str(error)) from error
-        except sqlite3.OperationalError as error:
-            # Locked for too long, or the disk fails: nothing was stored, and the device still has everything.
+        except (sqlite3.OperationalError, StoreError) as error:
+            # Locked for too long, closed, or the disk fails: nothing was stored, and the device has everything.
             log.error("samples could not be stored: %s", error)
             raise self._later(503, "store_unavailable", "the store cannot be written now") from error
         return [rejected[i] if i in rejected else next(stored) for i in range(len(samples))]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cema.adapt import AdaptConfig, CemaAdapter, StepReport
 from cema.cloud.config import CohortConfig, WorkerConfig
+from cema.cloud.evidence import Batch, Evidence, agreements
 from cema.cloud.publisher import Publisher
 from cema.cloud.store import PublishedUpdate, Store, StoredSample
 from cema.errors import FormatError, ImageError, StoreError
@@ -25,7 +26,7 @@ __all__ = ["CohortWorker", "WorkerFailed"]
 
 log = logging.getLogger(__name__)
 
-# First steps that died with their process, after which their batch is left out.
+# First steps that died with their process, after which what they would have learned from is left out.
 ATTEMPTS = 5
 # Batches in a row that may fail before the fault must be elsewhere and the process starts anew.
 FAILURES = 3
@@ -43,7 +44,7 @@ class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     since_candidate: int = 0
     held_back: int = 0
     idle: int = 0
-    window: list[int] = []
+    evidence: Evidence = msgspec.field(default_factory=Evidence)
 
 
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,16 +188,16 @@ class CohortWorker:
 
     def _learn(self, samples: Sequence[StoredSample]) -> None:
         cursor = samples[-1].seq
-        if self._poisoned(len(samples)):
+        if self._poisoned():
+            self._count("worker.abandoned_samples", len(samples))
             self._commit(cursor)
             return
         self._batch = self._readable(samples)
         begin = time.perf_counter()
         try:
             if self._batch:
-                self._after_step(self.adapter.learn(list(self._batch)), begin)
+                self._after_step(self._test_then_train(), begin)
                 self.progress.idle = 0
-                self.progress.window = [*self.progress.window, *self._batch][-self.cohort.publish.window :]
             update = self._candidate()
         except Exception as error:
             self._recover(error, len(samples))
@@ -212,16 +213,28 @@ class CohortWorker:
                 f"{self._last.get('error')}; see the log above"
             )
 
-    def _poisoned(self, count: int) -> bool:
-        """Tell whether this batch is what several processes in a row have died of; note the attempt."""
+    def _test_then_train(self) -> StepReport:
+        images = list(self._batch.values())
+        # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
+        started = self.adapter.counters["steps"] > 0
+        adapted = self.adapter.edge_logits(images).argmax(axis=1)
+        others = self.publisher.answers(images)
+        report = self.adapter.learn(list(self._batch))
+        labels = self.adapter.foundation_logits(images).argmax(axis=1)
+        counts = agreements(labels, adapted, *others)
+        # No more samples since the last change than this batch has: it is the first of its environment.
+        fair = started and self.adapter.since_change > len(images)
+        batch = Batch(count=len(images), adapted=counts[0], running=counts[1], source=counts[2], fair=fair)
+        self.progress.evidence.add(batch, self.cohort.publish.window)
+        return report
+
+    def _poisoned(self) -> bool:
+        """Tell whether this step is what several processes in a row have died of; note the attempt."""
         if self._attempts is None:
             return False
         attempts, self._attempts = self._attempts, None
         if attempts >= ATTEMPTS:
-            log.error(
-                "cohort %s: %d processes died at this batch, leaving it out", self.cohort.name, attempts
-            )
-            self._count("worker.abandoned_samples", count)
+            log.error("cohort %s: %d processes died at this step, leaving it out", self.cohort.name, attempts)
             return True
         self.store.mark_attempt(self.cohort.name)
         return False
@@ -237,21 +250,26 @@ class CohortWorker:
         return images
 
     def _replay(self) -> bool:
+        if self._poisoned():
+            self._count("worker.abandoned_replays", 1)
+            self.progress.idle = self.config.idle_steps
+            # Otherwise the next replay would draw the very same samples.
+            self.adapter._rng.random()
+            self._commit(self.cursor)
+            return True
         begin = time.perf_counter()
+        report = None
         try:
             report = self.adapter.replay_step()
-            if not report.step:
-                self.progress.idle = self.config.idle_steps
-                return False
             self._after_step(report, begin)
-            self.progress.idle += 1
-            update = self._candidate()
+            self.progress.idle = self.progress.idle + 1 if report.step else self.config.idle_steps
         except Exception as error:
             self._recover(error, 0)
             self.progress.idle = self.config.idle_steps
-            update = None
-        self._commit(self.cursor, update)
-        return True
+        # What replay changed goes out once new samples have tested it. Also when there was nothing to replay: the
+        # attempt was noted, and must not be held against the next batch.
+        self._commit(self.cursor)
+        return report is None or report.step > 0
 
     def _after_step(self, report: StepReport, begin: float) -> None:
         if not report.step:
@@ -271,20 +289,20 @@ class CohortWorker:
         now = self._clock()
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
-        images = self._window()
-        if not images:
-            return None
         self.progress.since_candidate = 0
-        labels = self.adapter.foundation_logits(images).argmax(axis=1)
-        candidate = self.publisher.consider(self.adapter.norm_state(), images, labels, now)
+        candidate = self.publisher.consider(self.adapter.norm_state(), self.progress.evidence, now)
         self._count(f"updates.{candidate.outcome}", 1)
-        self._last["candidate"] = {
-            "outcome": candidate.outcome,
-            "agreement": candidate.agreement,
-            "running_agreement": candidate.running_agreement,
-            "source_agreement": candidate.source_agreement,
-        }
-        self.progress.held_back = 0 if candidate.update else self.progress.held_back + 1
+        standing = asdict(candidate.standing) if candidate.standing else {}
+        self._last["candidate"] = {"outcome": candidate.outcome, **standing}
+        if candidate.outcome == "waiting":
+            return None
+        if candidate.outcome == "reverted":
+            self.progress.evidence.running_is("source")
+        if candidate.outcome == "published":
+            self.progress.evidence.running_is("adapted")
+            self.progress.held_back = 0
+        else:
+            self.progress.held_back += 1
         if self.progress.held_back >= HELD_BACK:
             self._reset()
         return candidate.update
@@ -295,18 +313,9 @@ class CohortWorker:
         lost, self.adapter = self.adapter, self._new_adapter()
         self.adapter.replay.load(lost.replay.items())
         self.adapter.since_change = lost.since_change
+        self.progress.evidence.forget_adapted()
         self.progress.held_back = 0
         self._count("worker.resets", 1)
-
-    def _window(self) -> list[npt.NDArray[np.uint8]]:
-        # Older ones are of another environment: what is right for them says nothing about the devices now.
-        images = []
-        for seq in self.progress.window[-max(1, self.adapter.since_change) :]:
-            try:
-                images.append(self._decode(seq))
-            except KeyError:
-                continue
-        return images
 
     def _decode(self, seq: int) -> npt.NDArray[np.uint8]:
         """Return a sample's image; KeyError when the store has evicted it or cannot read it."""
@@ -344,6 +353,8 @@ class CohortWorker:
             report=self.report() | {"version": version},
         )
         self.cursor, self._saved = cursor, saved
+        if self._attempts is not None:
+            self._attempts = 0  # as in the store: whatever processes died of, this process is past it
         if update is not None:
             self.publisher.published(update)
             log.info("cohort %s: version %d published", self.cohort.name, update.version)

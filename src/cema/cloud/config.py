@@ -34,7 +34,10 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes
     ----------
     store_bytes : int
-        Cap of the store's database file. Old samples leave when it is reached.
+        Cap of the store's database file. Old samples leave when it is reached. Samples leave an eighth of it free,
+        which must hold, of every cohort together, the worker's checkpoint (statistics, parameters and momenta of the
+        normalisation layers of both models, and some 10 bytes for each sample that may be replayed) and the 16
+        newest updates; a worker that finds no room for a checkpoint ends.
     body_bytes : int
         Largest request body; a larger one is answered 413. At most a quarter of `store_bytes`, so that an empty
         store takes every request.
@@ -105,7 +108,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     poll_seconds: float = 0.25
     linger_seconds: float = 5.0
     idle_steps: int = 8
-    max_backlog: int = 256
+    max_backlog: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -126,23 +129,33 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lifetime_days : float
         How long a version may be installed. Half of it later the version is signed anew, changed or not.
     gate : float
-        How much smaller the candidate's agreement with the foundation model may be than that of the version
-        that the devices run and that of the source model, as a share of the window, before it is held back.
-        1 publishes everything finite.
+        How much smaller the adapted model's agreement with the foundation model may be, as a share of the window, than
+        that of the version that devices run. It may never be smaller than the source model's. 1 publishes everything
+        finite.
     window : int
-        The newest samples on which the two are compared.
+        The newest samples on which they are compared, each before it was learned from, none from before a change
+        of the environment.
+    evidence : int
+        Samples that it takes to publish. Fewer may bring the source model back, when it is far better than what
+        devices run.
     """
 
-    every_steps: int = 2
+    every_steps: int = 1
     min_seconds: float = 1.0
     lifetime_days: float = 30.0
     gate: float = 0.02
-    window: int = 64
+    window: int = 128
+    evidence: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _at_least(self, 1, "every_steps", "window")
+        _at_least(self, 1, "every_steps", "window", "evidence")
         _at_least(self, 0, "min_seconds", "gate")
+        if self.evidence > self.window:
+            raise ValueError(
+                f"evidence: expected at most the window of {self.window}, got {self.evidence}; nothing could ever be "
+                "published"
+            )
         if not self.lifetime_days > 0:
             raise ValueError(f"lifetime_days: expected a number above 0, got {self.lifetime_days}")
 
@@ -214,7 +227,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     worker: WorkerConfig = WorkerConfig()
 
     def __post_init__(self) -> None:
-        """Refuse no cohorts, two of one name, and ports that do not exist."""
+        """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist."""
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port: expected 0 to 65535, got {self.port}")
         names = [cohort.name for cohort in self.cohort]
@@ -222,6 +235,13 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("cohort: expected at least one [[cohort]] table, got none; add one")
         if len(set(names)) < len(names):
             raise ValueError(f"cohort: names must differ, got {names}; rename one")
+        for cohort in self.cohort:
+            if cohort.adapt.fresh > self.worker.max_backlog:
+                raise ValueError(
+                    f"cohort {cohort.name!r}: adapt.fresh: expected at most worker.max_backlog "
+                    f"({self.worker.max_backlog}), got {cohort.adapt.fresh}; a full batch could never wait: lower "
+                    "adapt.fresh or raise worker.max_backlog"
+                )
 
     @classmethod
     def load(cls, path: Path) -> CloudConfig:

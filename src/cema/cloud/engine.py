@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -218,7 +219,8 @@ class LocalEngine:
             for cohort in self._config.cohort:
                 self._store.put_report(cohort.name, {"ready": False}, now=time.time())
                 self._store.count(cohort.name, {"worker.restarts": 1})
-        except StoreError as error:
+        except (StoreError, sqlite3.Error) as error:
+            # Locked for too long, or the disk fails: the worker is restarted all the same.
             log.error("the worker's restart could not be noted: %s", error)
 
 

@@ -31,7 +31,14 @@ FAMILIES = {
     "evicted.": ("cema_samples_evicted", "Stored samples that left the store, by reason.", "reason"),
     "worker.": ("cema_worker_events", "What the worker did, by event.", "event"),
     "updates.": ("cema_updates", "Candidates of an update, by outcome.", "outcome"),
+    "bytes.": (
+        "cema_image_bytes",
+        "Encoded image bytes of samples answered at upload, by verdict.",
+        "verdict",
+    ),
 }
+# A label for each of these and one for all others: anybody may invent methods, and labels are never forgotten.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
@@ -56,7 +63,8 @@ class Metrics:
         self._registry.register(_StoreCollector(store, cohorts))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Book one answered request."""
+        """Book one answered request; what is no common method becomes ``other``."""
+        method = method if method in METHODS or method == "any" else "other"
         self._seconds.labels(method, route, str(status)).observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
@@ -76,9 +84,6 @@ class _StoreCollector(Collector):
             prefix: CounterMetricFamily(name, text, labels=("cohort", label))
             for prefix, (name, text, label) in FAMILIES.items()
         }
-        received = CounterMetricFamily(
-            "cema_image_bytes", "Encoded bytes of stored samples.", labels=("cohort",)
-        )
         steps = SummaryMetricFamily("cema_step_seconds", "Time of the worker's steps.", labels=("cohort",))
         gauges = {
             key: GaugeMetricFamily(name, text, labels=("cohort",))
@@ -93,7 +98,6 @@ class _StoreCollector(Collector):
             counts = status["counts"]
             for key, gauge in gauges.items():
                 gauge.add_metric((cohort,), status[key])
-            received.add_metric((cohort,), counts.get("bytes.stored", 0.0))
             steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))
             for name, value in counts.items():
                 prefix = next((p for p in FAMILIES if name.startswith(p)), None)
@@ -102,7 +106,7 @@ class _StoreCollector(Collector):
         used = GaugeMetricFamily(
             "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
         )
-        yield from (*families.values(), received, steps, *gauges.values(), used)
+        yield from (*families.values(), steps, *gauges.values(), used)
 
 
 class RequestTimer:

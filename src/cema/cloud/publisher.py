@@ -15,13 +15,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cema.bundle import Bundle, check_golden
 from cema.cloud.config import PublishConfig
+from cema.cloud.evidence import Evidence, Standing
 from cema.cloud.store import PublishedUpdate
-from cema.errors import ConfigError, LogitsError, ModelError
+from cema.errors import ConfigError, ModelError
 from cema.keys import key_id
 from cema.models.spec import Model
 from cema.norms import load_folded
 from cema.preprocess import Preprocessing
 from cema.update import (
+    UPDATE_FORMAT,
     NormState,
     UpdateManifest,
     decode_payload,
@@ -43,21 +45,18 @@ class Candidate:
     Attributes
     ----------
     outcome
-        ``published``, ``reverted`` (the source model agrees better with the foundation model than both the
-        candidate and what the devices run: it goes back to them as a new version), ``gated`` (the candidate
-        agrees less than what the devices run) or ``not_finite``.
+        ``published``, ``waiting`` (too few new samples were seen to tell), ``gated`` (the adapted model agrees
+        less with the foundation model than the source or the running version), ``reverted`` (and the source model
+        better than what devices run: it goes back to them as a new version) or ``not_finite``.
     update
         The signed update when published or reverted.
-    agreement, running_agreement, source_agreement
-        Share of the window on which the candidate, the version that devices run, and the source model choose
-        the foundation model's label; None when they were not compared.
+    standing
+        What the decision was made on.
     """
 
     outcome: str
     update: PublishedUpdate | None = None
-    agreement: float | None = None
-    running_agreement: float | None = None
-    source_agreement: float | None = None
+    standing: Standing | None = None
 
 
 class Publisher:
@@ -74,9 +73,9 @@ class Publisher:
     key
         Signs the updates; the bundle must trust its public half.
     config
-        Lifetime, gate and window.
+        Lifetime and gate.
     device
-        Where the window is evaluated. Golden logits are always computed on the CPU in float32, as devices do.
+        Where new samples are predicted. Golden logits are always computed on the CPU in float32, as devices do.
 
     Raises
     ------
@@ -143,12 +142,18 @@ class Publisher:
         """Tell whether the last version is past half of its life: devices could soon not install it."""
         return self.version > 0 and now >= self.created + self.config.lifetime_days * DAY / 2
 
+    def answers(
+        self, images: Sequence[npt.NDArray[np.uint8]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the labels (N,) that the version which devices run, and the source model, choose for images."""
+        running, source = (
+            _logits(self._fast, state, images, self._preprocessing).argmax(axis=1)
+            for state in (self._running, self._source)
+        )
+        return running, source
+
     def consider(
-        self,
-        norm_state: Mapping[str, npt.NDArray[np.float32]],
-        images: Sequence[npt.NDArray[np.uint8]],
-        labels: npt.NDArray[np.int64],
-        now: float,
+        self, norm_state: Mapping[str, npt.NDArray[np.float32]], evidence: Evidence, now: float
     ) -> Candidate:
         """Make an update of a norm state, unless devices would be worse off with it.
 
@@ -156,31 +161,45 @@ class Publisher:
         ----------
         norm_state
             Folded, float32.
-        images
-            The newest samples, uint8 height x width x channels.
-        labels
-            The foundation model's labels of `images`, (N,).
+        evidence
+            How the adapted model, the version that devices run and the source model did on new samples.
         now
             Unix seconds.
         """
-        rounded = round_norm_state(norm_state, tolerance=self.bundle.manifest.tolerance)
-        agreement: tuple[float, ...] = ()
+        standing = evidence.of_candidate()
         if self.config.gate < 1:
-            try:
-                states = rounded, self._running, self._source
-                agreement = tuple(self._agreement(state, images, labels) for state in states)
-            except LogitsError:
-                return Candidate("not_finite")
-            candidate, running, source = agreement
-            if candidate < max(running, source) - self.config.gate:
-                if source > running + self.config.gate:
-                    reverted = self._encode(self._source, self._golden(self._source))
-                    return Candidate("reverted", self._sign(reverted, now), *agreement)
-                return Candidate("gated", None, *agreement)
+            held_back = self._held_back(standing)
+            if held_back is not None:
+                all_of_it = evidence.of_running()
+                if all_of_it.source > all_of_it.running + self._margin(all_of_it.count):
+                    source = self._encode(self._source, self._golden(self._source))
+                    return Candidate("reverted", self._sign(source, now), all_of_it)
+                return Candidate(held_back, None, standing)
+        rounded = round_norm_state(norm_state, tolerance=self.bundle.manifest.tolerance)
         golden = self._golden(rounded)
         if not np.isfinite(golden).all():
-            return Candidate("not_finite", None, *agreement)
-        return Candidate("published", self._sign(self._encode(rounded, golden), now), *agreement)
+            return Candidate("not_finite", None, standing)
+        return Candidate("published", self._sign(self._encode(rounded, golden), now), standing)
+
+    def _margin(self, count: int) -> float:
+        """Return how much better the source must be on `count` samples for devices to get it back.
+
+        Going back is the safe direction, so it need not wait for all the evidence; but a few samples differ by chance,
+        by about 1 / sqrt(count) at two standard deviations of where two such models disagree.
+        """
+        return (
+            self.config.gate
+            if count >= self.config.evidence
+            else max(self.config.gate, max(count, 1) ** -0.5)
+        )
+
+    def _held_back(self, standing: Standing) -> str | None:
+        if standing.count < self.config.evidence:
+            return "waiting"
+        # Devices were not promised better than the last version, but never worse than what they came with.
+        if standing.adapted < max(standing.source, standing.running - self.config.gate):
+            return "gated"
+        return None
 
     def renew(self, now: float) -> PublishedUpdate:
         """Sign the last version's payload again, as the next version with a new life.
@@ -220,19 +239,6 @@ class Publisher:
     def _golden(self, norm_state: NormState) -> npt.NDArray[np.float32]:
         # The bundle's own preprocessing: what the devices feed the exported model.
         return _logits(self._cpu, norm_state, self.bundle.golden_images, self.bundle.manifest.preprocessing)
-
-    def _agreement(
-        self,
-        norm_state: NormState,
-        images: Sequence[npt.NDArray[np.uint8]],
-        labels: npt.NDArray[np.int64],
-    ) -> float:
-        if not len(images):
-            return 0.0
-        logits = _logits(self._fast, norm_state, images, self._preprocessing)
-        if not np.isfinite(logits).all():
-            raise LogitsError("the candidate's logits on the newest samples are not finite; discard it")
-        return float((logits.argmax(axis=1) == labels).mean())
 
 
 @torch.inference_mode()

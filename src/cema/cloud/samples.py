@@ -31,7 +31,7 @@ class BacklogFull(StoreError):  # noqa: N818 - a state, not a fault
     """The cohort's worker is too far behind to take more samples now."""
 
 
-class UploadTooLarge(StoreError):  # noqa: N818 - a state, not a fault
+class UploadTooLarge(StoreFull):
     """The samples of one upload would not fit an empty store: waiting cannot help."""
 
 
@@ -176,7 +176,8 @@ class SampleTable:
             counts: dict[str, float] = {
                 "samples.stored": len(stored),
                 "samples.duplicate": len(samples) - len(stored),
-                "bytes.stored": sum(len(s.image) for s in stored),
+                "bytes.stored": (stored_bytes := sum(len(s.image) for s in stored)),
+                "bytes.duplicate": sum(len(s.image) for s in samples) - stored_bytes,
             }
             counts |= {f"samples.rejected.{reason}": n for reason, n in (rejected or {}).items()}
             bump(connection, cohort, counts)

@@ -32,7 +32,7 @@ SHUTDOWN_SECONDS = 10
 
 
 def serve(config_path: Path) -> int:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; ignore both from then on. For the main thread of a process that ends with it.
 
     Once it accepts requests, one JSON line goes to standard output:
     ``{"event": "listening", "url": "http://127.0.0.1:8080"}``. Logs go to standard error.
@@ -107,12 +107,14 @@ class _Server(uvicorn.Server):
             self.force_exit = self.force_exit or (self.should_exit and number == signal.SIGINT)
             self.should_exit = True
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            # All is closed, and the process ends with a status of its own: a late signal must not change that.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cema.cloud.database import PAGE, bump
 from cema.cloud.samples import Backlog, BacklogFull, SampleTable, StoredSample, UploadTooLarge
@@ -116,7 +116,7 @@ class Store(SampleTable):
     def claim(self, cohort: str) -> CohortState:
         """Take a cohort over: from now on only commits under the returned epoch are accepted."""
         with self.database.write() as connection:
-            connection.execute("UPDATE cohorts SET epoch = epoch + 1 WHERE name = ?", (cohort,))
+            _increase(connection, cohort, "epoch")
             row = connection.execute(
                 "SELECT cursor, checkpoint, epoch, attempts FROM cohorts WHERE name = ?", (cohort,)
             ).fetchone()
@@ -127,7 +127,7 @@ class Store(SampleTable):
     def mark_attempt(self, cohort: str) -> None:
         """Note that a step from the present cursor begins; the next commit clears the note."""
         with self.database.write() as connection:
-            connection.execute("UPDATE cohorts SET attempts = attempts + 1 WHERE name = ?", (cohort,))
+            _increase(connection, cohort, "attempts")
 
     def commit_step(
         self,
@@ -154,13 +154,13 @@ class Store(SampleTable):
         """
         with self.database.write() as connection:
             moved = connection.execute(
-                "UPDATE cohorts SET cursor = ?, attempts = 0, committed_at = ? "
+                "UPDATE cohorts SET cursor = ?, attempts = 0, committed_at = ?, checkpoint = NULL "
                 "WHERE name = ? AND epoch = ? AND cursor <= ?",
                 (cursor, now, cohort, epoch, cursor),
             ).rowcount
             if moved != 1:
                 raise self._refusal(connection, cohort, cursor, epoch)
-            # After the cursor: what this step has processed may make room for its own checkpoint.
+            # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
             size = len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0)
             self._make_room(connection, size + 4 * PAGE, self.database.max_bytes)
             connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (checkpoint, cohort))
@@ -278,6 +278,15 @@ class Store(SampleTable):
             "counts": self.counters(cohort),
             "worker": {"seen_at": worker[0], **json.loads(worker[1])} if worker else None,
         }
+
+
+def _increase(connection: Any, cohort: str, column: Literal["epoch", "attempts"]) -> None:
+    """Add 1, also in a full store: to change a row SQLite writes all of it before it frees what was there."""
+    row = connection.execute("SELECT checkpoint FROM cohorts WHERE name = ?", (cohort,)).fetchone()
+    if row is not None:
+        change = f"{column} = {column} + 1"
+        connection.execute(f"UPDATE cohorts SET checkpoint = NULL, {change} WHERE name = ?", (cohort,))  # noqa: S608
+        connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (row[0], cohort))
 
 
 def _put_report(connection: Any, cohort: str, report: Mapping[str, Any], now: float) -> None:

@@ -19,7 +19,9 @@ from cema.errors import CemaError
 
 __all__ = ["ChildDied", "Children", "Event"]
 
-STOP_SECONDS = 10.0
+# The cloud lets its worker finish the step it is in; a step of a large model takes some seconds.
+STOP_SECONDS = 30.0
+_ENDED = "ended"
 
 
 class ChildDied(CemaError):  # noqa: N818 - a state, not a fault of a call
@@ -84,6 +86,7 @@ class Children:
                 data = json.loads(line)
                 if isinstance(data, dict):
                     self._events.put(Event(child.name, data))
+        self._events.put(Event(child.name, {"event": _ENDED}))  # in order: after everything that it said
 
     def next_event(self, timeout: float) -> Event | None:
         """Return the next event, or None when none came in `timeout` seconds.
@@ -94,10 +97,13 @@ class Children:
             If a child ended that was not marked as finished.
         """
         try:
-            return self._events.get(timeout=timeout)
+            event = self._events.get(timeout=timeout)
         except queue.Empty:
-            self._check()
             return None
+        if event.data.get("event") != _ENDED:
+            return event
+        self._ended(event.child)
+        return None
 
     def wait_for(self, child: str, event: str, timeout: float) -> dict[str, Any]:
         """Return the data of a child's first event of a kind.
@@ -119,11 +125,11 @@ class Children:
         for child in self._children:
             child.finished |= child.name == name
 
-    def _check(self) -> None:
+    def _ended(self, name: str) -> None:
         for child in self._children:
-            status = child.process.poll()
-            if status is not None and not child.finished:
-                raise ChildDied(f"{child.name} ended with status {status}.\n{self._tail(child.name)}")
+            if child.name == name and not child.finished:
+                status = child.process.wait(STOP_SECONDS)
+                raise ChildDied(f"{name} ended with status {status}.\n{self._tail(name)}")
 
     def _tail(self, name: str, lines: int = 30) -> str:
         log = self._folder / f"{name}.log"

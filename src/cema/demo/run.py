@@ -145,16 +145,21 @@ def _book(data: dict[str, Any], tally: EdgeTally, images: Any, frozen: Runtime, 
         case "swap":
             tally.swapped(data["version"], data["bytes"])
         case "finished":
-            tally.status = data
+            tally.finished(data)
 
 
 def _cloud_status(url: str, provisioned: Provisioned) -> dict[str, Any]:
+    """Return the cohort's status; never through a proxy, for the cloud is on this machine."""
     response = httpx2.get(
         f"{url}/v1/cohorts/{provisioned.cohort}/status",
         headers={"Authorization": f"Bearer {provisioned.operator_token}"},
         timeout=30.0,
+        trust_env=False,
     )
-    response.raise_for_status()
+    if response.status_code != httpx2.codes.OK:
+        raise CemaError(
+            f"the cloud answered {response.status_code} when asked for its status: {response.text[:500]}"
+        )
     status: dict[str, Any] = response.json()
     return status
 

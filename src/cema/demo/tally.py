@@ -35,6 +35,7 @@ class EdgeTally:
     swaps: list[tuple[int, int]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
     _captured: dict[float, int] = field(default_factory=dict)
+    _early: list[tuple[float, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -59,6 +60,9 @@ class EdgeTally:
     ) -> None:
         """Score a batch of predictions of both models that begins at sample `index`."""
         self._captured[captured_at] = index
+        # A sample may be acknowledged before the line about its prediction is written: two threads write them.
+        early, self._early = self._early, []
+        self.sent([moment for moment, _ in early], [size for _, size in early])
         rows = slice(index, index + len(adapted))
         self.adapted[rows] = np.asarray(adapted) == self.labels[rows]
         self.frozen[rows] = frozen == self.labels[rows]
@@ -66,13 +70,25 @@ class EdgeTally:
 
     def sent(self, captured_at: Sequence[float], size: Sequence[int]) -> None:
         """Book samples that the cloud acknowledged, and their encoded bytes, at the batch they were part of."""
-        index = [self._captured[moment] for moment in captured_at]
-        np.add.at(self.uploaded, index, 1)
-        np.add.at(self.bytes_up, index, size)
+        for moment, count in zip(captured_at, size, strict=True):
+            index = self._captured.get(moment)
+            if index is None:
+                self._early.append((moment, count))
+            else:
+                self.uploaded[index] += 1
+                self.bytes_up[index] += count
 
     def swapped(self, version: int, size: int) -> None:
         """Book an update that the edge took, where the stream stood."""
         self.swaps.append((self.seen, version))
+        self._downloaded(size)
+
+    def finished(self, status: dict[str, Any]) -> None:
+        """Keep the edge's last status, and book what it fetched after its last swap."""
+        self.status = status
+        self._downloaded(int(status["bytes_down"]) - int(self.bytes_down.sum()))
+
+    def _downloaded(self, size: int) -> None:
         self.bytes_down[min(self.seen, len(self.labels) - 1)] += size
 
 

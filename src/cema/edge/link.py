@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import threading
@@ -23,7 +24,6 @@ __all__ = ["Link", "Reply"]
 logger = logging.getLogger(__name__)
 
 _MAX_ERROR_BYTES = 64 << 10
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Reply:
 
 class Link:
     """A device's connection to one cohort of its cloud.
+
+    Proxies are taken from the environment (``https_proxy`` and its kin), except for a cloud on this machine,
+    which no proxy could reach.
 
     Parameters
     ----------
@@ -68,7 +71,8 @@ class Link:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"cloud.url: expected http://HOST[:PORT] or https://HOST[:PORT], got {url!r}")
-        if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        local = _is_loopback(parts.hostname)
+        if parts.scheme == "http" and not local:
             logger.warning(
                 "cloud.url %s is not encrypted: the device's token and images can be read on the way", url
             )
@@ -80,6 +84,8 @@ class Link:
             timeout=timeout,
             limits=httpx2.Limits(max_connections=4, keepalive_expiry=30.0),
             follow_redirects=False,
+            trust_env=not local,
+            verify=httpx2.create_ssl_context(),  # with SSL_CERT_FILE, which `trust_env` would switch off too
         )
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -179,6 +185,13 @@ class Link:
             status=reply.status,
             retry_after=parse_retry_after(reply.headers.get("retry-after"), self._clock.now()),
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _shut(connection: socket.socket) -> None:

@@ -35,7 +35,7 @@ from PIL import Image, ImageOps
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
-from cema.errors import ImageError
+from cema.errors import ConfigError, ImageError
 from cema.sample import Sample
 
 __all__ = ["run"]
@@ -65,7 +65,8 @@ def run(
     config : EdgeConfig
     source : Path
         A folder of images (sorted by path, subfolders included), or a ``.npy`` file with uint8 (N, H, W, C),
-        which is read piece by piece.
+        which is read piece by piece. Files with 16 bits per channel are scaled down to 8; transparency is
+        ignored, the colours below it are what is predicted.
     rate : float, optional
         Images per second; as fast as possible when left out.
     batch : int, optional
@@ -84,12 +85,18 @@ def run(
     ------
     ImageError
         When the source is neither of the two, or holds no images.
-    ValueError
+    ConfigError
         When `rate` or `batch` is not positive, or `linger` negative.
     """
     size = config.batch if batch is None else batch
-    if size < 1 or (rate is not None and not rate > 0) or not linger >= 0:
-        raise ValueError(f"expected batch >= 1, rate > 0 and linger >= 0, got {size}, {rate} and {linger}")
+    if size < 1:
+        raise ConfigError(f"batch: expected at least 1 image per prediction, got {size}")
+    if rate is not None and not rate > 0:
+        raise ConfigError(
+            f"rate: expected more than 0 images per second, got {rate:g}; leave it out for no limit"
+        )
+    if not linger >= 0:
+        raise ConfigError(f"linger: expected 0 seconds or more, got {linger:g}")
     images = _open_source(source)
     stream = sys.stdout if out is None else out
     stop = threading.Event()
@@ -101,6 +108,7 @@ def run(
             session.predict_all(images, size, rate)
             session.linger(linger)
             agent.close()
+            session.report()  # a swap of the last moment has its line too
             reason = "signal" if stop.is_set() else "end"
             session.emit("finished", reason=reason, images=session.seen, **_status(agent))
         except BrokenPipeError:
@@ -158,7 +166,7 @@ class _Session:
         deadline = time.monotonic() + seconds
         while not self._stop.is_set() and time.monotonic() < deadline:
             delivered = self._agent.flush(min(_TICK_SECONDS, max(0.0, deadline - time.monotonic())))
-            self._report()
+            self.report()
             if delivered:
                 return
 
@@ -169,14 +177,14 @@ class _Session:
             if left <= 0:
                 return True
             self._stop.wait(min(left, _TICK_SECONDS))
-            self._report()
+            self.report()
         return False
 
     def _predict(self, images: list[Image8]) -> None:
         started = time.monotonic()
         prediction = self._agent.predict(images)
         seconds = time.monotonic() - started
-        self._report(prediction.version)
+        self.report(prediction.version)
         self.emit(
             "prediction",
             index=self.seen,
@@ -189,7 +197,7 @@ class _Session:
         )
         self.seen += len(images)
 
-    def _report(self, version: int | None = None) -> None:
+    def report(self, version: int | None = None) -> None:
         status = self._agent.status()
         version = status.version if version is None else version
         if version != self._version:
@@ -229,9 +237,17 @@ class _Source:
             yield image
 
 
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+
+
 def _open_source(source: Path) -> _Source:
-    if source.is_dir():
-        files = sorted(f for f in source.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+    try:
+        folder = source.is_dir()
+        files = _image_files(source) if folder else []
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read: {error}; check its permissions") from error
+    if folder:
         if not files:
             raise ImageError(f"{source}: expected images ({', '.join(sorted(_SUFFIXES))}) in it, found none")
         return _Source(files, None)
@@ -253,6 +269,15 @@ def _open_source(source: Path) -> _Source:
 def _read_image(file: Path) -> Image8:
     with Image.open(file) as opened:
         upright = ImageOps.exif_transpose(opened)
+        # Pillow has 16-bit grey as I;16, or (PNG in its older releases, PPM) as I; its own conversion clips.
+        if upright.mode.startswith("I;16") or (upright.mode == "I" and opened.format in {"PNG", "PPM"}):
+            wide = np.asarray(upright).astype(np.uint32)
+            return ((wide + 128) // 257).astype(np.uint8)[:, :, None]
+        if upright.mode in {"I", "F"}:
+            raise ImageError(
+                f"expected unsigned 8 or 16 bits per channel, got Pillow's mode {upright.mode}, whose range is "
+                "unknown; convert the file to 8 bits"
+            )
         grey = upright.mode in {"1", "L"}
         pixels = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
     return pixels[:, :, None] if grey else pixels

@@ -103,13 +103,7 @@ class Recorder(Loop):
 
     def step(self) -> Pause:
         """Record one group; save when it is time."""
-        group = self._take()
-        try:
-            if group:
-                self._record(group)
-        finally:
-            with self._lock:
-                self._busy = 0
+        self._record_next()
         now = self.clock.monotonic()
         if now - self._saved_at >= self._save_seconds:
             self._saved_at = now
@@ -119,10 +113,19 @@ class Recorder(Loop):
         return Pause(self._save_seconds - (now - self._saved_at))
 
     def finish(self) -> None:
-        """Record everything that still waits, and save."""
-        while self._queue:
-            self.step()
-        self._save()
+        """Record everything that still waits, and save; a disk that refuses is not asked group by group."""
+        try:
+            while self._queue:
+                self._record_next()
+        except Exception:
+            with self._lock:
+                lost = len(self._queue)
+                self._queue.clear()
+                self._queued_bytes = 0
+            self._spool.count("dropped.disk_error", lost)
+            raise
+        finally:
+            self._save()
 
     def _has_room(self, capture: Capture) -> bool:
         size = self._queued_bytes + capture.image.nbytes
@@ -135,26 +138,36 @@ class Recorder(Loop):
             self._busy = len(group)
         return group
 
+    def _record_next(self) -> None:
+        group = self._take()
+        try:
+            if group:
+                self._record(group)
+        finally:
+            with self._lock:
+                self._busy = 0
+
     def _record(self, group: list[Capture]) -> None:
         samples, problem = [], None
         for capture in group:
             try:
-                encoded = encode_image(capture.image, self._codec)
-            except ImageError as error:
-                problem = f"recorder: {error}"
-                logger.warning("%s", problem)
+                samples.append(self._encode(capture))
+            except Exception as error:  # a codec's bug costs its own image, never the others of the group
+                problem = f"recorder: {error or type(error).__name__}"
+                expected = isinstance(error, ImageError)
+                logger.warning("%s; the sample is dropped", problem, exc_info=None if expected else error)
                 self._spool.count("dropped.encode_error")
-                continue
-            samples.append(
-                Sample(
-                    id=sample_id(encoded),
-                    image=encoded,
-                    entropy=capture.entropy,
-                    label=capture.label,
-                    version=capture.version,
-                    captured_at=capture.captured_at,
-                )
-            )
         self._spool.put_many(samples)
         self.succeeded()
         self.last_error = problem
+
+    def _encode(self, capture: Capture) -> Sample:
+        encoded = encode_image(capture.image, self._codec)
+        return Sample(
+            id=sample_id(encoded),
+            image=encoded,
+            entropy=capture.entropy,
+            label=capture.label,
+            version=capture.version,
+            captured_at=capture.captured_at,
+        )

@@ -115,7 +115,7 @@ class Spool:
                 with self._file.transaction() as (db, changes):
                     added = self._fill(db, changes, rest)
                 waiting, stored = rest, stored + added
-        except SpoolError:
+        except Exception:
             self.count("dropped.disk_error", len(waiting))
             raise
         finally:

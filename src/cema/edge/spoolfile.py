@@ -83,9 +83,14 @@ class SpoolFile:
         self._counters: Counter[str] = Counter()
         self._unsaved: set[str] = set()
         self._db: sqlite3.Connection | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            self._open()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                self._open()
+        except OSError as error:
+            raise SpoolError(
+                f"the spool {path} cannot be opened: {error}; check that its folder exists and is writable"
+            ) from error
 
     def counters(self) -> dict[str, int]:
         """Return every counter and gauge, never waiting for the disk."""

@@ -26,7 +26,7 @@ from cema._files import write_atomic
 from cema.bundle import Bundle
 from cema.criteria import EntropySelector
 from cema.edge.runtime import Runtime, build_runtime
-from cema.errors import CemaError, FormatError
+from cema.errors import CemaError, ConfigError, FormatError
 from cema.update import UpdateManifest, verify_payload, verify_update
 
 __all__ = ["Active", "Resumed", "StateFolder"]
@@ -90,11 +90,21 @@ class StateFolder:
     ----------
     path : Path
         Created when absent.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such folder and it cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise ConfigError(
+                f"state: the folder {str(path)!r} cannot be created: {error}; name one this user may write to"
+            ) from error
 
     @property
     def spool_path(self) -> Path:

@@ -119,7 +119,9 @@ class Uploader(Loop):
             return
         self._good += 1
         if self._good >= self._patience:
-            samples, size = (min(2 * now, full) for now, full in zip(self._limits, self._configured, strict=True))
+            samples, size = (
+                min(2 * now, full) for now, full in zip(self._limits, self._configured, strict=True)
+            )
             self._limits = samples, size
             self._good, self._raised = 0, True
 
