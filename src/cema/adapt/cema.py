@@ -89,13 +89,15 @@ class FoundationStep:
         self.e_max = config.e_max * math.log(foundation.classes)
         self.enabled = config.foundation_lr > 0
 
-    def __call__(self, images: Sequence[np.ndarray]) -> tuple[float, bool] | None:
+    def __call__(self, images: Sequence[np.ndarray], share: float = 1.0) -> tuple[float, bool] | None:
         """Make one step.
 
         Parameters
         ----------
         images : sequence of ndarray
             uint8, height x width x channels.
+        share : float
+            How much of a full batch of new uploads this is, in (0, 1]; the learning rate shrinks by it.
 
         Returns
         -------
@@ -106,7 +108,7 @@ class FoundationStep:
             return None
         with self.foundation.training():
             loss = entropy_loss(self.foundation.forward(images), self.e_max)
-            return float(loss.detach()), self.foundation.step(loss)
+            return float(loss.detach()), self.foundation.step(share * loss)
 
 
 class DistillationStep:
@@ -127,13 +129,17 @@ class DistillationStep:
         self.e_max = config.e_max * math.log(edge.classes)
         self.enabled = config.edge_lr > 0
 
-    def __call__(self, images: Sequence[np.ndarray]) -> tuple[dict[str, float], bool] | None:
+    def __call__(
+        self, images: Sequence[np.ndarray], share: float = 1.0
+    ) -> tuple[dict[str, float], bool] | None:
         """Make one step.
 
         Parameters
         ----------
         images : sequence of ndarray
             New and replayed ones, uint8, height x width x channels.
+        share : float
+            How much of a full batch of new uploads is among them, in (0, 1]; the learning rate shrinks by it.
 
         Returns
         -------
@@ -152,7 +158,7 @@ class DistillationStep:
                 "ce": float(terms.ce.detach()),
                 "entropy": float(terms.entropy.detach()),
             }
-            return losses, self.edge.step(terms.total)
+            return losses, self.edge.step(share * terms.total)
 
 
 class CemaAdapter(Generic[T]):
@@ -235,7 +241,9 @@ class CemaAdapter(Generic[T]):
         if not images:
             return self._report(dropped=dropped)
         check_images(images)
-        wanted = round(self.config.replayed * min(1.0, len(images) / self.config.fresh))
+        # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
+        share = min(1.0, len(images) / self.config.fresh)
+        wanted = round(self.config.replayed * share)
         restarts = self.edge.statistics.restarts
         self.foundation.follow(images)
         self.edge.follow(images)
@@ -243,8 +251,8 @@ class CemaAdapter(Generic[T]):
             self.since_change = 0
         again, gone = self._draw(wanted)
         both = [*images, *again]
-        foundation = self.foundation_step(images)
-        distillation = self.distillation_step(both)
+        foundation = self.foundation_step(images, share)
+        distillation = self.distillation_step(both, share)
         self.replay.add(fresh)
         self.since_change += len(fresh)
         return self._report(

@@ -106,7 +106,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 0
     poll_seconds: float = 0.25
-    linger_seconds: float = 5.0
+    linger_seconds: float = 60.0
     idle_steps: int = 8
     max_backlog: int = 64
 
