@@ -68,8 +68,8 @@ class RunningStatistics:
         self.restarts = 0
         self._usual: float | None = None
         # What weather or a camera changes shows in the first layers; deeper ones also follow which classes happened to
-        # come. On EfficientNet-Lite0, between 32 clean photographs and 32 others with gaussian noise, the distance of
-        # the first quarter's statistics was 5 to 60 times that between clean ones, and that of the last 1 to 2 times.
+        # come. On EfficientNet-Lite0, between 32 clean photographs and 32 others with gaussian noise, the distances in
+        # the first quarter of the layers were 5 to 64 times those between clean ones.
         self._early = sum(layer.running_mean.numel() for layer in self.layers[: -(-len(self.layers) // 4)])
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []

@@ -54,7 +54,7 @@ class Standing:
 class Evidence(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The newest batches of one environment.
 
-    A model that is judged by samples it has just learned from looks better than it is: with statistics of 64
+    A model that is judged by samples it has just learned from looks better than it is: with statistics of some dozen
     photographs, EfficientNet-Lite0 passed such a test and lost 7 points on clean images.
 
     Attributes
