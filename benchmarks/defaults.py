@@ -172,7 +172,7 @@ def run(
                 "accuracy": round(100 * sum(right) / seen, 2),
                 "last_half": round(100 * sum(right[len(right) // 2 :]) / tail(right, seen, options.batch), 2),
                 "uploaded": round(100 * uploaded / seen, 1),
-                "restarts": adapter.edge.statistics.restarts if adapter else 0,
+                "changes": adapter.surroundings.changes if adapter else 0,
                 "by_batch": right,
                 "seconds": round(time.perf_counter() - began, 1),
             }

@@ -1,7 +1,8 @@
 """The payload of an update: a norm state and the answers it must give, in safetensors.
 
 One tensor per norm parameter (``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or
-float32, with the metadata ``{"format": "cema.payload/1"}``.
+float32, with the metadata ``{"format": "cema.payload/1"}``; and, where the update was made from some environment's
+samples, ``environment.mean`` and ``environment.covariance`` in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from cema.environment import Environment
 from cema.errors import FormatError
 
 __all__ = ["NormState", "Payload", "check_norm_state", "decode_payload", "encode_payload", "round_norm_state"]
@@ -23,6 +25,7 @@ NormState = dict[str, npt.NDArray[np.float32]]
 """Norm parameters by key, ``{layer}.scale`` and ``{layer}.shift``: float32 (size,), finite."""
 
 _FORMAT, _GOLDEN = "cema.payload/1", "golden.logits"
+_MEAN, _COVARIANCE = "environment.mean", "environment.covariance"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +38,13 @@ class Payload:
         The norm parameters.
     golden_logits : ndarray of float32 (G, C)
         What the model must answer to the bundle's golden images with these parameters.
+    environment : Environment or None
+        What the inputs looked like that it was made from; None for parameters that go with any.
     """
 
     norm_state: NormState
     golden_logits: npt.NDArray[np.float32]
+    environment: Environment | None = None
 
 
 def check_norm_state(norm_state: Mapping[str, npt.NDArray[Any]]) -> NormState:
@@ -78,7 +84,11 @@ def check_norm_state(norm_state: Mapping[str, npt.NDArray[Any]]) -> NormState:
 
 
 def encode_payload(
-    norm_state: Mapping[str, npt.NDArray[Any]], golden_logits: npt.NDArray[Any], *, tolerance: float = 1e-3
+    norm_state: Mapping[str, npt.NDArray[Any]],
+    golden_logits: npt.NDArray[Any],
+    *,
+    environment: Environment | None = None,
+    tolerance: float = 1e-3,
 ) -> bytes:
     r"""Encode a norm state and the answers it must give.
 
@@ -98,6 +108,8 @@ def encode_payload(
         Norm parameters by key.
     golden_logits : ndarray (G, C)
         The logits of the golden images, computed with `round_norm_state` of `norm_state`.
+    environment : Environment, optional
+        What the inputs looked like that it was made from.
     tolerance : float, default 1e-3
         As above; 0 stores in float16 only what it holds exactly.
 
@@ -118,6 +130,8 @@ def encode_payload(
         )
     tensors = {key: _shortest(tensor, tolerance) for key, tensor in check_norm_state(norm_state).items()}
     tensors[_GOLDEN] = _shortest(_finite32(_GOLDEN, golden), tolerance)
+    if environment is not None:
+        tensors |= {_MEAN: environment.mean, _COVARIANCE: environment.covariance}
     return safetensors.numpy.save(tensors, metadata={"format": _FORMAT})
 
 
@@ -155,7 +169,18 @@ def decode_payload(data: bytes) -> Payload:
     if golden is None or golden.ndim != 2 or golden.size == 0:
         shape = "none" if golden is None else f"shape {golden.shape}"
         raise FormatError(f"expected a tensor {_GOLDEN!r} of shape (G, C), got {shape}")
-    return Payload(check_norm_state(tensors), _finite32(_GOLDEN, golden))
+    environment = _environment(tensors.pop(_MEAN, None), tensors.pop(_COVARIANCE, None))
+    return Payload(check_norm_state(tensors), _finite32(_GOLDEN, golden), environment)
+
+
+def _environment(mean: npt.NDArray[Any] | None, covariance: npt.NDArray[Any] | None) -> Environment | None:
+    if mean is None and covariance is None:
+        return None
+    if mean is None or covariance is None:
+        raise FormatError(f"expected both or neither of {_MEAN!r} and {_COVARIANCE!r}, got one")
+    environment = Environment(_finite32(_MEAN, mean), _finite32(_COVARIANCE, covariance))
+    environment.precision()  # refuses here what the guard could not use later
+    return environment
 
 
 def round_norm_state(norm_state: Mapping[str, npt.NDArray[Any]], tolerance: float = 1e-3) -> NormState:

@@ -299,11 +299,11 @@ def test_after_a_change_of_the_environment_only_newer_samples_are_replayed(
 
     adapter: CemaAdapter[str] = CemaAdapter(edge, foundation, QUICK, decode=decode)
     reports = [adapter.learn([f"day {8 * k + i}" for i in range(8)]) for k in range(5)]
-    assert adapter.edge.statistics.restarts == 0
+    assert adapter.surroundings.changes == 0
     assert [r.replayed for r in reports] == [0, 0, 12, 12, 12]
     seen.clear()
     reports = [adapter.learn([f"night {8 * k + i}" for i in range(8)]) for k in range(3)]
-    assert adapter.edge.statistics.restarts == 1
+    assert adapter.surroundings.changes == 1
     assert [r.replayed for r in reports] == [0, 8, 12]
     assert all(name.startswith("night") for name in seen)
 
@@ -325,6 +325,6 @@ def test_a_change_may_put_the_source_parameters_back(
     with torch.no_grad():
         adapter.edge.parameters["ln.bias"].fill_(7.0)  # as if learned; the edge's own rate is 0
     adapter.learn([image // 8 for image in photos(8)])
-    assert adapter.edge.statistics.restarts == 1
+    assert adapter.surroundings.changes == 1
     expected = edge.module.ln.bias if on_change == "reset" else torch.full((8,), 7.0)
     assert torch.equal(adapter.edge.parameters["ln.bias"], expected)

@@ -86,23 +86,11 @@ def test_a_single_value_per_channel_is_no_statistic() -> None:
     assert torch.equal(layer.running_var, torch.ones(3))
 
 
-def test_a_change_of_the_environment_restarts_the_window_and_ordinary_batches_do_not() -> None:
-    layer = AdaptiveBatchNorm(nn.BatchNorm2d(3))
-    tracker = RunningStatistics([layer], start="first_batch", window=64, momentum=0.1, batch=8, restart=2.5)
-    generator = torch.Generator().manual_seed(0)
-    calm = [torch.randn(8, 3, 4, 4, generator=generator) for _ in range(12)]
-    observed(layer, calm, tracker)
-    assert tracker.restarts == 0
-    night = 3 * torch.randn(8, 3, 4, 4, generator=generator) - 2
-    observed(layer, [night], tracker)
-    assert tracker.restarts == 1
-    torch.testing.assert_close(layer.running_mean, night.mean((0, 2, 3)))
-    observed(layer, [3 * torch.randn(8, 3, 4, 4, generator=generator) - 2 for _ in range(4)], tracker)
-    assert tracker.restarts == 1
-
-
-def test_a_handful_of_samples_never_restarts_the_window() -> None:
-    layer = AdaptiveBatchNorm(nn.BatchNorm2d(3))
-    tracker = RunningStatistics([layer], start="first_batch", window=64, momentum=0.1, batch=8, restart=1e-6)
-    observed(layer, [*data(1), data(2)[1][:3]], tracker)
-    assert tracker.restarts == 0
+def test_a_window_that_begins_anew_forgets_the_rest() -> None:
+    layer, tracker = make(window=64)
+    batches = data(3)
+    observed(layer, batches[:2], tracker)
+    with normalising([layer], "batch"), torch.no_grad():
+        layer(batches[2])
+    assert tracker.observe(8, anew=True)
+    torch.testing.assert_close(layer.running_mean, batches[2].mean((0, 2, 3)))

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "cema"
 
 # What each room may import of the project beside itself; a room that is not named here may import the formats only.
 FORMATS = {
-    *("bundle", "config", "criteria", "errors", "keys", "preprocess", "sample", "update"),
+    *("bundle", "config", "criteria", "environment", "errors", "keys", "preprocess", "sample", "update"),
     *("_bundle_format", "_codec", "_files", "_payload", "_version"),
 }
 ALLOWED = {

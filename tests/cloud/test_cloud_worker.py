@@ -22,10 +22,12 @@ from cema.cloud.evidence import Batch, Evidence
 from cema.cloud.publisher import Publisher
 from cema.cloud.runner import open_cohort
 from cema.cloud.store import Fenced, Store
+from cema.environment import Environment, InputAverage, input_statistics
 from cema.errors import ConfigError, ModelError, StoreError
 from cema.keys import generate_key, load_private_key
 from cema.models import resolve
 from cema.norms import load_folded
+from cema.sample import decode_image
 from cema.update import decode_payload, verify_payload, verify_update
 
 
@@ -126,6 +128,31 @@ def test_drifted_samples_make_a_signed_version_that_is_better(cloud: Cloud) -> N
     with torch.inference_mode():
         logits = module(torch.from_numpy(PREPROCESSING(bundle.golden_images))).numpy()
     np.testing.assert_allclose(payload.golden_logits, logits, rtol=2e-3, atol=2e-3)
+
+
+def test_a_version_says_what_the_inputs_looked_like_that_it_was_made_from(cloud: Cloud) -> None:
+    cloud.send(160)
+    drain(cloud.open())
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    environment = decode_payload(update.payload).environment
+    assert environment is not None
+    images = [decode_image(sample.image) for sample in cloud.store.fresh("north", after=0, limit=160)]
+    rows = input_statistics(PREPROCESSING(images))
+    # Whole batches, at most as many as the statistics average over; the last candidate may have been held back.
+    ends = range(16, 161, 16)
+    means = [rows[a:b].mean(0) for b in ends for a in range(max(0, b - 96), b, 16)]
+    assert min(np.abs(environment.mean - mean).max() for mean in means) < 1e-5
+    quiet, _ = quadrants(200, 7, drift=False)
+    drifted, _ = quadrants(200, 7, drift=True)
+    average = {True: InputAverage(len(environment.mean)), False: InputAverage(len(environment.mean))}
+    for drift, batch in ((True, drifted), (False, quiet)):
+        for row in input_statistics(PREPROCESSING(batch)):
+            average[drift].observe(row)
+    precision = environment.precision()
+    assert (
+        average[True].distance(environment, precision) < 36 < average[False].distance(environment, precision)
+    )
 
 
 def test_no_version_that_is_ever_published_is_worse_than_the_source(cloud: Cloud) -> None:
@@ -377,11 +404,14 @@ def test_the_gate(cloud: Cloud, evidence: Evidence, outcome: str) -> None:
     publisher = make_publisher(cloud, gate=0.02, evidence=64)
     source = publisher.bundle.norm_state()
     state = {key: value * np.float32(1.25) for key, value in source.items()}
-    candidate = publisher.consider(state, evidence, 5.0)
+    candidate = publisher.consider(state, evidence, 5.0, Environment.of(np.eye(8)[:, :4]))
     assert candidate.outcome == outcome
     assert (candidate.update is not None) == (outcome in ("published", "reverted"))
     if candidate.update is not None:
-        sent = decode_payload(candidate.update.payload).norm_state
+        payload = decode_payload(candidate.update.payload)
+        sent = payload.norm_state
+        # The source model goes with any input.
+        assert (payload.environment is not None) == (outcome == "published")
         expected = state if outcome == "published" else source
         assert all(np.allclose(sent[key], expected[key], rtol=1e-3, atol=1e-3) for key in source)
 

@@ -31,6 +31,7 @@ from cema.edge.runtime import build_runtime
 from cema.edge.spool import Spool
 from cema.edge.state import Active, StateFolder
 from cema.edge.updater import Updater
+from cema.environment import Environment
 from cema.update import encode_payload, round_norm_state
 
 
@@ -124,7 +125,7 @@ def test_a_renewal_of_what_runs_is_remembered_and_neither_fetched_nor_built(
     cloud.artifacts.clear()
     requests = len(cloud.requests)
     with monkeypatch.context() as patch:
-        patch.setattr("cema.edge.updater.build_runtime", lambda *_, **__: pytest.fail("it was built again"))
+        patch.setattr("cema.edge.updater.build_active", lambda *_, **__: pytest.fail("it was built again"))
         device.poll(2)
     assert [path.rsplit("/", 1)[-1] for _, path, _ in cloud.requests[requests:]] == ["latest", "latest"]
     assert device.updater.last_error is None
@@ -246,6 +247,13 @@ def _other_model(bundle: Bundle) -> bytes:
     return encode_payload(state, bundle.golden_logits)
 
 
+def _other_statistics(bundle: Bundle) -> bytes:
+    state = round_norm_state(norm_state(3))
+    golden = reference(state, bundle.golden_images).astype(np.float32)
+    strange = Environment(np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    return encode_payload(state, golden, environment=strange)
+
+
 def _resigned(good: Update, **changes: Any) -> Update:
     """The envelope with other content than was signed."""
     return replace(good, envelope=msgspec.json.encode(msgspec.json.decode(good.envelope) | changes))
@@ -277,6 +285,10 @@ BAD: dict[str, tuple[str, Callable[[Bundle, Ed25519PrivateKey, Update], Update]]
     "truncated": ("payload_mismatch", lambda b, k, good: replace(good, payload=good.payload[:-7])),
     "nan": ("malformed", lambda b, k, good: make_update(b, k, 3, payload=_nan_payload(b))),
     "other layers": ("malformed", lambda b, k, good: make_update(b, k, 3, payload=_other_model(b))),
+    "other statistics": (
+        "malformed",
+        lambda b, k, good: make_update(b, k, 3, payload=_other_statistics(b)),
+    ),
     "golden": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG)),
     "golden shape": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG[:2])),
     "html": ("malformed", lambda b, k, good: replace(good, envelope=b"<html>accept our terms</html>")),

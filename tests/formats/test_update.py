@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cema.environment import Environment
 from cema.errors import FormatError, UpdateRejected
 from cema.keys import key_id
 from cema.update import (
@@ -186,6 +187,34 @@ def test_malformed_payloads_are_refused(
 ) -> None:
     with pytest.raises(FormatError, match="expected"):
         decode_payload(safetensors.numpy.save(content, metadata=metadata))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 20), st.integers(1, 10), st.integers(0, 99))
+def test_the_environment_travels_unchanged(more: int, size: int, seed: int) -> None:
+    environment = Environment.of(np.random.default_rng(seed).normal(size=(size + more, size)))
+    decoded = decode_payload(encode_payload(norm_state(), golden(), environment=environment)).environment
+    assert decoded is not None
+    np.testing.assert_array_equal(decoded.mean, environment.mean)
+    np.testing.assert_array_equal(decoded.covariance, environment.covariance)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"environment.mean": np.zeros(2, np.float32)},
+        {"environment.covariance": np.eye(2, dtype=np.float32)},
+        {"environment.mean": np.zeros(2, np.float32), "environment.covariance": np.eye(3, dtype=np.float32)},
+        {
+            "environment.mean": np.zeros(2, np.float32),
+            "environment.covariance": np.array([[1, 9], [9, 1]], np.float32),
+        },
+    ],
+)
+def test_half_an_environment_or_none_at_all_is_refused(tensors: dict[str, np.ndarray]) -> None:
+    whole = safetensors.numpy.load(encode_payload(norm_state(), golden()))
+    with pytest.raises(FormatError, match="expected"):
+        decode_payload(safetensors.numpy.save(whole | tensors, metadata={"format": "cema.payload/1"}))
 
 
 def test_a_payload_with_null_for_metadata_is_refused() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from cema.adapt._checkpoint import checkpointing
-from cema.adapt.norm import normalising, prepare
+from cema.adapt._copy import ModelCopy
+from cema.adapt.norm import normalising
 from cema.adapt.statistics import RunningStatistics
 
 if TYPE_CHECKING:
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaptedModel"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-class AdaptedModel:
+class AdaptedModel(ModelCopy):
     """A copy of a model with its trainable norm state, optimiser and running statistics.
 
     Parameters
@@ -44,14 +41,10 @@ class AdaptedModel:
 
     Attributes
     ----------
-    module : torch.nn.Module
-        The adapted copy.
-    parameters : dict of str to torch.nn.Parameter
-        What is trained.
-    layers : dict of str to AdaptiveBatchNorm
-        Whose statistics move.
-    source_digest : str
-        Hex SHA-256 of the source model's tensors; identifies what this adaptation began from.
+    optimizer : torch.optim.SGD
+        Over all `parameters`.
+    statistics : RunningStatistics
+        Moves those of all `layers`.
 
     Raises
     ------
@@ -64,19 +57,8 @@ class AdaptedModel:
     def __init__(
         self, model: Model, config: AdaptConfig, learning_rate: float, *, device: str, dtype: str
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(sorted(_DTYPES))}, got {dtype!r}")
-        self.name = model.name
-        self.classes = model.classes
-        self.preprocessing = model.preprocessing
-        self.device = _available(device)
-        self.dtype = _DTYPES[dtype]
+        super().__init__(model, device=device, dtype=dtype)
         self._config = config
-        self.source_digest = _digest(model.module)
-        self._memory = _memory_format(model.module)
-        self.module = copy.deepcopy(model.module).to(self.device, torch.float32)
-        self.module.to(memory_format=self._memory)  # type: ignore[call-overload]
-        self.parameters, self.layers = prepare(self.module)
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.SGD(
             list(self.parameters.values()), lr=learning_rate, momentum=config.sgd_momentum
@@ -87,16 +69,7 @@ class AdaptedModel:
             window=config.window if config.statistics == "window" else None,
             momentum=config.statistics_momentum,
             batch=config.fresh,
-            restart=config.restart,
         )
-
-    def forward(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return logits (N, C), float32, of uint8 HWC images, in whatever mode the layers are."""
-        pixels = torch.from_numpy(self.preprocessing(images))
-        x = pixels.to(self.device, memory_format=self._memory)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            logits: torch.Tensor = self.module(x)
-        return logits.float()
 
     @torch.no_grad()
     def logits(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -106,7 +79,7 @@ class AdaptedModel:
         return torch.cat(parts) if parts else torch.empty(0, self.classes, device=self.device)
 
     @torch.no_grad()
-    def observe(self, images: Sequence[np.ndarray]) -> bool:
+    def observe(self, images: Sequence[np.ndarray], *, anew: bool = False) -> bool:
         """Move the running statistics by a pass in which every layer uses this batch's own statistics.
 
         Returns
@@ -118,21 +91,22 @@ class AdaptedModel:
             return False
         with normalising(self.layers.values(), "batch"):
             self.forward(images)
-        return self.statistics.observe(len(images))
+        return self.statistics.observe(len(images), anew=anew)
 
-    def follow(self, fresh: Sequence[np.ndarray]) -> None:
+    def follow(self, fresh: Sequence[np.ndarray], *, changed: bool = False, anew: bool = False) -> None:
         """Move the running statistics before a step, as configured.
 
         Parameters
         ----------
         fresh : sequence of ndarray
             New uploads.
+        changed, anew : bool
+            Whether they show that the environment has changed, and whether a window of statistics begins with them.
         """
         first = self._config.statistics == "step" and not self.statistics.started
-        restarts = self.statistics.restarts
         if first or self._config.statistics in {"window", "fresh"}:
-            self.observe(fresh)
-        if self.statistics.restarts > restarts and self._config.on_change == "reset":
+            self.observe(fresh, anew=anew)
+        if changed and self._config.on_change == "reset":
             self.reset_parameters()
 
     @torch.no_grad()
@@ -170,32 +144,3 @@ class AdaptedModel:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return finite
-
-
-def _memory_format(module: torch.nn.Module) -> torch.memory_format:
-    """Return the faster layout of activations that works for a model.
-
-    Convolutions are faster with channels last: measured on one core, forward and backward, 1.9 times for
-    EfficientNet-Lite0 and 1.2 times for Lite2. GroupNorm is not: its backward pass crashed (torch 2.13, CPU).
-    """
-    if any(isinstance(layer, torch.nn.GroupNorm) for layer in module.modules()):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def _available(device: str) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f'device: expected one that this torch can use, got {device!r} ({error}); "cpu" always works'
-        ) from error
-    return torch.device(device)
-
-
-def _digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

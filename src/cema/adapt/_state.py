@@ -60,11 +60,14 @@ def collect(adapter: CemaAdapter[Any]) -> AdapterState:
         window, progress = model.statistics.state()
         tensors.update({f"{side}.{key}": value for key, value in window.items()})
         models[side] = {"name": model.name, "source": model.source_digest, **progress}
+    inputs, surroundings = adapter.surroundings.state()
+    tensors.update(inputs)
     values = {
         "format": FORMAT,
         "models": models,
         "counters": dict(adapter.counters),
         "since_change": adapter.since_change,
+        "surroundings": surroundings,
         "rng": adapter._rng.bit_generator.state,
         "replay": [_plain(item) for item in adapter.replay.items()],
     }
@@ -78,6 +81,8 @@ def restore(adapter: CemaAdapter[Any], state: AdapterState) -> None:
     expected: dict[str, torch.Size] = {}
     for side, model in _sides(adapter).items():
         expected.update(_expected_shapes(side, model, values["models"][side], tensors))
+    for i, shape in enumerate(values["surroundings"]["shapes"]):
+        expected[f"inputs.{i}"] = torch.Size(shape)
     _check_tensors(expected, tensors)
     for side, model in _sides(adapter).items():
         own = {key.removeprefix(f"{side}."): t for key, t in tensors.items() if key.startswith(f"{side}.")}
@@ -87,6 +92,7 @@ def restore(adapter: CemaAdapter[Any], state: AdapterState) -> None:
     adapter.counters.update(values["counters"])
     adapter._rng.bit_generator.state = values["rng"]
     adapter.since_change = values["since_change"]
+    adapter.surroundings.load(tensors, values["surroundings"])
     adapter.replay.load(values["replay"])
 
 
@@ -171,15 +177,20 @@ def _check_values(adapter: CemaAdapter[Any], values: dict[str, Any]) -> None:
             f"expected an adapter state of format {FORMAT}, got {values.get('format')!r}; start anew"
         )
     try:
-        complete = all(key in values for key in ("counters", "since_change", "rng", "replay")) and all(
-            {"name", "source", "started", "restarts", "usual", "counts"} <= values["models"][side].keys()
-            for side in _sides(adapter)
+        needed = ("counters", "since_change", "surroundings", "rng", "replay")
+        complete = (
+            all(key in values for key in needed)
+            and {"changes", "mixed", "shapes"} <= values["surroundings"].keys()
+            and all(
+                {"name", "source", "started", "counts"} <= values["models"][side].keys()
+                for side in _sides(adapter)
+            )
         )
     except (KeyError, AttributeError, TypeError):
         complete = False
     if not complete:
         raise FormatError(
-            "the adapter state lacks one of models, counters, rng and replay; use another or start anew"
+            "the adapter state lacks one of models, counters, surroundings, rng and replay; use another or start anew"
         )
     for side, model in _sides(adapter).items():
         told = values["models"][side]

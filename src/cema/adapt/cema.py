@@ -17,6 +17,8 @@ from cema.adapt._adapted import AdaptedModel
 from cema.adapt.config import AdaptConfig
 from cema.adapt.losses import distillation_loss, entropy_loss
 from cema.adapt.replay import ReplayBuffer
+from cema.adapt.surroundings import Surroundings
+from cema.environment import input_statistics
 from cema.norms import folded_norm_state
 from cema.preprocess import check_images
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Literal
 
+    from cema.environment import Environment
     from cema.models.spec import Model
 
 __all__ = ["AdapterState", "CemaAdapter", "DistillationStep", "FoundationStep", "StepReport"]
@@ -210,6 +213,9 @@ class CemaAdapter(Generic[T]):
         self.distillation_step = DistillationStep(self.edge, self.foundation, self.config)
         self.replay: ReplayBuffer[T] = ReplayBuffer(self.config.capacity)
         self.counters = {"steps": 0, "fresh": 0, "replayed": 0, "dropped": 0, "skipped": 0}
+        self.surroundings = Surroundings(
+            window=self.config.window, limit=self.config.change_limit, batch=self.config.fresh
+        )
         self.since_change = 0
         self._decode = decode
         self._rng = np.random.default_rng(seed)
@@ -244,10 +250,12 @@ class CemaAdapter(Generic[T]):
         # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
         share = min(1.0, len(images) / self.config.fresh)
         wanted = round(self.config.replayed * share)
-        restarts = self.edge.statistics.restarts
-        self.foundation.follow(images)
-        self.edge.follow(images)
-        if self.edge.statistics.restarts > restarts:
+        changes = self.surroundings.changes
+        anew = self.surroundings.observe(input_statistics(self.edge.preprocessing(images)))
+        changed = self.surroundings.changes > changes
+        for model in (self.foundation, self.edge):
+            model.follow(images, changed=changed, anew=anew)
+        if changed:
             self.since_change = 0
         again, gone = self._draw(wanted)
         both = [*images, *again]
@@ -292,6 +300,10 @@ class CemaAdapter(Generic[T]):
             When a folded value is not finite.
         """
         return folded_norm_state(self.edge.module)
+
+    def environment(self) -> Environment | None:
+        """Return what the inputs look like that the norm state is for; None while too few are known."""
+        return self.surroundings.environment()
 
     def edge_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return the edge model's logits on uint8 HWC images, running statistics, (N, C) float32."""

@@ -89,9 +89,9 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         code does), or nothing at all.
     window : int
         New uploads over which ``statistics = "window"`` averages.
-    restart : float
-        How many times farther than usual a batch of uploads must be from the window to be taken for a change
-        of the environment, at which the window begins anew; 0 switches this off.
+    change_limit : float
+        How far the latest of a batch of uploads must be from those in the window, in what the inputs look like, to
+        be taken for a change of the environment (`Surroundings`), at which the window begins anew; 0 switches this off.
     on_change : {"keep", "reset"}
         Whether at such a change a model's affine parameters stay as they are, or go back to the source model's
         because what they learned was for another environment.
@@ -120,7 +120,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     start: Literal["first_batch", "source"] = "first_batch"
     statistics: Literal["window", "fresh", "step", "source"] = "window"
     window: int = 96
-    restart: float = 2.5
+    change_limit: float = 36.0
     on_change: Literal["keep", "reset"] = "keep"
     replay_scope: Literal["since_change", "all"] = "since_change"
     statistics_momentum: float = 0.1
@@ -131,7 +131,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Refuse values outside their range."""
         for name in ("fresh", "replay_from", "window", "chunk"):
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
-        for name in ("replayed", "capacity", "edge_lr", "foundation_lr", "e_max", "restart"):
+        for name in ("replayed", "capacity", "edge_lr", "foundation_lr", "e_max", "change_limit"):
             _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         for name in ("kl", "ce", "entropy"):
             value = getattr(self, name)

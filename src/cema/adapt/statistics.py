@@ -8,7 +8,6 @@ pass in which every layer normalises with the batch's own: they fit one another 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from cema.adapt.norm import AdaptiveBatchNorm
 
 __all__ = ["RunningStatistics"]
-
-_EPS = 1e-5
-_MAX_TERM = 10.0
 
 
 class RunningStatistics:
@@ -40,14 +36,6 @@ class RunningStatistics:
         Rate of the exponential average for a batch of `batch` samples.
     batch : int
         Samples in a full batch; a smaller batch moves the average by less.
-    restart : float
-        When a batch is this many times farther from the window's average than batches have been so far, the
-        environment has changed: the window begins anew with it. 0 switches this off.
-
-    Attributes
-    ----------
-    restarts : int
-        How often the window has begun anew.
     """
 
     def __init__(
@@ -58,26 +46,25 @@ class RunningStatistics:
         window: int | None,
         momentum: float,
         batch: int,
-        restart: float = 0.0,
     ) -> None:
         self.layers = list(layers)
         self.window = window
         self.momentum = momentum
         self.batch = batch
-        self.restart = restart
-        self.restarts = 0
-        self._usual: float | None = None
-        # What weather or a camera changes shows in the first layers; deeper ones also follow which classes happened to
-        # come. On EfficientNet-Lite0, between 32 clean photographs and 32 others with gaussian noise, the distances in
-        # the first quarter of the layers were 5 to 64 times those between clean ones.
-        self._early = sum(layer.running_mean.numel() for layer in self.layers[: -(-len(self.layers) // 4)])
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []
         if self.layers and self.started and window is not None:
             self._entries.append((window, self._gather_running()))
 
-    def observe(self, count: int) -> bool:
+    def observe(self, count: int, *, anew: bool = False) -> bool:
         """Take in what the layers observed in the last forward pass over `count` samples.
+
+        Parameters
+        ----------
+        count : int
+            Samples.
+        anew : bool
+            Whether a window forgets what it holds, because that was another environment.
 
         Returns
         -------
@@ -92,9 +79,8 @@ class RunningStatistics:
         if not torch.isfinite(flat).all():
             return False
         if self.window is not None:
-            if self._changed(count, flat):
+            if anew:
                 self._entries.clear()
-                self.restarts += 1
             self._entries.append((count, flat))
             self._drop_old(self.window)
             self._write(self._average())
@@ -110,34 +96,12 @@ class RunningStatistics:
         """Return the window as tensors, and counts, for `load`; running statistics are the layers' own."""
         tensors = {f"window.{i}": flat.clone() for i, (_, flat) in enumerate(self._entries)}
         counts = [count for count, _ in self._entries]
-        return tensors, {
-            "started": self.started,
-            "restarts": self.restarts,
-            "usual": self._usual,
-            "counts": counts,
-        }
+        return tensors, {"started": self.started, "counts": counts}
 
     def load(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
-        self.started, self.restarts, self._usual = values["started"], values["restarts"], values["usual"]
+        self.started = values["started"]
         self._entries = [(count, tensors[f"window.{i}"].clone()) for i, count in enumerate(values["counts"])]
-
-    def _changed(self, count: int, flat: torch.Tensor) -> bool:
-        """Tell whether a batch is of another environment than the window; learn how far they usually are."""
-        # The variance of a handful of samples may be anything.
-        if not self.restart or not self._entries or 2 * count < self.batch:
-            return False
-        total = sum(size for size, _ in self._entries)
-        # The distance of two averages over n and m samples of one environment shrinks as 1/n + 1/m.
-        average = self._average()
-        distance = _divergence(flat[:, : self._early].double(), average[:, : self._early]) / (
-            1 / count + 1 / total
-        )
-        if self._usual is not None and distance > self.restart * self._usual:
-            self._usual = None  # how far apart batches are is another matter in another environment
-            return True
-        self._usual = distance if self._usual is None else 0.9 * self._usual + 0.1 * distance
-        return False
 
     def _drop_old(self, window: int) -> None:
         total = sum(count for count, _ in self._entries)
@@ -163,15 +127,3 @@ class RunningStatistics:
         for layer, mean, variance in zip(self.layers, *(part.split(sizes) for part in flat), strict=True):
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
-
-
-def _divergence(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Symmetric Kullback-Leibler divergence of two normal distributions a channel, the mean over channels."""
-    (mean_a, var_a), (mean_b, var_b) = a, b
-    var_a, var_b = var_a + _EPS, var_b + _EPS
-    ratio = var_a / var_b + var_b / var_a - 2
-    shift = (mean_a - mean_b) ** 2 * (1 / var_a + 1 / var_b)
-    # Dead channels make single huge terms; none may decide alone.
-    terms = (0.25 * (ratio + shift)).clamp(max=_MAX_TERM)
-    # Summed exactly: a resumed adaptation compares this with what it remembers, and must decide as it did before.
-    return math.fsum(terms.tolist()) / len(terms)

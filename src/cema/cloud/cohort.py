@@ -290,7 +290,9 @@ class CohortWorker:
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
         self.progress.since_candidate = 0
-        candidate = self.publisher.consider(self.adapter.norm_state(), self.progress.evidence, now)
+        candidate = self.publisher.consider(
+            self.adapter.norm_state(), self.progress.evidence, now, self.adapter.environment()
+        )
         self._count(f"updates.{candidate.outcome}", 1)
         standing = asdict(candidate.standing) if candidate.standing else {}
         self._last["candidate"] = {"outcome": candidate.outcome, **standing}

@@ -17,6 +17,7 @@ from cema.bundle import Bundle, check_golden
 from cema.cloud.config import PublishConfig
 from cema.cloud.evidence import Evidence, Standing
 from cema.cloud.store import PublishedUpdate
+from cema.environment import Environment
 from cema.errors import ConfigError, ModelError
 from cema.keys import key_id
 from cema.models.spec import Model
@@ -153,7 +154,11 @@ class Publisher:
         return running, source
 
     def consider(
-        self, norm_state: Mapping[str, npt.NDArray[np.float32]], evidence: Evidence, now: float
+        self,
+        norm_state: Mapping[str, npt.NDArray[np.float32]],
+        evidence: Evidence,
+        now: float,
+        environment: Environment | None = None,
     ) -> Candidate:
         """Make an update of a norm state, unless devices would be worse off with it.
 
@@ -165,6 +170,8 @@ class Publisher:
             How the adapted model, the version that devices run and the source model did on new samples.
         now
             Unix seconds.
+        environment
+            What the inputs looked like that the norm state was learned from; devices guard themselves with it.
         """
         standing = evidence.of_candidate()
         if self.config.gate < 1:
@@ -179,7 +186,7 @@ class Publisher:
         golden = self._golden(rounded)
         if not np.isfinite(golden).all():
             return Candidate("not_finite", None, standing)
-        return Candidate("published", self._sign(self._encode(rounded, golden), now), standing)
+        return Candidate("published", self._sign(self._encode(rounded, golden, environment), now), standing)
 
     def _margin(self, count: int) -> float:
         """Return how much better the source must be on `count` samples for devices to get it back.
@@ -212,8 +219,11 @@ class Publisher:
         """Take note that an update is durable and offered from now on."""
         self.resume(update)
 
-    def _encode(self, norm_state: NormState, golden: npt.NDArray[np.float32]) -> bytes:
-        return encode_payload(norm_state, golden, tolerance=self.bundle.manifest.tolerance)
+    def _encode(
+        self, norm_state: NormState, golden: npt.NDArray[np.float32], environment: Environment | None = None
+    ) -> bytes:
+        tolerance = self.bundle.manifest.tolerance
+        return encode_payload(norm_state, golden, environment=environment, tolerance=tolerance)
 
     def _sign(self, payload: bytes, now: float) -> PublishedUpdate:
         created = int(now)

@@ -24,7 +24,7 @@ def result_table(rows: Sequence[StretchResult]) -> Table:
         title="Accuracy in percent and traffic, summed over the edges", box=box.SIMPLE_HEAD, padding=(0, 0)
     )
     table.add_column("stretch", no_wrap=True)
-    for name in ("samples", "frozen", "adapted", "gain", "sent", "share %", "up", "down"):
+    for name in ("samples", "frozen", "adapted", "sent", "sent %", "up", "down", "guard %"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
@@ -44,6 +44,7 @@ def _whole(rows: Sequence[StretchResult]) -> StretchResult:
         uploaded=sum(row.uploaded for row in rows),
         bytes_up=sum(row.bytes_up for row in rows),
         bytes_down=sum(row.bytes_down for row in rows),
+        guarded=sum(row.guarded for row in rows),
     )
 
 
@@ -53,11 +54,11 @@ def _cells(row: StretchResult) -> list[str]:
         str(row.samples),
         f"{row.frozen_accuracy:.1f}",
         f"{row.adapted_accuracy:.1f}",
-        f"{row.adapted_accuracy - row.frozen_accuracy:+.1f}",
         str(row.uploaded),
         f"{100 * row.uploaded / row.samples:.1f}",
         human_bytes(row.bytes_up),
         human_bytes(row.bytes_down),
+        f"{100 * row.guarded / row.samples:.1f}",
     ]
 
 

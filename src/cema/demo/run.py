@@ -139,7 +139,8 @@ def _book(data: dict[str, Any], tally: EdgeTally, images: Any, frozen: Runtime, 
         case "prediction":
             batch = np.asarray(images[data["index"] : data["index"] + len(data["labels"])])
             logits = frozen.run(bundle.manifest.preprocessing(batch))
-            tally.predicted(data["index"], data["captured_at"], data["labels"], logits.argmax(axis=1))
+            labels = logits.argmax(axis=1)
+            tally.predicted(data["index"], data["captured_at"], data["labels"], labels, data["guarded"])
         case "uploaded":
             tally.sent(data["captured_at"], data["bytes"])
         case "swap":

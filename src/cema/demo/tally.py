@@ -32,6 +32,7 @@ class EdgeTally:
     uploaded: NDArray[np.int64] = field(init=False)
     bytes_up: NDArray[np.int64] = field(init=False)
     bytes_down: NDArray[np.int64] = field(init=False)
+    guarded: NDArray[np.bool_] = field(init=False)
     swaps: list[tuple[int, int]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
     _captured: dict[float, int] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class EdgeTally:
         self.uploaded = np.zeros(count, np.int64)
         self.bytes_up = np.zeros(count, np.int64)
         self.bytes_down = np.zeros(count, np.int64)
+        self.guarded = np.zeros(count, bool)
 
     @property
     def version(self) -> int:
@@ -56,7 +58,12 @@ class EdgeTally:
         return int(np.searchsorted(self.bounds, min(self.seen, self.bounds[-1] - 1), side="right")) - 1
 
     def predicted(
-        self, index: int, captured_at: float, adapted: Sequence[int], frozen: NDArray[np.int64]
+        self,
+        index: int,
+        captured_at: float,
+        adapted: Sequence[int],
+        frozen: NDArray[np.int64],
+        guarded: bool = False,
     ) -> None:
         """Score a batch of predictions of both models that begins at sample `index`."""
         self._captured[captured_at] = index
@@ -66,6 +73,7 @@ class EdgeTally:
         rows = slice(index, index + len(adapted))
         self.adapted[rows] = np.asarray(adapted) == self.labels[rows]
         self.frozen[rows] = frozen == self.labels[rows]
+        self.guarded[rows] = guarded
         self.seen = max(self.seen, rows.stop)
 
     def sent(self, captured_at: Sequence[float], size: Sequence[int]) -> None:
@@ -103,6 +111,7 @@ class StretchResult:
     uploaded: int
     bytes_up: int
     bytes_down: int
+    guarded: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row for JSON."""
@@ -128,6 +137,7 @@ def summarise(names: Sequence[str], tallies: Sequence[EdgeTally]) -> list[Stretc
                 uploaded=sum(int(t.uploaded[s].sum()) for t, s in parts),
                 bytes_up=sum(int(t.bytes_up[s].sum()) for t, s in parts),
                 bytes_down=sum(int(t.bytes_down[s].sum()) for t, s in parts),
+                guarded=sum(int(t.guarded[s].sum()) for t, s in parts),
             )
         )
     return rows

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cema.bundle import Bundle
 from cema.criteria import EntropySelector, softmax_entropy
 from cema.edge.config import CloudLink, EdgeConfig
+from cema.edge.guard import Guard
 from cema.edge.link import Link
 from cema.edge.loop import Backoff, Clock, Loop
 from cema.edge.recorder import Capture, Recorder
@@ -97,7 +98,9 @@ class EdgeAgent:
             cohort = config.cloud.cohort if config.cloud else None
             resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
             self._resume_error = resumed.error
-            self._active = resumed.active or Active(build_runtime(self.bundle, threads=config.threads))
+            source = Active(build_runtime(self.bundle, threads=config.threads))
+            self._active = resumed.active or source
+            self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
             self._recorder = self._make_recorder()
             self._threads: list[Loop] = [self._recorder]
             if config.cloud is not None:
@@ -135,20 +138,23 @@ class EdgeAgent:
         """
         if self._closed:
             raise CemaError("the agent is closed; make a new one")
-        active = self._active
+        installed = self._active
         captured_at = self._clock.now()
-        logits = self._forward(active, images)
+        active, logits = self._forward(installed, images)
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
         with self._selecting:
             selected = self._selector.select(entropy).selected
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
+        guarded = active is not installed
+        if guarded:
+            self._spool.count("guarded", len(labels))
         for i in np.flatnonzero(selected):
             self._recorder.offer(
                 Capture(images[int(i)], float(entropy[i]), int(labels[i]), active.version, captured_at)
             )
-        return Prediction(logits, labels, entropy, selected, active.version, captured_at)
+        return Prediction(logits, labels, entropy, selected, active.version, guarded, captured_at)
 
     def status(self) -> EdgeStatus:
         """Say how things are, without waiting for anything."""
@@ -159,11 +165,13 @@ class EdgeAgent:
             errors.append(self._resume_error)
         return EdgeStatus(
             version=active.version,
+            away=self._guard is not None and self._guard.away,
             digest=active.digest,
             model=self.bundle.manifest.model,
             cohort=self._config.cloud.cohort if self._config.cloud else None,
             predicted=counters.get("predicted", 0),
             selected=counters.get("selected", 0),
+            guarded=counters.get("guarded", 0),
             queued=self._recorder.waiting,
             spooled=self._spool.samples,
             uploaded=counters.get("uploaded", 0),
@@ -234,20 +242,25 @@ class EdgeAgent:
     ) -> None:
         self.close()
 
-    def _forward(self, active: Active, images: Images) -> npt.NDArray[np.float32]:
+    def _forward(self, installed: Active, images: Images) -> tuple[Active, npt.NDArray[np.float32]]:
+        """Return what predicted, and the logits; the first images of a large batch choose for all of it."""
         size = self._config.batch
         preprocess = self.bundle.manifest.preprocessing
         try:
             count = len(images)
         except TypeError:
             count = 0  # no batch at all: preprocessing says what was expected
-        if count <= size:
-            batch = preprocess(images)
-            if len(batch):
-                return active.runtime.run(batch)
-            return np.empty((0, self.bundle.manifest.classes), np.float32)
-        parts = [preprocess(images[i : i + size]) for i in range(0, count, size)]
-        return np.concatenate([active.runtime.run(part) for part in parts])
+        parts = (
+            preprocess(images[i : i + size] if count > size else images) for i in range(0, count or 1, size)
+        )
+        active: Active | None = None
+        logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
+        for part in parts:
+            chosen = installed if self._guard is None else self._guard.choose(installed, part)
+            active = active or chosen
+            if len(part):
+                logits.append(active.runtime.run(part))
+        return active or installed, np.concatenate(logits)
 
     def _make_recorder(self) -> Recorder:
         upload = self._config.upload

@@ -22,7 +22,7 @@ from cema.config import load_toml, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
 
-__all__ = ["CloudLink", "EdgeConfig", "SelectionConfig", "UpdateConfig", "UploadConfig"]
+__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "SelectionConfig", "UpdateConfig", "UploadConfig"]
 
 
 def _at_least(section: msgspec.Struct, least: float, *names: str) -> None:
@@ -143,6 +143,21 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _at_least(self, 0.01, "poll_seconds")
 
 
+class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[guard]``: how far inputs may be from what an update was made for; see :class:`cema.edge.guard.Guard`.
+
+    Attributes
+    ----------
+    limit : float
+        The squared distance above which the source model serves; 0 switches the guard off.
+    """
+
+    limit: float = 36.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "limit")
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent needs to know.
 
@@ -156,7 +171,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         How many images go through the model at once.
     cloud : CloudLink or None
         None: select and spool, and talk to nobody.
-    selection, upload, update
+    selection, upload, update, guard
         See the sections' classes.
     """
 
@@ -168,6 +183,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     selection: SelectionConfig = SelectionConfig()
     upload: UploadConfig = UploadConfig()
     update: UpdateConfig = UpdateConfig()
+    guard: GuardConfig = GuardConfig()
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "threads", "batch")

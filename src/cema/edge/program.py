@@ -6,7 +6,8 @@ Every line is an object with ``event`` and ``time`` (unix seconds):
 event          further keys
 =============  ========================================================================================
 `started`      `source`, `images` (known number of images), and the agent's status
-`prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `version`, `seconds`
+`prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `version`, `guarded`,
+                 `seconds`
 `uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
 `error`        `file`, `message`: an image that cannot be read is reported and skipped
 `swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
@@ -184,7 +185,8 @@ class _Session:
         started = time.monotonic()
         prediction = self._agent.predict(images)
         seconds = time.monotonic() - started
-        self.report(prediction.version)
+        # Which version is installed; that the guard keeps it from serving is no swap.
+        self.report(None if prediction.guarded else prediction.version)
         self.emit(
             "prediction",
             index=self.seen,
@@ -193,6 +195,7 @@ class _Session:
             entropy=prediction.entropy.tolist(),
             selected=prediction.selected.tolist(),
             version=prediction.version,
+            guarded=prediction.guarded,
             seconds=seconds,
         )
         self.seen += len(images)

@@ -25,6 +25,8 @@ class Prediction:
         Whether the sample is worth sending.
     version : int
         Of the norm state that predicted; 0 is the one the device was provisioned with.
+    guarded : bool
+        Whether that is so because the inputs are not what the installed update was made for.
     captured_at : float
         Unix seconds; the samples of this prediction that are sent carry it too.
     """
@@ -34,6 +36,7 @@ class Prediction:
     entropy: npt.NDArray[np.float64]
     selected: npt.NDArray[np.bool_]
     version: int
+    guarded: bool
     captured_at: float
 
 
@@ -43,12 +46,14 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     version : int
-        Of the norm state that serves.
+        The newest one that was installed; it serves unless `away`.
+    away : bool
+        Whether the source model serves, because the latest inputs are not what the update was made for.
     digest : str or None
         SHA-256 of its payload; None for the one the device was provisioned with.
     model, cohort : str, str or None
-    predicted, selected : int
-        Images.
+    predicted, selected, guarded : int
+        Images: all, those worth sending, and those that the source model predicted in an update's place.
     queued, spooled : int
         Samples waiting for the spool, and in it.
     uploaded : int
@@ -74,11 +79,13 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: int
+    away: bool
     digest: str | None
     model: str
     cohort: str | None
     predicted: int
     selected: int
+    guarded: int
     queued: int
     spooled: int
     uploaded: int

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from cema.bundle import Bundle
 from cema.edge.link import Link
 from cema.edge.loop import Backoff, Clock, Loop, Pause
-from cema.edge.runtime import Runtime, build_runtime
 from cema.edge.spool import Spool
-from cema.edge.state import Active, Resumed, StateFolder
+from cema.edge.state import Active, Resumed, StateFolder, build_active, check_fits
 from cema.errors import FormatError, LogitsError, UpdateRejected
 from cema.update import UpdateManifest, verify_payload, verify_update
 
@@ -135,31 +135,29 @@ class Updater(Loop):
         if data is None:  # lost on the disk since; what serves must be remembered whole
             data = self._download(manifest)
         verify_payload(manifest, data)
-        self._accept(envelope, manifest, data, running.runtime)
+        self._accept(envelope, manifest, data, replace(running, version=manifest.version))
         logger.info("version %d serves, with the content of %d", manifest.version, running.version)
 
     def _install(self, envelope: bytes, manifest: UpdateManifest, data: bytes) -> None:
         payload = verify_payload(manifest, data)
         started = self.clock.monotonic()
         try:
-            self._bundle.pack_norm(payload.norm_state)
+            check_fits(self._bundle, payload)
         except FormatError as error:
             raise UpdateRejected("malformed", str(error)) from error
         try:
-            runtime = build_runtime(
-                self._bundle, payload.norm_state, payload.golden_logits, threads=self._threads
-            )
+            active = build_active(self._bundle, manifest, payload, threads=self._threads)
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
-        self._accept(envelope, manifest, data, runtime)
+        self._accept(envelope, manifest, data, active)
         self._counters.count("swaps")
         logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
 
-    def _accept(self, envelope: bytes, manifest: UpdateManifest, data: bytes, runtime: Runtime) -> None:
+    def _accept(self, envelope: bytes, manifest: UpdateManifest, data: bytes, active: Active) -> None:
         # Remembered first: what has served is never followed by something older, even after a power loss.
         self._state.save_update(envelope, manifest, data, self.clock.now())
         self._floor = manifest.version
-        self._active = Active(runtime, manifest.version, manifest.payload)
+        self._active = active
         self._activate(self._active)
 
     def _count(self, digest: str, rejection: UpdateRejected) -> None:
