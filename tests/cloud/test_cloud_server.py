@@ -152,9 +152,10 @@ def test_from_samples_to_a_verified_update_and_a_clean_stop(
 def test_kill_9_loses_nothing_doubles_nothing_and_changes_no_result(
     start: Callable[[], Server], folder: Path
 ) -> None:
-    # Full batches only, so that what is learned depends on the samples' order and on nothing else.
+    # Full batches only and none passed over, so that what is learned depends on the samples' order and on nothing else.
     path = folder / "cloud.toml"
-    path.write_text(path.read_text().replace("[worker]", "[worker]\nidle_steps = 0\nlinger_seconds = 3600.0"))
+    steady = "[worker]\nidle_steps = 0\nlinger_seconds = 3600.0\nmax_backlog = 1000"
+    path.write_text(path.read_text().replace("[worker]", steady))
     batches = [samples_of(quadrants(4, seed, drift=True)[0]) for seed in range(80)]
     acknowledged: set[str] = set()
     server = start()

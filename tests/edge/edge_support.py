@@ -60,8 +60,8 @@ def reference(
     state: Mapping[str, npt.NDArray[Any]], images: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float64]:
     """The model in float64 NumPy, independent of ONNX."""
-    mean, std = np.array(PREPROCESSING.mean), np.array(PREPROCESSING.std)
-    x = ((images.astype(np.float64) - mean) / std).transpose(0, 3, 1, 2)
+    mean, inverse = np.array(PREPROCESSING.mean), np.array([1 / std for std in PREPROCESSING.std])
+    x = ((images.astype(np.float64) - mean) * inverse).transpose(0, 3, 1, 2)
     w = weights()
     for i in range(2):
         x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
