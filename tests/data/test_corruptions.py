@@ -17,6 +17,7 @@ from cema.data.corruptions import (
     VALIDATION_CORRUPTIONS,
     corrupt_image,
     corrupt_images,
+    corrupted_chunks,
 )
 from cema.data.digits import load_digits
 from cema.errors import ConfigError, ImageError
@@ -142,6 +143,29 @@ def test_any_size_keeps_its_shape(height: int, width: int, channels: int, name: 
     corrupted = corrupt_image(image, name, severity)
     assert corrupted.shape == image.shape
     assert corrupted.dtype == np.uint8
+
+
+def test_chunks_come_one_by_one_and_may_be_left_early(grey: np.ndarray) -> None:
+    images = np.concatenate([grey] * 4)
+    read: list[int] = []
+
+    class Lazy(list[np.ndarray]):
+        def __getitem__(self, place: Any) -> Any:
+            read.append(len(range(*place.indices(len(self)))))
+            return super().__getitem__(place)
+
+    chunks = corrupted_chunks(Lazy(images), "contrast", 3)
+    assert read == []
+    assert np.array_equal(next(chunks), corrupt_images(images[:64], "contrast", 3))
+    assert read == [64]
+    chunks.close()
+    assert sum(map(len, corrupted_chunks(images, "contrast", 3))) == len(images)
+
+
+def test_processes_make_no_difference_to_the_constants_of_cifar(grey: np.ndarray) -> None:
+    images = np.concatenate([grey] * 2)
+    parallel = corrupt_images(images, "glass_blur", 3, constants="cifar", processes=2)
+    assert np.array_equal(parallel, corrupt_images(images, "glass_blur", 3, constants="cifar"))
 
 
 def test_processes_make_no_difference_and_report(grey: np.ndarray) -> None:

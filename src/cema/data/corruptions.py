@@ -1,9 +1,10 @@
 """The common corruptions of images: weather, noise, blur, and what cameras and codecs do.
 
-The corruptions are those of Hendrycks and Dietterich [1]_ in the library ``imagecorruptions-imaug``.
-This module makes them reproducible: what happens to an image depends on its pixels, the corruption and
-the seed, and neither on its place in a batch nor on what was corrupted before it. It also keeps grey
-images grey.
+The corruptions are those of Hendrycks and Dietterich [1]_. They come with two sets of constants: those of ImageNet-C,
+as the library ``imagecorruptions-imaug`` has them, for images of any size, and those of CIFAR-10-C for images of
+32 x 32 pixels, in `cema.data.cifar_corruptions`. This module makes both reproducible: what happens to an image depends
+on its pixels, the corruption and the seed, and neither on its place in a batch nor on what was corrupted before it. It
+also keeps grey images grey.
 
 References
 ----------
@@ -16,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, overload
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -29,10 +31,15 @@ __all__ = [
     "FAMILIES",
     "MIN_SIDE",
     "VALIDATION_CORRUPTIONS",
+    "Constants",
     "check_corruption",
     "corrupt_image",
     "corrupt_images",
+    "corrupted_chunks",
 ]
+
+#: Whose constants: those of ImageNet-C for images of any size, or those of CIFAR-10-C for 32 x 32 pixels.
+Constants = Literal["imagenet", "cifar"]
 
 #: The corruptions by family: the fifteen that a benchmark reports, and four more to tune on.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -57,13 +64,14 @@ MIN_SIDE = 32
 _PER_CHANNEL_NOISE = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 _OWN_GENERATOR = ("impulse_noise", "glass_blur")
 _CHUNK = 64
+_CHUNKS_AHEAD = 4  # for each process
 
 # The library draws from numpy's global generator, which is one for the whole process.
 _global_generator = threading.Lock()
 
 
-def check_corruption(name: str, severity: int) -> None:
-    """Check the name and the severity of a corruption; needs no library.
+def check_corruption(name: str, severity: int, constants: str = "imagenet") -> None:
+    """Check the name and the severity of a corruption, and whose constants; needs no library.
 
     Parameters
     ----------
@@ -71,11 +79,13 @@ def check_corruption(name: str, severity: int) -> None:
         One of `CORRUPTIONS` or `VALIDATION_CORRUPTIONS`.
     severity : int
         1 (mild) to 5 (strong).
+    constants : {"imagenet", "cifar"}
+        See `corrupt_image`.
 
     Raises
     ------
     ValueError
-        If either is not.
+        If one of them is not.
     """
     known = CORRUPTIONS + VALIDATION_CORRUPTIONS
     if name not in known:
@@ -84,9 +94,13 @@ def check_corruption(name: str, severity: int) -> None:
         raise ValueError(
             f"severity of {name} must be a whole number from 1 (mild) to 5 (strong), got {severity!r}"
         )
+    if constants not in ("imagenet", "cifar"):
+        raise ValueError(f"constants must be 'imagenet' or 'cifar', got {constants!r}")
 
 
-def corrupt_image(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
+def corrupt_image(
+    image: np.ndarray, name: str, severity: int, *, seed: int = 0, constants: Constants = "imagenet"
+) -> np.ndarray:
     """Corrupt one image.
 
     Parameters
@@ -99,6 +113,9 @@ def corrupt_image(image: np.ndarray, name: str, severity: int, *, seed: int = 0)
         1 (mild) to 5 (strong).
     seed : int
         With the pixels and the name, what the random part of the corruption follows from.
+    constants : {"imagenet", "cifar"}
+        How strong each severity is: as in ImageNet-C, or as in CIFAR-10-C. The latter are made for images of exactly
+        32 x 32 pixels, and much milder; results on CIFAR-10-C compare only with them.
 
     Returns
     -------
@@ -109,14 +126,31 @@ def corrupt_image(image: np.ndarray, name: str, severity: int, *, seed: int = 0)
     Raises
     ------
     ValueError
-        If the name or the severity is unknown.
+        If the name, the severity or the name of the constants is unknown.
     ImageError
-        If the image has another dtype, shape or is too small.
+        If the image has another dtype or shape, is too small, or is not of the size that the constants are made for.
     ConfigError
         If the library of corruptions, or the system library libGL that it needs, is missing.
     """
-    check_corruption(name, severity)
-    _check_image(image)
+    check_corruption(name, severity, constants)
+    _check_image(image, constants)
+    _library()
+    return _corrupt_chunk([image], name, int(severity), seed, constants)[0]
+
+
+def _corrupt_chunk(
+    images: list[np.ndarray], name: str, severity: int, seed: int, constants: Constants
+) -> list[np.ndarray]:
+    if constants == "imagenet":
+        return [_as_imagenet(image, name, severity, seed) for image in images]
+    from cema.data.cifar_corruptions import corrupt_batch  # noqa: PLC0415 - imports the optional libraries
+
+    words = [_random_words(image, name, seed) for image in images]
+    corrupted = corrupt_batch(np.stack([_in_colour(image) for image in images]), name, severity, words)
+    return [_grey_as_before(pixels, image, name) for pixels, image in zip(corrupted, images, strict=True)]
+
+
+def _as_imagenet(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
     corruption = _library()[name]
     words = _random_words(image, name, seed)
     # These two would otherwise draw from the operating system, which no seed reaches.
@@ -125,7 +159,7 @@ def corrupt_image(image: np.ndarray, name: str, severity: int, *, seed: int = 0)
         before = np.random.get_state()
         np.random.seed(words)
         try:
-            return _apply(corruption, image, name, int(severity), own)
+            return _apply(corruption, image, name, severity, own)
         finally:
             np.random.set_state(before)
 
@@ -137,6 +171,7 @@ def corrupt_images(
     severity: int,
     *,
     seed: int = ...,
+    constants: Constants = ...,
     processes: int = ...,
     progress: Callable[[int, int], object] | None = ...,
 ) -> np.ndarray: ...
@@ -147,6 +182,7 @@ def corrupt_images(
     severity: int,
     *,
     seed: int = ...,
+    constants: Constants = ...,
     processes: int = ...,
     progress: Callable[[int, int], object] | None = ...,
 ) -> list[np.ndarray]: ...
@@ -156,6 +192,7 @@ def corrupt_images(
     severity: int,
     *,
     seed: int = 0,
+    constants: Constants = "imagenet",
     processes: int = 1,
     progress: Callable[[int, int], object] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
@@ -165,7 +202,7 @@ def corrupt_images(
     ----------
     images : ndarray of uint8, shape (N, H, W, C), or sequence of ndarray
         Images of one size in an array, or of any sizes in a sequence.
-    name, severity, seed
+    name, severity, seed, constants
         As for `corrupt_image`.
     processes : int
         How many processes share the work. More than one starts new interpreters, so a script that asks for it
@@ -181,48 +218,88 @@ def corrupt_images(
     Raises
     ------
     ValueError
-        If the name or the severity is unknown, or `processes` is below 1.
+        If the name, the severity or the name of the constants is unknown, or `processes` is below 1.
     ImageError
-        If an image has another dtype, shape or is too small; the message gives its place.
+        If an image has another dtype or shape, is too small, or is not of the size that the constants are made for; the
+        message gives its place.
     ConfigError
         If the library of corruptions is missing.
     """
-    check_corruption(name, severity)
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
+    check_corruption(name, severity, constants)
     for index, image in enumerate(images):
-        _check_image(image, f"image {index}: ")
-    if len(images):
-        _library()
+        _check_image(image, constants, f"image {index}: ")
     done: list[np.ndarray] = []
-    chunks = [list(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
-
-    def collect(chunk: list[np.ndarray]) -> None:
-        done.extend(chunk)
+    for chunk in corrupted_chunks(
+        images, name, severity, seed=seed, constants=constants, processes=processes
+    ):
+        done += chunk
         if progress is not None:
             progress(len(done), len(images))
-
-    if processes == 1 or len(chunks) < 2:
-        for chunk in chunks:
-            collect(_corrupt_chunk(chunk, name, severity, seed))
-    else:
-        # Fresh interpreters: a fork of a process with running threads (torch's, OpenCV's) can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
-            tasks = [pool.submit(_corrupt_chunk, chunk, name, severity, seed) for chunk in chunks]
-            try:
-                for task in tasks:
-                    collect(task.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
     if isinstance(images, np.ndarray):
         return np.stack(done) if done else images.copy()
     return done
 
 
-def _corrupt_chunk(images: list[np.ndarray], name: str, severity: int, seed: int) -> list[np.ndarray]:
-    return [corrupt_image(image, name, severity, seed=seed) for image in images]
+def corrupted_chunks(
+    images: np.ndarray | Sequence[np.ndarray],
+    name: str,
+    severity: int,
+    *,
+    seed: int = 0,
+    constants: Constants = "imagenet",
+    processes: int = 1,
+) -> Iterator[list[np.ndarray]]:
+    """Corrupt many images a few at a time, so that neither they nor what becomes of them need fit in memory.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, C), or sequence of ndarray
+        A sequence may read its images when it is sliced.
+    name, severity, seed, constants, processes
+        As for `corrupt_images`.
+
+    Yields
+    ------
+    list of ndarray
+        The next images, in the order of the input. Each is what `corrupt_images` makes of it.
+
+    Raises
+    ------
+    ValueError, ImageError, ConfigError
+        As `corrupt_images` does, but a wrong image only when it is its turn.
+    """
+    check_corruption(name, severity, constants)
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    if len(images):
+        _library()
+    rest = (name, int(severity), seed, constants)
+    starts = range(0, len(images), _CHUNK)
+
+    def chunk(start: int) -> list[np.ndarray]:
+        chosen = list(images[start : start + _CHUNK])
+        for index, image in enumerate(chosen, start):
+            _check_image(image, constants, f"image {index}: ")
+        return chosen
+
+    if processes == 1 or len(starts) < 2:
+        for start in starts:
+            yield _corrupt_chunk(chunk(start), *rest)
+        return
+    # Fresh interpreters: a fork of a process with running threads (torch's, OpenCV's) can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(starts)), mp_context=context)
+    tasks: deque[Future[list[np.ndarray]]] = deque()
+    try:
+        for start in starts:
+            tasks.append(pool.submit(_corrupt_chunk, chunk(start), *rest))
+            if len(tasks) >= _CHUNKS_AHEAD * processes:
+                yield tasks.popleft().result()
+        while tasks:
+            yield tasks.popleft().result()
+    finally:
+        # Also when the caller goes away in the middle: nobody waits for what nobody will read.
+        pool.shutdown(wait=not tasks, cancel_futures=True)
 
 
 def _library() -> dict[str, Callable[..., Any]]:
@@ -241,7 +318,7 @@ def _library() -> dict[str, Callable[..., Any]]:
     return functions
 
 
-def _check_image(image: np.ndarray, where: str = "") -> None:
+def _check_image(image: np.ndarray, constants: Constants, where: str = "") -> None:
     expected = (
         f"{where}expected a uint8 array (height, width, 1 or 3) of at least {MIN_SIDE} pixels a side, got"
     )
@@ -255,6 +332,11 @@ def _check_image(image: np.ndarray, where: str = "") -> None:
         raise ImageError(f"{expected} shape {image.shape}; put channels last")
     if min(image.shape[:2]) < MIN_SIDE:
         raise ImageError(f"{expected} shape {image.shape}; pad or enlarge the image")
+    if constants == "cifar" and image.shape[:2] != (MIN_SIDE, MIN_SIDE):
+        raise ImageError(
+            f"{where}the constants of CIFAR-10-C are made for images of {MIN_SIDE} x {MIN_SIDE} pixels, got shape "
+            f"{image.shape}; use constants='imagenet', or resize the image"
+        )
 
 
 def _random_words(image: np.ndarray, name: str, seed: int) -> np.ndarray:
@@ -269,14 +351,21 @@ def _apply(
 ) -> np.ndarray:
     from PIL import Image  # noqa: PLC0415 - with the library above
 
-    colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    colour = np.ascontiguousarray(_in_colour(image))
     try:
         with np.errstate(invalid="raise" if name == "spatter" else "ignore"):
-            corrupted = corruption(Image.fromarray(np.ascontiguousarray(colour)), severity, **own)
+            corrupted = corruption(Image.fromarray(colour), severity, **own)
     except FloatingPointError:
         # spatter divides by the strongest drop; where none fell there is none, and the image stays as it was.
         return image.copy()
-    pixels: np.ndarray = np.asarray(corrupted).astype(np.uint8)
+    return _grey_as_before(np.asarray(corrupted).astype(np.uint8), image, name)
+
+
+def _in_colour(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def _grey_as_before(pixels: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     if image.shape[2] == 3:
         return pixels
     if name in _PER_CHANNEL_NOISE:

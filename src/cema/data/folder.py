@@ -10,7 +10,7 @@ import numpy as np
 
 from cema.errors import ConfigError, ImageError
 
-__all__ = ["WNIDS_FILE", "LabelledFolder", "read_photograph"]
+__all__ = ["WNIDS_FILE", "LabelledFolder", "find_class_list", "read_photograph"]
 
 #: Name of the list that gives each class folder its index: one name a line, the first line is class 0.
 WNIDS_FILE = "imagenet_wnids.txt"
@@ -48,7 +48,7 @@ class LabelledFolder(Sequence[np.ndarray]):
         if not root.is_dir():
             raise ConfigError(f"{root}: expected a folder with one folder of photographs for each class")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        listed = _find_list(root) if classes is None else classes
+        listed = find_class_list(root) if classes is None else classes
         self.classes = tuple(folder.name for folder in folders) if listed is None else _read_list(listed)
         index = {name: number for number, name in enumerate(self.classes)}
         files, labels = [], []
@@ -112,7 +112,19 @@ def read_photograph(path: Path) -> np.ndarray:
         ) from error
 
 
-def _find_list(root: Path) -> Path | None:
+def find_class_list(root: Path) -> Path | None:
+    """Find the list of class names that belongs to a folder.
+
+    Parameters
+    ----------
+    root : Path
+        A folder of photographs.
+
+    Returns
+    -------
+    Path or None
+        ``imagenet_wnids.txt`` in the folder or beside it, if there is one.
+    """
     for folder in (root, root.resolve().parent):
         if (folder / WNIDS_FILE).is_file():
             return folder / WNIDS_FILE

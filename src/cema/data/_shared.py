@@ -1,0 +1,198 @@
+"""What the readers of data sets share: the protocol they follow, what they return, and small steps they all take."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, check_corruption
+from cema.errors import ConfigError
+
+__all__ = [
+    "Dataset",
+    "Family",
+    "LabelledImages",
+    "Progress",
+    "check_condition",
+    "choose",
+    "content_digest",
+    "files_digest",
+    "known_corruptions",
+]
+
+Family: TypeAlias = Literal["imagenet", "cifar", "digits"]
+"""Which table of hyperparameters goes with a data set."""
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called with the number of images done and the number of all."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images and what they show.
+
+    Attributes
+    ----------
+    images : sequence of ndarray of uint8, shape (H, W, C)
+        An array (N, H, W, C), possibly mapped from a file, or a sequence that reads its images when they are asked
+        for. Several threads may read at once.
+    labels : ndarray of int64, shape (N,)
+        The class of each image.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as images.
+    """
+
+    images: Sequence[np.ndarray] | np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != (len(self.images),):
+            raise ValueError(
+                f"expected a label for each of {len(self.images)} images, got labels of shape {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Dataset(Protocol):
+    """Labelled images, clean and under corruptions; the same images in the same order under all of them."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it: ``digits``, ``cifar10-c``, ``imagenet-c``, the name of a file or folder."""
+
+    @property
+    def digest(self) -> str:
+        """What identifies the data (sha256 in hexadecimal): of the content, or of the files' names and sizes."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes the model must know: the number of its logits."""
+
+    @property
+    def family(self) -> Family:
+        """Which table of hyperparameters goes with it."""
+
+    @property
+    def logits(self) -> tuple[int, ...] | None:
+        """The columns of the logits that are scored, in order, labels counting these columns; None: all of them."""
+
+    @property
+    def corruptions(self) -> tuple[str, ...] | None:
+        """The corruptions that the published files offer; None: all, made on the fly."""
+
+    @property
+    def cropped(self) -> bool:
+        """Whether the images are already cut out as a model's evaluation would: it should only resize them."""
+
+    def clean(self) -> LabelledImages:
+        """Return the images as they are.
+
+        Raises
+        ------
+        ConfigError
+            If the published files hold corrupted images only.
+        """
+
+    def corrupted(
+        self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
+    ) -> LabelledImages:
+        """Return the images under a corruption.
+
+        Parameters
+        ----------
+        corruption : str
+            One of `cema.data.CORRUPTIONS` or `cema.data.VALIDATION_CORRUPTIONS`.
+        severity : int
+            1 (mild) to 5 (strong).
+        processes : int
+            How many processes share the work where images are made on the fly.
+        progress : callable, optional
+            Called with the number of images made and the number of all.
+
+        Raises
+        ------
+        ConfigError
+            If the corruption or severity is unknown, or not among the published files.
+        ImageError
+            If a file is no image, or no array of images.
+        """
+
+
+def known_corruptions() -> tuple[str, ...]:
+    """Return the names of all corruptions, those for tuning last."""
+    return CORRUPTIONS + VALIDATION_CORRUPTIONS
+
+
+def check_condition(corruption: str, severity: int) -> None:
+    """Check a corruption and its severity.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such corruption or severity; the message says which there are.
+    """
+    try:
+        check_corruption(corruption, severity)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
+    """Choose which images to use: all in their order, or the first of a shuffle.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    limit : int, optional
+        How many to choose; where fewer exist, all of them, shuffled.
+    seed : int
+        Of the shuffle. A larger `limit` chooses the same images and more.
+
+    Returns
+    -------
+    ndarray of int64, shape (min(count, limit),)
+        Their places.
+
+    Raises
+    ------
+    ConfigError
+        If `limit` is below 1.
+
+    Examples
+    --------
+    >>> choose(3, None, 0).tolist()
+    [0, 1, 2]
+    """
+    if limit is None:
+        return np.arange(count)
+    if limit < 1:
+        raise ConfigError(f"the number of images to use must be at least 1, got {limit}")
+    return np.random.default_rng(seed).permutation(count)[:limit]
+
+
+def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the sha256 of images of uint8 (N, H, W, C) and labels of int64 (N,), and of their shape."""
+    digest = hashlib.sha256(f"{images.shape}".encode())
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """Return the sha256 of the names below `root` and the sizes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root).as_posix()}\n{path.stat().st_size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""CIFAR-10-C and CIFAR-100-C in their published layout: ``<corruption>.npy`` and ``labels.npy``.
+
+Each file holds the 10,000 test images at severity 1, then at severity 2, and so on to 5. It is mapped, not loaded, and
+only what is asked for is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from cema.data._shared import (
+    Family,
+    LabelledImages,
+    Progress,
+    check_condition,
+    choose,
+    files_digest,
+    known_corruptions,
+)
+from cema.errors import ConfigError, ImageError
+
+__all__ = ["CifarC", "is_cifar_c"]
+
+_LABELS = "labels.npy"
+_SEVERITIES = 5
+
+
+class CifarC:
+    """A folder of CIFAR-10-C or CIFAR-100-C.
+
+    Parameters
+    ----------
+    root : Path
+        Holds ``labels.npy`` (uint8, 50,000 or 10,000) and for each corruption a file (uint8, 50,000 x 32 x 32 x 3).
+        Any number of images will do, as long as every file has five times as many.
+    seed, limit
+        As for `cema.data.open_dataset`.
+
+    Attributes
+    ----------
+    name : str
+        ``cifar10-c``, or ``cifar100-c`` where a label is above 9.
+    digest, classes, family, logits, corruptions, cropped
+        As in `cema.data.Dataset`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder, its labels or all of its corruptions are missing.
+    ImageError
+        If a file is no array, or of another dtype or shape.
+    """
+
+    family: Family = "cifar"
+    logits: tuple[int, ...] | None = None
+    cropped = True
+
+    def __init__(self, root: Path, *, seed: int = 0, limit: int | None = None) -> None:
+        self._root = root
+        names = known_corruptions()
+        self.corruptions: tuple[str, ...] | None = tuple(
+            name for name in names if (root / f"{name}.npy").is_file()
+        )
+        if not self.corruptions:
+            raise ConfigError(
+                f"{root}: expected {_LABELS} and for each corruption a file such as {names[0]}.npy, found none of them"
+            )
+        count = len(_map_images(root / f"{self.corruptions[0]}.npy")) // _SEVERITIES
+        self._labels = _read_labels(root / _LABELS, count, root / f"{self.corruptions[0]}.npy")
+        # A shuffle only where it was asked for: in file order the images stay mapped.
+        self._chosen = None if limit is None else choose(count, limit, seed)
+        greatest = int(self._labels.max())
+        if greatest > 99:
+            raise ImageError(f"{root / _LABELS}: expected labels 0 to 9 or 0 to 99, got {greatest}")
+        self.classes = 10 if greatest < 10 else 100
+        self.name = f"cifar{self.classes}-c"
+        files = [root / f"{name}.npy" for name in self.corruptions]
+        self.digest = hashlib.sha256(
+            files_digest(root, files).encode() + self._labels.astype("<i8").tobytes()
+        ).hexdigest()
+
+    def clean(self) -> LabelledImages:
+        """Refuse: the published files hold corrupted images only.
+
+        Raises
+        ------
+        ConfigError
+            Always.
+        """
+        raise ConfigError(
+            f"{self._root}: {self.name} holds corrupted images only; for clean ones give CIFAR's test images as a "
+            ".npz archive with x and y"
+        )
+
+    def corrupted(
+        self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
+    ) -> LabelledImages:
+        """Return the images under a corruption; see `cema.data.Dataset.corrupted`."""
+        check_condition(corruption, severity)
+        path = self._root / f"{corruption}.npy"
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: this file of {self.name} is missing; there are {', '.join(self.corruptions or ())}"
+            )
+        images = _map_images(path)
+        count = len(self._labels)
+        if len(images) != _SEVERITIES * count:
+            raise ImageError(
+                f"{path}: expected {_SEVERITIES * count} images, {count} for each severity, got {len(images)}; "
+                "download it anew"
+            )
+        part = images[(severity - 1) * count : severity * count]
+        if self._chosen is None:
+            return LabelledImages(part, self._labels)
+        return LabelledImages(part[self._chosen], self._labels[self._chosen])
+
+
+def is_cifar_c(root: Path) -> bool:
+    """Say whether a folder is laid out like CIFAR-10-C: with labels, or with a corruption, in a ``.npy`` file."""
+    return any((root / f"{name}.npy").is_file() for name in ("labels", *known_corruptions()))
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise ImageError(f"{path}: cannot be read as a .npy array ({error}); download it anew") from error
+    if not isinstance(mapped, np.ndarray):
+        raise ImageError(f"{path}: expected a .npy array, got an archive; download it anew")
+    return mapped
+
+
+def _map_images(path: Path) -> np.ndarray:
+    images = _map(path)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ImageError(
+            f"{path}: expected uint8 (images, height, width, 3), got {images.dtype} {images.shape}; download it anew"
+        )
+    if len(images) % _SEVERITIES:
+        raise ImageError(
+            f"{path}: expected as many images at each of {_SEVERITIES} severities, got {len(images)} in all; "
+            "download it anew"
+        )
+    return images
+
+
+def _read_labels(path: Path, count: int, corruption: Path) -> np.ndarray:
+    """Return the labels of one severity; the published file repeats them for each."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: the labels are missing; download {_LABELS} beside the corruptions")
+    labels = _map(path)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or (labels < 0).any():
+        raise ImageError(
+            f"{path}: expected whole numbers (images,) from 0 on, got {labels.dtype} {labels.shape}"
+        )
+    if len(labels) not in (count, _SEVERITIES * count):
+        raise ImageError(
+            f"{path}: expected {_SEVERITIES * count} or {count} labels to go with {corruption.name}, got {len(labels)}"
+        )
+    rows = labels.reshape(-1, count)
+    if (rows != rows[0]).any():
+        raise ImageError(f"{path}: expected the same labels at each severity, for the images are the same")
+    return np.array(rows[0], dtype=np.int64)

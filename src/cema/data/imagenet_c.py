@@ -1,0 +1,161 @@
+"""ImageNet-C in its published layout: ``<corruption>/<severity>/<wnid>/<name>.JPEG``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cema.data._shared import (
+    Family,
+    LabelledImages,
+    Progress,
+    check_condition,
+    choose,
+    files_digest,
+    known_corruptions,
+)
+from cema.data.corruptions import FAMILIES
+from cema.data.folder import LabelledFolder, find_class_list
+from cema.data.photographs import Photographs
+from cema.errors import ConfigError
+
+__all__ = ["WNID", "ImageNetC", "is_imagenet_c"]
+
+#: What the name of a WordNet noun looks like.
+WNID = re.compile(r"n\d{8}")
+
+# The archives are named after the families; some people keep these names as folders.
+_PARENTS = ("", *(family for family in FAMILIES if family != "validation"), "extra")
+
+
+class ImageNetC:
+    """A folder of ImageNet-C, whole or in part.
+
+    The published images are 224 pixels a side; they are read when they are asked for.
+
+    Parameters
+    ----------
+    root : Path
+        Holds a folder for each corruption, or for each published archive (``noise``, ``blur``, ``weather``,
+        ``digital``, ``extra``) with the corruptions below it.
+    wnids : Path, optional
+        The list of class names in the order of the model's logits. By default ``imagenet_wnids.txt`` in `root` or
+        beside it; without any list the classes are the class folders in sorted order, which is ImageNet's own order
+        where all 1,000 are present.
+    seed, limit
+        As for `cema.data.open_dataset`.
+
+    Attributes
+    ----------
+    name, digest, classes, family, logits, corruptions, cropped
+        As in `cema.data.Dataset`. The digest is that of the images of the first corruption and severity present.
+
+    Raises
+    ------
+    ConfigError
+        If no corruption is present, or a class folder is no wnid or not in the list.
+    """
+
+    name = "imagenet-c"
+    family: Family = "imagenet"
+    logits: tuple[int, ...] | None = None
+    cropped = True
+
+    def __init__(
+        self, root: Path, *, wnids: Path | None = None, seed: int = 0, limit: int | None = None
+    ) -> None:
+        self._root = root
+        self._folders = _find_corruptions(root)
+        if not self._folders:
+            raise ConfigError(
+                f"{root}: expected a folder for each corruption, such as {known_corruptions()[0]}/3/n01440764, "
+                "found none"
+            )
+        self.corruptions: tuple[str, ...] | None = tuple(self._folders)
+        reference = self._reference()
+        check_wnids(reference)
+        folder = LabelledFolder(reference, classes=wnids or find_class_list(root))
+        self.classes = len(folder.classes)
+        self.digest = files_digest(reference, folder.files)
+        chosen = choose(len(folder), limit, seed)
+        self._names = tuple(folder.files[place].relative_to(reference) for place in chosen)
+        self._labels = folder.labels[chosen]
+
+    def _reference(self) -> Path:
+        """Return the first severity present of the first corruption: it says which images there are."""
+        for folder in self._folders.values():
+            for severity in _severities(folder):
+                return folder / severity
+        raise ConfigError(
+            f"{next(iter(self._folders.values()))}: expected folders 1 to 5, one for each severity, found none"
+        )
+
+    def clean(self) -> LabelledImages:
+        """Refuse: the published files hold corrupted images only.
+
+        Raises
+        ------
+        ConfigError
+            Always.
+        """
+        raise ConfigError(
+            f"{self._root}: {self.name} holds corrupted images only; for clean ones give the folder of ImageNet's "
+            "validation images by class"
+        )
+
+    def corrupted(
+        self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
+    ) -> LabelledImages:
+        """Return the images under a corruption; see `cema.data.Dataset.corrupted`."""
+        check_condition(corruption, severity)
+        if corruption not in self._folders:
+            raise ConfigError(
+                f"{self._root / corruption}: this folder of {self.name} is missing; there are "
+                f"{', '.join(self._folders)}"
+            )
+        folder = self._folders[corruption] / str(severity)
+        if not folder.is_dir():
+            there = ", ".join(_severities(folder.parent)) or "none"
+            raise ConfigError(f"{folder}: this severity is missing; of {corruption} there is {there}")
+        files = [folder / name for name in self._names]
+        missing = next((path for path in files if not path.is_file()), None)
+        if missing is not None:
+            raise ConfigError(
+                f"{missing}: this image is missing, though {self._reference()} has it; every corruption and severity "
+                "must hold the same images"
+            )
+        return LabelledImages(Photographs(files), self._labels)
+
+
+def is_imagenet_c(root: Path) -> bool:
+    """Say whether a folder is laid out like ImageNet-C: whether it holds a folder named after a corruption."""
+    return bool(_find_corruptions(root))
+
+
+def check_wnids(root: Path) -> None:
+    """Check that every class folder is named by a wnid.
+
+    Raises
+    ------
+    ConfigError
+        If one is not; the message names it.
+    """
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(".") and not WNID.fullmatch(folder.name):
+            raise ConfigError(
+                f"{folder}: expected a class folder named by its wnid, such as n01440764; rename or remove it"
+            )
+
+
+def _find_corruptions(root: Path) -> dict[str, Path]:
+    found = {}
+    for name in known_corruptions():
+        for parent in _PARENTS:
+            if (root / parent / name).is_dir():
+                found[name] = root / parent / name
+                break
+    return found
+
+
+def _severities(folder: Path) -> list[str]:
+    return [name for name in "12345" if (folder / name).is_dir()]
