@@ -1,0 +1,251 @@
+"""CEMA over a stream: edges that select, a link, the cloud's adapter, and updates that take their time.
+
+Chen et al., "Towards Robust and Efficient Cloud-Edge Elastic Model Adaptation via Selective Entropy Distillation",
+ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from cema.adapt._checks import require, require_rate
+from cema.adapt._copy import ModelCopy
+from cema.adapt._online import as_array
+from cema.adapt.adapter import NotApplicable, Outcome, Uplink
+from cema.adapt.cema import CemaAdapter
+from cema.adapt.config import AdaptConfig
+from cema.criteria import Average, EntropySelector, softmax_entropy
+from cema.environment import Environment, EnvironmentWatch, input_statistics
+from cema.errors import ConfigError
+from cema.norms import load_folded
+from cema.update import round_norm_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cema.adapt.adapter import Context
+    from cema.models.spec import Model
+    from cema.update import NormState
+
+__all__ = ["CemaStream", "CemaStreamConfig", "reference_defaults"]
+
+
+class CemaStreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `CemaStream`.
+
+    Attributes
+    ----------
+    adapt : AdaptConfig
+        The cloud's.
+    delay : int
+        Batches of the stream, of all edges together, that an update takes to arrive; with 0 it serves the next one.
+    replay_steps : bool
+        Whether a batch that completes no step of new uploads is followed by one on replayed samples only.
+    guard : float
+        How far an edge's inputs must be from those an update was made from for the source model to predict them
+        (`cema.environment.EnvironmentWatch`); 0 for never.
+    e_min, e_max, decay, average, momentum, group
+        The edges' selection: see `cema.criteria.EntropySelector`.
+    """
+
+    adapt: AdaptConfig = AdaptConfig()
+    delay: int = 0
+    replay_steps: bool = False
+    guard: float = 36.0
+    e_min: float = 0.02
+    e_max: float = 0.4
+    decay: float = 1.0
+    average: Average = "running"
+    momentum: float = 0.1
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require(self.delay >= 0, "delay", "a whole number of at least 0", self.delay)
+        require_rate("guard", self.guard)
+        self.selector(2)
+
+    def selector(self, classes: int) -> EntropySelector:
+        """Return a new edge's selector for a model of so many classes."""
+        return EntropySelector(
+            classes,
+            e_min=self.e_min,
+            e_max=self.e_max,
+            decay=self.decay,
+            average=self.average,
+            momentum=self.momentum,
+            group=self.group,
+        )
+
+
+def reference_defaults() -> CemaStreamConfig:
+    """Return the settings that come closest to the authors' program.
+
+    Its weights of the losses, running statistics that follow every step, and nothing that notices a change of the
+    environment: neither on the edge nor in the cloud.
+    """
+    adapt = AdaptConfig(preset="reference", statistics="step", change_limit=0.0, replay_scope="all")
+    return CemaStreamConfig(adapt=adapt, guard=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """A norm state on its way to the edges."""
+
+    due: int
+    norm_state: NormState
+    environment: Environment | None
+
+
+class CemaStream:
+    """Edges that only run forward, and the cloud that learns for them.
+
+    A step is what happens around one batch of one edge. The edge predicts it with the newest update that has arrived,
+    or with the source model while its inputs are of another environment than that update's; selects by entropy what to
+    upload; and the cloud, which sees what the codec leaves of it, makes a step on every full batch of new uploads. What
+    it then publishes is rounded as an update's payload is, and arrives after the delay.
+
+    Parameters
+    ----------
+    edge : cema.models.spec.Model
+        The source; copied.
+    config : CemaStreamConfig, optional
+        None for the defaults.
+    context : Context
+        The foundation model, how many edges there are, device, precision, codec and seed.
+
+    Attributes
+    ----------
+    adapter : cema.adapt.cema.CemaAdapter
+        The cloud's.
+    uplink : Uplink
+        What was sent.
+
+    Raises
+    ------
+    NotApplicable
+        When there is no foundation model.
+    ModelError
+        When the models' classes differ, or one has no adaptable normalisation layer.
+
+    Notes
+    -----
+    The selector and the watch are an edge's own. The network that runs an update is shared, as all edges get an update
+    at once. The service's test of updates before they are published is not part of this: it is about which version a
+    fleet may run, not about learning. Uploads that fill no batch at the end of a stream are not learned from.
+    """
+
+    def __init__(self, edge: Model, config: CemaStreamConfig | None = None, *, context: Context) -> None:
+        self.config = config or CemaStreamConfig()
+        if context.foundation is None:
+            raise NotApplicable(
+                "CEMA distils a foundation model and was given none: name one (--foundation), such as the larger model "
+                "of the same family"
+            )
+        self.uplink = Uplink(context.codec)
+        self.adapter: CemaAdapter[np.ndarray] = CemaAdapter(
+            edge,
+            context.foundation,
+            self.config.adapt,
+            device=context.device,
+            dtype=context.dtype,
+            seed=context.seed,
+        )
+        self._source, self._serving = (
+            ModelCopy(edge, device=context.device, dtype=context.dtype) for _ in range(2)
+        )
+        self._selectors = [self.config.selector(edge.classes) for _ in range(context.edges)]
+        self._watches = [EnvironmentWatch(self.config.guard) for _ in range(context.edges)]
+        self._queue: deque[np.ndarray] = deque()
+        self._coming: deque[_Update] = deque()
+        self._batches = 0
+        self._passed = _Passes(self.adapter.edge.module, self.adapter.foundation.module)
+
+    @property
+    def away(self) -> tuple[bool, ...]:
+        """For each edge, whether the source model predicts for it until its inputs are like the update's again."""
+        return tuple(watch.away for watch in self._watches)
+
+    def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> Outcome:
+        """Predict a batch of one edge, then learn from what it uploads; see `cema.adapt.adapter.Adapter`.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such edge.
+        """
+        if not 0 <= edge < len(self._selectors):
+            raise ConfigError(
+                f"expected an edge from 0 to {len(self._selectors) - 1}, got {edge}; set Context.edges"
+            )
+        self._receive()
+        logits = self._predict(images, edge)
+        selected = self._selectors[edge].select(softmax_entropy(logits)).selected
+        before = self.uplink.bytes
+        self._queue.extend(self.uplink.send([images[i] for i in np.flatnonzero(selected).tolist()]))
+        self._passed.clear()
+        self._learn()
+        self._batches += 1
+        return Outcome(
+            logits=logits,
+            uploads=int(selected.sum()),
+            bytes_up=self.uplink.bytes - before,
+            forwards=len(images) + self._passed.forwards,
+            backwards=self._passed.backwards,
+        )
+
+    def _receive(self) -> None:
+        """Install what has arrived by now; of several updates the newest."""
+        arrived = None
+        while self._coming and self._coming[0].due <= self._batches:
+            arrived = self._coming.popleft()
+        if arrived is None:
+            return
+        load_folded(self._serving.module, arrived.norm_state)
+        for watch in self._watches:
+            watch.enter(arrived.environment)
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[np.ndarray], edge: int) -> np.ndarray:
+        inputs = self._serving.inputs(images)
+        watch = self._watches[edge]
+        if self.config.guard:
+            watch.observe(input_statistics(inputs.cpu().numpy()))
+        model = self._source if watch.away else self._serving
+        return as_array(model.run(inputs))
+
+    def _learn(self) -> None:
+        """Make a step on every full batch of uploads, and publish what came of it."""
+        fresh, changed = self.config.adapt.fresh, False
+        while len(self._queue) >= fresh:
+            self.adapter.learn([self._queue.popleft() for _ in range(fresh)])
+            changed = True
+        if not changed and self.config.replay_steps:
+            changed = self.adapter.replay_step().step > 0
+        if changed:
+            norm_state = round_norm_state(self.adapter.norm_state())
+            due = self._batches + 1 + self.config.delay
+            self._coming.append(_Update(due, norm_state, self.adapter.environment()))
+
+
+class _Passes:
+    """Counts the samples that pass through networks: forward, and forward to be passed backward."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        self.clear()
+        for module in modules:
+            module.register_forward_pre_hook(self._count)
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        self.forwards = self.backwards = 0
+
+    def _count(self, _: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.forwards += len(inputs[0])
+        self.backwards += len(inputs[0]) * torch.is_grad_enabled()
