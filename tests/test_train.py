@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cema.data.augment import Augmenter, structured_pictures
 from cema.data.digits import load_digits
-from cema.train import DIGITS_RECIPES, train_digits
+from cema.train import DIGITS_PAIRS, DIGITS_RECIPES, train_digits
 
 Calls = list[tuple[str, int, int]]
 
@@ -27,14 +28,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, d
 @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
 def test_weights_follow_the_seed(trained: Any, tmp_path: Path, seed: int, same: bool) -> None:
     train_digits(tmp_path, seed=seed, max_steps=2)
-    for name in DIGITS_RECIPES:
+    for name in DIGITS_PAIRS["cnn"]:
         file = f"{name}.safetensors"
         assert ((tmp_path / file).read_bytes() == (trained[0] / file).read_bytes()) is same
 
 
 def test_writes_records_and_reports_progress(trained: Any) -> None:
     out, records, calls = trained
-    assert calls == [(name, step, 2) for name in DIGITS_RECIPES for step in (1, 2)]
+    assert calls == [(name, step, 2) for name in DIGITS_PAIRS["cnn"] for step in (1, 2)]
     for name, record in records.items():
         assert json.loads((out / f"{name}.json").read_text()) == record
         weights = (out / f"{name}.safetensors").read_bytes()
@@ -42,6 +43,32 @@ def test_writes_records_and_reports_progress(trained: Any) -> None:
         assert record["recipe"]["max_steps"] == 2
         assert record["seed"] == 0
     assert len(list(out.iterdir())) == 4
+
+
+@pytest.fixture(scope="module")
+def all_trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("all")
+    return out, train_digits(out, pair="all", max_steps=2)
+
+
+def test_the_default_pair_is_the_same_beside_the_other(trained: Any, all_trained: Any) -> None:
+    records = all_trained[1]
+    assert list(records) == list(DIGITS_RECIPES) == [*DIGITS_PAIRS["cnn"], *DIGITS_PAIRS["vit"]]
+    assert list(trained[1]) == list(DIGITS_PAIRS["cnn"])
+    assert all(records[name]["sha256"] == record["sha256"] for name, record in trained[1].items())
+
+
+@pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+def test_transformers_follow_the_seed(all_trained: Any, tmp_path: Path, seed: int, same: bool) -> None:
+    records = train_digits(tmp_path, pair="vit", max_steps=2, seed=seed)
+    assert list(records) == list(DIGITS_PAIRS["vit"])
+    for name in records:
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path, all_trained[0]))
+        # The same bytes on a sound machine. Not asked for here: a core was seen whose vectorised erf is at times three
+        # units in the last place off in one lane, and Adam makes steps of noise where a gradient is zero (key biases).
+        # Two steps move a parameter by some 1e-4.
+        apart = torch.cat([(one[key] - other[key]).abs().flatten() for key in one]).mean()
+        assert apart < 2e-6 if same else apart > 1e-3
 
 
 def test_leaves_torch_as_it_was(tmp_path: Path) -> None:
@@ -58,6 +85,11 @@ def test_leaves_torch_as_it_was(tmp_path: Path) -> None:
 def test_wrong_steps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_steps"):
         train_digits(tmp_path, max_steps=0)
+
+
+def test_wrong_pair(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected one of cnn, vit, all, got 'both'"):
+        train_digits(tmp_path, pair="both")
 
 
 def test_changes_are_seeded_bounded_and_by_strength() -> None:

@@ -23,8 +23,9 @@ from torch.nn import functional
 from cema.data.augment import AUGMENTATIONS, Augmenter
 from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, DigitsData, load_digits
 from cema.models.digits import DIGITS_PREPROCESSING, digits_net
+from cema.models.digits_vit import DigitsVit, digits_vit_net
 
-__all__ = ["DIGITS_RECIPES", "Recipe", "accuracy", "train_digits"]
+__all__ = ["DIGITS_PAIRS", "DIGITS_RECIPES", "Recipe", "VitRecipe", "accuracy", "train_digits"]
 
 Progress = Callable[[str, int, int], object]
 
@@ -60,6 +61,29 @@ class Recipe:
     appearance: float
 
 
+@dataclass(frozen=True)
+class VitRecipe(Recipe):
+    """How a Vision Transformer is trained.
+
+    Attributes
+    ----------
+    patches : float
+        Share of an image's patches that the network sees in training, drawn anew for each image and step. Half of
+        them halve the time, and what is learned then rests on no single part of the image.
+    ramp : float
+        Share of the training over which the changes of appearance grow from none to their strength, slowly at first
+        (as the square of the time). With all of them from the first step, a Vision Transformer learned nothing in
+        200 steps.
+
+    References
+    ----------
+    Liu et al., "PatchDropout: Economizing Vision Transformers Using Patch Dropout", WACV 2023.
+    """
+
+    patches: float
+    ramp: float
+
+
 #: The recipes by model.
 DIGITS_RECIPES: dict[str, Recipe] = {
     "digits-cnn": Recipe(
@@ -80,13 +104,47 @@ DIGITS_RECIPES: dict[str, Recipe] = {
         geometry=1.0,
         appearance=1.0,
     ),
+    "digits-vit": VitRecipe(
+        epochs=40,
+        batch=50,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        smoothing=0.0,
+        geometry=0.5,
+        appearance=0.02,
+        patches=0.5,
+        ramp=0.0,
+    ),
+    "digits-vit-foundation": VitRecipe(
+        epochs=50,
+        batch=50,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        smoothing=0.05,
+        geometry=0.7,
+        appearance=0.7,
+        patches=0.5,
+        ramp=0.5,
+    ),
+}
+
+#: What is trained together: edge model, then foundation model.
+DIGITS_PAIRS: dict[str, tuple[str, ...]] = {
+    "cnn": ("digits-cnn", "digits-cnn-foundation"),
+    "vit": ("digits-vit", "digits-vit-foundation"),
+    "all": tuple(DIGITS_RECIPES),
 }
 
 
 def train_digits(
-    out: Path, *, seed: int = 0, progress: Progress | None = None, max_steps: int | None = None
+    out: Path,
+    *,
+    seed: int = 0,
+    pair: str = "cnn",
+    progress: Progress | None = None,
+    max_steps: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train both models of digits and write their weights and records.
+    """Train pairs of models of digits and write their weights and records.
 
     With the same seed, release of torch and kind of machine, the weights are the same bytes.
 
@@ -97,6 +155,9 @@ def train_digits(
         not at all.
     seed : int
         Of the initial weights, the order of the images and their changes. The split has a seed of its own.
+    pair : {"cnn", "vit", "all"}
+        The convolutional networks, the Vision Transformers, or both pairs. What is trained beside a model does not
+        change its weights.
     progress : callable, optional
         Called with the model's name, the steps done and the steps in all.
     max_steps : int, optional
@@ -113,14 +174,17 @@ def train_digits(
     ConfigError
         If the package that carries the digits is absent.
     ValueError
-        If `max_steps` is below 1.
+        If `pair` is another, or `max_steps` is below 1.
     """
+    if pair not in DIGITS_PAIRS:
+        raise ValueError(f"pair: expected one of {', '.join(DIGITS_PAIRS)}, got {pair!r}")
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}; leave it out to train fully")
     data = load_digits()
     out.mkdir(parents=True, exist_ok=True)
     records = {}
-    for name, recipe in DIGITS_RECIPES.items():
+    for name in DIGITS_PAIRS[pair]:
+        recipe = DIGITS_RECIPES[name]
         started = time.perf_counter()
         with _reproducible(seed):
             net = _train(name, data, seed=seed, progress=progress, max_steps=max_steps)
@@ -175,7 +239,7 @@ def accuracy(net: nn.Module, images: np.ndarray, labels: np.ndarray, *, batch: i
 def _train(
     name: str, data: DigitsData, *, seed: int, progress: Progress | None, max_steps: int | None
 ) -> nn.Module:
-    recipe, net = DIGITS_RECIPES[name], digits_net(name).train()
+    recipe, net = DIGITS_RECIPES[name], _build(name).train()
     images, labels = _to_unit(data.train_images), torch.from_numpy(data.train_labels)
     change = Augmenter(seed, geometry=recipe.geometry, appearance=recipe.appearance)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay)
@@ -189,8 +253,11 @@ def _train(
         picked = order[start : start + recipe.batch]
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step / steps)
+        change.appearance = _appearance(recipe, step / steps)
         loss = functional.cross_entropy(
-            net(_normalise(change(images[picked]))), labels[picked], label_smoothing=recipe.smoothing
+            _answers(net, _normalise(change(images[picked])), recipe),
+            labels[picked],
+            label_smoothing=recipe.smoothing,
         )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -200,11 +267,30 @@ def _train(
     return net
 
 
+def _build(name: str) -> nn.Module:
+    return digits_vit_net(name) if name in DIGITS_PAIRS["vit"] else digits_net(name)
+
+
+def _answers(net: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
+    if isinstance(net, DigitsVit) and isinstance(recipe, VitRecipe) and recipe.patches < 1:
+        tokens = net.embed(inputs)
+        kept = round(recipe.patches * tokens.shape[1])
+        chosen = torch.rand(tokens.shape[:2]).argsort(1)[:, :kept]
+        return net.classify(tokens.gather(1, chosen.unsqueeze(2).expand(-1, -1, tokens.shape[2])))
+    logits: Tensor = net(inputs)
+    return logits
+
+
 def _schedule(done: float) -> float:
     warm = 0.1
     if done < warm:
         return 0.05 + 0.95 * done / warm
     return 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+def _appearance(recipe: Recipe, done: float) -> float:
+    ramp = recipe.ramp if isinstance(recipe, VitRecipe) else 0.0
+    return recipe.appearance * (min(1.0, done / ramp) ** 2 if ramp else 1.0)
 
 
 @contextlib.contextmanager

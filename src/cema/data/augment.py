@@ -111,7 +111,8 @@ class Augmenter:
     geometry : float
         Strength of the changes of shape: 0 none, 1 full.
     appearance : float
-        How often tone, texture, background and cutout change: 0 never, 1 as often as for the foundation.
+        How often tone, texture, background and cutout change: 0 never, 1 as often as for the foundation. An
+        attribute of the same name changes it between batches.
     pictures : int
         Size of the bank of structured pictures.
     """
@@ -119,7 +120,7 @@ class Augmenter:
     def __init__(
         self, seed: int, *, geometry: float = 1.0, appearance: float = 1.0, pictures: int = 600
     ) -> None:
-        self._geometric, self._apparent = geometry, appearance
+        self._geometric, self.appearance = geometry, appearance
         self._generator = torch.Generator().manual_seed(seed)
         self._pictures = structured_pictures(pictures, self._generator)
 
@@ -136,7 +137,7 @@ class Augmenter:
         return low + (high - low) * torch.rand(count, generator=self._generator)
 
     def _chosen(self, count: int, share: float) -> Tensor:
-        return (torch.rand(count, generator=self._generator) < self._apparent * share).view(-1, 1, 1, 1)
+        return (torch.rand(count, generator=self._generator) < self.appearance * share).view(-1, 1, 1, 1)
 
     def _geometry(self, images: Tensor) -> Tensor:
         count = len(images)

@@ -2,6 +2,7 @@
 
 ======================================== =================================================================
 ``digits-cnn``, ``-foundation``          networks for 32 x 32 grey digits; weights come with this package
+``digits-vit``, ``-foundation``          Vision Transformers for the same; weights come with this package
 ``efficientnet-lite0``, ``1``, ``2``     ImageNet; weights come with the extra ``efficientnet``
 ``cifar-resnet20``, ``56``               CIFAR-10; need a weights file
 ``timm:NAME``                            PyTorch Image Models

@@ -1,4 +1,4 @@
-"""The two built-in classifiers of handwritten digits, with the weights that ship with the package."""
+"""The built-in convolutional classifiers of handwritten digits, with the weights that ship with the package."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ __all__ = [
     "digits_cnn",
     "digits_cnn_foundation",
     "digits_net",
+    "shipped_model",
     "shipped_record",
 ]
 
 #: The classes in the order of the logits.
 DIGITS_LABELS: tuple[str, ...] = tuple("0123456789")
 
-#: Both models look at 32 x 32 grey pixels; mean and deviation are those of the training images, rounded.
+#: All models of digits look at 32 x 32 grey pixels; mean and deviation are those of the training images, rounded.
 DIGITS_PREPROCESSING = Preprocessing(height=32, width=32, channels=1, mean=(25.5,), std=(70.3,))
 
 # Channels and stride of each convolution. The first halves the sides at once: what follows costs a quarter.
@@ -107,7 +108,7 @@ def digits_cnn() -> Model:
     ModelError
         If the shipped weights are missing or damaged.
     """
-    return _shipped("digits-cnn")
+    return shipped_model("digits-cnn", digits_net("digits-cnn"))
 
 
 def digits_cnn_foundation() -> Model:
@@ -123,7 +124,7 @@ def digits_cnn_foundation() -> Model:
     ModelError
         If the shipped weights are missing or damaged.
     """
-    return _shipped("digits-cnn-foundation")
+    return shipped_model("digits-cnn-foundation", digits_net("digits-cnn-foundation"))
 
 
 def shipped_record(name: str) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def shipped_record(name: str) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        ``"digits-cnn"`` or ``"digits-cnn-foundation"``.
+        Such as ``"digits-cnn"``.
 
     Returns
     -------
@@ -151,14 +152,26 @@ def shipped_record(name: str) -> dict[str, Any]:
     return record
 
 
-def _read(file: str) -> bytes:
-    try:
-        return (files("cema.models") / "weights" / file).read_bytes()
-    except OSError as error:
-        raise ModelError(f"the shipped file {file} cannot be read ({error}); reinstall cema") from error
+def shipped_model(name: str, net: nn.Module) -> Model:
+    """Load the weights that ship with the package into a model of digits.
 
+    Parameters
+    ----------
+    name : str
+        Of the model, and of its files in the package.
+    net : torch.nn.Module
+        Its architecture; changed in place, and put in evaluation mode.
 
-def _shipped(name: str) -> Model:
+    Returns
+    -------
+    Model
+        Ready for use.
+
+    Raises
+    ------
+    ModelError
+        If the files are missing or damaged, or are of another architecture.
+    """
     content = _read(f"{name}.safetensors")
     expected = shipped_record(name).get("sha256")
     digest = hashlib.sha256(content).hexdigest()
@@ -167,7 +180,6 @@ def _shipped(name: str) -> Model:
             f"the shipped weights of {name} have sha256 {digest}, but their record says {expected}; "
             "reinstall cema"
         )
-    net = digits_net(name)
     try:
         net.load_state_dict(load_safetensors(content), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -182,3 +194,10 @@ def _shipped(name: str) -> Model:
         classes=len(DIGITS_LABELS),
         labels=DIGITS_LABELS,
     )
+
+
+def _read(file: str) -> bytes:
+    try:
+        return (files("cema.models") / "weights" / file).read_bytes()
+    except OSError as error:
+        raise ModelError(f"the shipped file {file} cannot be read ({error}); reinstall cema") from error

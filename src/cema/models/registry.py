@@ -81,9 +81,15 @@ def resolve(name: str, *, weights: Path | str | None = None, classes: int | None
 
 
 def _digits(name: str, weights: Path | None, classes: int | None) -> Model:
-    from cema.models import digits  # noqa: PLC0415 - reads its weights only when asked for
+    from cema.models import digits, digits_vit  # noqa: PLC0415 - read their weights only when asked for
 
-    model = digits.digits_cnn() if name == "digits-cnn" else digits.digits_cnn_foundation()
+    made = {
+        "digits-cnn": digits.digits_cnn,
+        "digits-cnn-foundation": digits.digits_cnn_foundation,
+        "digits-vit": digits_vit.digits_vit,
+        "digits-vit-foundation": digits_vit.digits_vit_foundation,
+    }
+    model = made[name]()
     return finish(
         name, model.module, model.preprocessing, classes=classes, labels=model.labels, weights=weights
     )
@@ -111,6 +117,8 @@ _BUILT_IN: dict[str, Callable[[str, Path | None, int | None], Model]] = {
     "cifar-resnet56": _cifar,
     "digits-cnn": _digits,
     "digits-cnn-foundation": _digits,
+    "digits-vit": _digits,
+    "digits-vit-foundation": _digits,
     "efficientnet-lite0": _efficientnet,
     "efficientnet-lite1": _efficientnet,
     "efficientnet-lite2": _efficientnet,
