@@ -29,6 +29,8 @@ def cema(
     "command",
     [
         [],
+        ["bench"],
+        ["bench", "compare"],
         ["demo"],
         ["export"],
         ["cloud", "serve"],

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cema._version import __version__
-from cema.cli import cloud, demo, device, edge, export, keys, train
+from cema.cli import bench, cloud, demo, device, edge, export, keys, train
 
 __all__ = ["app"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("export")(export.export)
+app.add_typer(bench.app, name="bench")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(edge.app, name="edge")
 app.add_typer(device.app, name="device")

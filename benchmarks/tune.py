@@ -1,0 +1,121 @@
+"""Find what a method wants on streams as short as those measured here, on corruptions outside the fifteen.
+
+Every method gets the same care: a grid over its learning rate, or what it has in place of one; one seed; the mean
+accuracy over the four validation corruptions at severity 5. Examples::
+
+    python benchmarks/tune.py digits --samples 1000 --method tent --method eta
+    python benchmarks/tune.py cifar --data DATA --samples 2000 --jobs 2 --output cifar.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cema.adapt.adapter import Context
+from cema.adapt.methods import default_settings, make_adapter
+from cema.bench.hyperparameters import TABLE
+from cema.data.corruptions import VALIDATION_CORRUPTIONS
+from cema.data.dataset import open_dataset
+from cema.models import resolve
+
+if TYPE_CHECKING:
+    from cema.models import Model
+
+RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2)
+GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
+    "source": ({},),
+    "bn": tuple({"prior": prior} for prior in (0, 16, 64)),
+    "onda": tuple({"momentum": momentum} for momentum in (0.05, 0.1, 0.2, 0.4)),
+    "lame": tuple({"neighbours": k} for k in (1, 3, 5)),
+    **{name: tuple({"lr": rate} for rate in RATES) for name in ("pl", "tent", "eta", "eata", "sar")},
+    "cotta": tuple({"lr": rate} for rate in (1e-5, 1e-4, 1e-3)),
+    "cema": tuple({"adapt": {"edge_lr": rate}} for rate in RATES),
+    "cema-reference": tuple({"adapt": {"edge_lr": rate}} for rate in RATES),
+}
+PAIRS = {
+    "digits": ("digits", "digits-cnn", "digits-cnn-foundation"),
+    "digits-vit": ("digits", "digits-vit", "digits-vit-foundation"),
+    "cifar": ("cifar10_test_a.npz", "cifar-resnet20", "cifar-resnet56"),
+}
+WEIGHTS = {"cifar-resnet20": "cifar10_resnet20.safetensors", "cifar-resnet56": "cifar10_resnet56.safetensors"}
+
+
+@lru_cache
+def model(name: str, data: Path | None) -> Model:
+    """Load a model once in each process."""
+    return resolve(name, weights=data / WEIGHTS[name] if data and name in WEIGHTS else None)
+
+
+@lru_cache
+def images(spec: str, samples: int, corruption: str | None, cache: Path | None) -> Any:
+    """Make the images of one corruption once in each process."""
+    dataset = open_dataset(spec, cache=cache, limit=samples)
+    return dataset.clean() if corruption is None else dataset.corrupted(corruption, 5)
+
+
+def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
+    """Run one method with one setting over one corruption."""
+    options, method, setting, corruption = job
+    torch.set_num_threads(1)
+    source, edge, foundation = PAIRS[options.pair]
+    spec = str(options.data / source) if source.endswith(".npz") else source
+    stream = images(spec, options.samples, corruption, options.cache)
+    context = Context(
+        foundation=model(foundation, options.data),
+        source_images=images(spec, options.samples, None, options.cache).images[:500],
+        batch=options.batch,
+    )
+    adapter = make_adapter(method, model(edge, options.data), setting, context)
+    order = np.random.default_rng(0).permutation(len(stream.labels))
+    right = 0
+    for i in range(0, len(order), options.batch):
+        chosen = order[i : i + options.batch]
+        logits = adapter.step([stream.images[int(j)] for j in chosen]).logits
+        right += int((logits.argmax(1) == stream.labels[chosen]).sum())
+    return 100 * right / len(order)
+
+
+def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """Put a grid point over what the table has for the data and the architecture."""
+    family = "cifar" if options.pair == "cifar" else "digits"
+    table = TABLE[family]["layernorm" if options.pair == "digits-vit" else "batchnorm"]
+    return {**table.get(method, {}), **setting}
+
+
+def main() -> None:
+    """Go through the grids."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("pair", choices=sorted(PAIRS))
+    parser.add_argument("--data", type=Path, help="folder with images and weights (cifar)")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--method", action="append", choices=sorted(GRIDS))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    results: dict[str, dict[str, float]] = {}
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        for method in options.method or GRIDS:
+            results[method] = {"default": default_settings(method)}  # type: ignore[dict-item]
+            for setting in GRIDS[method]:
+                merged = settings_of(options, method, setting)
+                jobs = [(options, method, merged, corruption) for corruption in VALIDATION_CORRUPTIONS]
+                scores = list(pool.map(accuracy, jobs))
+                results[method][json.dumps(setting)] = float(np.mean(scores))
+                print(f"{method:15s} {json.dumps(setting):30s} {np.mean(scores):6.2f}", flush=True)
+            if options.output:
+                options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

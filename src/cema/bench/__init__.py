@@ -1,0 +1,12 @@
+"""The benchmark: every method on the same streams, with what it uploads counted.
+
+:mod:`cema.bench.config` says what to measure, :mod:`cema.bench.protocols` in which order, and
+:mod:`cema.bench.runner` does it. Results are compared by :mod:`cema.bench.compare`. Importing this package loads no
+torch; running a benchmark does.
+"""
+
+from __future__ import annotations
+
+from cema.bench.config import BenchConfig, ModelPair
+
+__all__ = ["BenchConfig", "ModelPair"]

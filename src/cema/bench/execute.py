@@ -1,0 +1,275 @@
+"""One run: an adapter goes along a stream and is scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cema.adapt.adapter import Context, NotApplicable
+from cema.adapt.methods import make_adapter
+from cema.bench.config import BenchConfig
+from cema.bench.plan import Run, load_pair
+from cema.bench.prefetch import prefetch
+from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
+from cema.data.dataset import open_dataset
+from cema.errors import CemaError
+
+if TYPE_CHECKING:
+    from cema.adapt.adapter import Adapter
+    from cema.data.dataset import Dataset, LabelledImages
+    from cema.models import Model
+
+__all__ = ["CURVE_POINTS", "CURVE_SAMPLES", "SOURCE_IMAGES", "Progress", "Room", "Tally"]
+
+#: Points of a cell's accuracy over the stream, at most, and samples that each is the mean of, at least.
+CURVE_POINTS = 20
+CURVE_SAMPLES = 50
+
+#: Images that ``source_data`` is cut down to: as many as EATA takes.
+SOURCE_IMAGES = 2000
+
+# Conditions whose images are at hand: those of a stream over all corruptions.
+_SETS = 20
+
+Progress = Callable[[int, int], object]
+
+
+class Tally:
+    """The score of one run, batch by batch.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        The stream.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._correct = np.zeros(len(schedule), bool)
+        self._counts = np.zeros((schedule.batches, 4), np.int64)
+        self._seconds = np.zeros(schedule.batches)
+
+    def book(
+        self, batch: int, correct: NDArray[np.bool_], counts: tuple[int, int, int, int], seconds: float
+    ) -> None:
+        """Take note of a batch: who was right, uploads, bytes, forwards and backwards, and the time it took."""
+        self._correct[self._schedule.places(batch)] = correct
+        self._counts[batch] = counts
+        self._seconds[batch] = seconds
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Return one cell per condition of the stream.
+
+        What a batch cost is shared among the conditions in it by their samples; the shares are rounded so that they
+        add up to what the whole stream cost.
+        """
+        schedule = self._schedule
+        shares = np.stack(
+            [
+                np.bincount(schedule.condition[schedule.places(b)], minlength=len(schedule.conditions))
+                / (schedule.bounds[b + 1] - schedule.bounds[b])
+                for b in range(schedule.batches)
+            ]
+        )
+        counts = [_round_shares(column @ shares, int(column.sum())) for column in self._counts.T]
+        seconds = self._seconds @ shares
+        cells = []
+        for index, condition in enumerate(schedule.conditions):
+            places = np.flatnonzero(schedule.condition == index)
+            right = int(self._correct[places].sum())
+            cells.append(
+                {
+                    "corruption": condition.corruption,
+                    "severity": condition.severity,
+                    "samples": len(places),
+                    "correct": right,
+                    "accuracy": 100.0 * right / len(places),
+                    "uploads": counts[0][index],
+                    "bytes_up": counts[1][index],
+                    "forwards": counts[2][index],
+                    "backwards": counts[3][index],
+                    "seconds": round(float(seconds[index]), 4),
+                    "curve": _curve(self._correct, places),
+                }
+            )
+        return cells
+
+
+def _round_shares(shares: NDArray[np.float64], total: int) -> list[int]:
+    """Round to whole numbers that add up: those with the largest remainders are rounded up."""
+    whole = np.floor(shares + 1e-9).astype(np.int64)
+    missing = total - int(whole.sum())
+    for index in np.argsort(whole - shares, kind="stable")[:missing]:
+        whole[index] += 1
+    return [int(n) for n in whole]
+
+
+def _curve(correct: NDArray[np.bool_], places: NDArray[np.int64]) -> list[list[float]]:
+    """Return accuracy in percent over the stream: where in it each part of the cell's samples ends, and its mean."""
+    parts = np.array_split(places, max(1, min(CURVE_POINTS, len(places) // CURVE_SAMPLES)))
+    return [[int(part[-1]) + 1, round(100.0 * float(correct[part].mean()), 2)] for part in parts]
+
+
+@dataclass
+class Room:
+    """Where runs happen: the data and the models, each loaded once.
+
+    Attributes
+    ----------
+    config : BenchConfig
+        What is measured.
+    cache : Path or None
+        Where corrupted images are kept.
+    """
+
+    config: BenchConfig
+    cache: Path | None
+    _dataset: Dataset | None = None
+    _source: Dataset | None = None
+    _pairs: dict[int, tuple[Model, Model]] = field(default_factory=dict)
+    _memo: dict[int, dict[Hashable, object]] = field(default_factory=dict)
+    _sets: dict[Condition, LabelledImages] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data."""
+        if self._dataset is None:
+            config = self.config
+            wnids = None if config.wnids is None else Path(config.wnids)
+            self._dataset = open_dataset(config.data, cache=self.cache, limit=config.samples, wnids=wnids)
+        return self._dataset
+
+    @property
+    def source(self) -> Dataset | None:
+        """What was named for clean images; None for the data themselves."""
+        if self._source is None and self.config.source_data is not None:
+            wnids = None if self.config.wnids is None else Path(self.config.wnids)
+            self._source = open_dataset(
+                self.config.source_data, cache=self.cache, limit=SOURCE_IMAGES, wnids=wnids
+            )
+        return self._source
+
+    def images(
+        self, condition: Condition, *, processes: int = 1, progress: Progress | None = None
+    ) -> LabelledImages:
+        """Return the images under a condition, made and kept on disk if they are not there yet."""
+        name, severity = condition.corruption, condition.severity
+        found = self._sets.pop(condition, None)
+        if found is None and name == CLEAN:
+            found = self.dataset.clean()
+        elif found is None:
+            found = self.dataset.corrupted(name, severity, processes=processes, progress=progress)
+        # The latest are at the end; consecutive runs want the same ones.
+        self._sets[condition] = found
+        while len(self._sets) > _SETS:
+            del self._sets[next(iter(self._sets))]
+        return found
+
+    def execute(self, run: Run, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Let a method go along a stream.
+
+        Parameters
+        ----------
+        run : Run
+            Which.
+        progress : callable, optional
+            Called with the samples done and all samples.
+
+        Returns
+        -------
+        list of dict
+            One cell per condition, as ``results.json`` has them. Where the method does not apply, accuracy and costs
+            are None, and a note says why.
+        """
+        sets = {condition: self.images(condition) for condition in run.stretches}
+        labels = sets[run.stretches[0]].labels
+        schedule = make_schedule(
+            self.config.protocol,
+            run.stretches,
+            labels,
+            batch=self.config.batch_size,
+            seed=run.seed,
+            edges=self.config.edges,
+            concentration=self.config.concentration,
+        )
+        tally = Tally(schedule)
+        try:
+            adapter = self._adapter(run)
+            self._go(adapter, schedule, sets, tally, progress)
+            cells = tally.cells()
+        except NotApplicable as error:
+            cells = [
+                {**_nothing(cell), "note": " ".join(str(error).split())} for cell in Tally(schedule).cells()
+            ]
+        return [{**self._labels(run), **cell} for cell in cells]
+
+    def _adapter(self, run: Run) -> Adapter:
+        if run.pair not in self._pairs:
+            self._pairs[run.pair] = load_pair(self.config.pair[run.pair], cropped=self.dataset.cropped)
+        edge, foundation = self._pairs[run.pair]
+        context = Context(
+            foundation=foundation,
+            source_images=self._source_images(),
+            device=self.config.device,
+            dtype=self.config.dtype,
+            seed=run.seed,
+            batch=self.config.batch_size,
+            codec=self.config.codec,
+            edges=self.config.edges,
+            memo=self._memo.setdefault(run.pair, {}),
+        )
+        return make_adapter(run.method, edge, run.settings, context)
+
+    def _source_images(self) -> Any:
+        if self.source is not None:
+            return self.source.clean().images
+        try:
+            return self.dataset.clean().images
+        except CemaError:  # a published set of corrupted images has no clean ones
+            return ()
+
+    def _go(
+        self,
+        adapter: Adapter,
+        schedule: Schedule,
+        sets: dict[Condition, LabelledImages],
+        tally: Tally,
+        progress: Progress | None,
+    ) -> None:
+        def load(batch: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+            places = schedule.places(batch)
+            found = [
+                (sets[schedule.conditions[c]], int(i))
+                for c, i in zip(schedule.condition[places], schedule.sample[places], strict=True)
+            ]
+            # Copies: what is mapped from a file is read here, and not when the method first looks at it.
+            images = [np.array(data.images[i]) for data, i in found]
+            return images, np.array([data.labels[i] for data, i in found])
+
+        columns = None if self.dataset.logits is None else np.array(self.dataset.logits)
+        for batch, (images, labels) in enumerate(prefetch(load, schedule.batches)):
+            began = time.perf_counter()
+            outcome = adapter.step(images, edge=int(schedule.edge[batch]))
+            seconds = time.perf_counter() - began
+            logits = outcome.logits if columns is None else outcome.logits[:, columns]
+            counts = (outcome.uploads, outcome.bytes_up, outcome.forwards, outcome.backwards)
+            tally.book(batch, logits.argmax(1) == labels, counts, seconds)
+            if progress is not None:
+                progress(schedule.places(batch).stop, len(schedule))
+
+    def _labels(self, run: Run) -> dict[str, Any]:
+        facts = run.facts
+        names = ("method", "model", "foundation", "dataset", "protocol", "seed", "batch_size", "edges")
+        return {name: facts[name] for name in names} | {"delay": run.settings.get("delay", 0)}
+
+
+def _nothing(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell without what was not measured."""
+    kept = ("corruption", "severity", "samples")
+    return {name: value if name in kept else None for name, value in cell.items()} | {"curve": []}

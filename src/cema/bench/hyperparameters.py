@@ -1,0 +1,185 @@
+"""The hyperparameters of every method, in one table.
+
+A method's own defaults (``cema.adapt.methods.default_settings``) are its paper's for ImageNet-C, batches of 64 and a
+network with BatchNorm. Here stands what differs from them, by family of data and by architecture: for other data and
+for LayerNorm networks the papers have other values. ``--set`` and a TOML file go over both;
+``cema bench --show-settings`` prints the result.
+
+=========== ============================================================================================================
+Tent        Wang et al., ICLR 2021: 2.5e-4 (ImageNet, SGD); 1e-3 elsewhere. For ViT 1e-3, as Niu et al., ICLR 2023
+ETA, EATA   Niu et al., ICML 2022: 2.5e-4, margin 0.05, weight 2000 (ImageNet); 5e-3, margin 0.4, weight 1 (CIFAR-10)
+CoTTA       Wang et al., CVPR 2022: Adam, 1e-3, confidence 0.92 (CIFAR-10); SGD, 0.01, confidence 0.1 (ImageNet)
+SAR         Niu et al., ICLR 2023: 2.5e-4; for ViT 1e-3
+CEMA        Chen et al., ICLR 2024: edge 2.5e-3, foundation 2.5e-4
+=========== ============================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from cema.bench.config import check_names, merge_settings
+from cema.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["TABLE", "Architecture", "Family", "architecture", "method_settings", "settings_toml"]
+
+Family = Literal["imagenet", "cifar", "digits"]
+Architecture = Literal["batchnorm", "layernorm"]
+Settings = dict[str, dict[str, Any]]
+
+_COTTA_IMAGENET = {"optimizer": "sgd", "lr": 0.01, "confidence": 0.1, "restore": 0.001, "symmetric": True}
+# A mirrored digit is another one, or none.
+_COTTA_DIGITS = {"flip": 0.0}
+
+#: What differs from the methods' own defaults, by data, architecture, method and setting. The papers' learning rates
+#: are for streams of 10,000 images and more.
+TABLE: dict[Family, dict[Architecture, Settings]] = {
+    "imagenet": {
+        "batchnorm": {"cotta": _COTTA_IMAGENET},
+        "layernorm": {
+            "cotta": _COTTA_IMAGENET,
+            "pl": {"lr": 1e-3},
+            "tent": {"lr": 1e-3},
+            "eta": {"lr": 1e-3},
+            "eata": {"lr": 1e-3},
+            "sar": {"lr": 1e-3},
+        },
+    },
+    "cifar": {
+        "batchnorm": {
+            "pl": {"lr": 1e-3},
+            "tent": {"lr": 1e-3},
+            "eta": {"lr": 5e-3, "d_margin": 0.4},
+            "eata": {"lr": 5e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
+            "sar": {"lr": 1e-3},
+        },
+        "layernorm": {
+            "pl": {"lr": 1e-3},
+            "tent": {"lr": 1e-3},
+            "eta": {"lr": 1e-3, "d_margin": 0.4},
+            "eata": {"lr": 1e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
+            "sar": {"lr": 1e-3},
+        },
+    },
+    "digits": {
+        # Measured: `python benchmarks/tune.py digits --samples 1000`. Entropy gains nothing over BN on 16 batches at
+        # any rate and loses least at the smallest; CEMA's edge wants a larger one than on long streams.
+        "batchnorm": {
+            "pl": {"lr": 2.5e-4},
+            "tent": {"lr": 2.5e-4},
+            "cotta": _COTTA_DIGITS,
+            "eta": {"lr": 2.5e-4, "d_margin": 0.4},
+            "eata": {"lr": 2.5e-4, "d_margin": 0.4, "fisher_alpha": 1.0},
+            "sar": {"lr": 2.5e-4},
+            "cema": {"adapt": {"edge_lr": 0.01}},
+            "cema-reference": {"adapt": {"edge_lr": 0.01}},
+        },
+        "layernorm": {
+            "pl": {"lr": 1e-3},
+            "tent": {"lr": 1e-3},
+            "cotta": _COTTA_DIGITS,
+            "eta": {"lr": 1e-3, "d_margin": 0.4},
+            "eata": {"lr": 1e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
+            "sar": {"lr": 1e-3},
+        },
+    },
+}
+
+
+def architecture(module: nn.Module) -> Architecture:
+    """Return which column of the table a network belongs to: whether it has a BatchNorm."""
+    from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC0415 - the table alone needs no torch
+
+    return "batchnorm" if any(isinstance(layer, _BatchNorm) for layer in module.modules()) else "layernorm"
+
+
+def method_settings(
+    method: str,
+    family: Family,
+    kind: Architecture,
+    *,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    delay: int | None = None,
+) -> dict[str, Any]:
+    """Return all settings of a method: its defaults, the table's over them, and what was asked for over both.
+
+    Parameters
+    ----------
+    method : str
+        A name out of `cema.adapt.methods.METHODS`.
+    family, kind : str
+        Row and column of the table.
+    given : mapping
+        By method, settings that replace others.
+    delay : int, optional
+        ``delay`` of a method that has it.
+
+    Returns
+    -------
+    dict of str to object
+        Fit for JSON.
+
+    Raises
+    ------
+    ConfigError
+        If the method or a setting is unknown, or a value is refused.
+    """
+    from cema.adapt.methods import METHODS, default_settings  # noqa: PLC0415 - loads torch
+
+    check_names("method", [method, *(given or {})], list(METHODS))
+    settings = merge_settings(default_settings(method), TABLE[family][kind].get(method, {}))
+    if delay is not None and "delay" in settings:
+        settings["delay"] = delay
+    asked = (given or {}).get(method, {})
+    _check_settings(method, asked, settings)
+    settings = merge_settings(settings, asked)
+    try:
+        checked = msgspec.convert(settings, METHODS[method].config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings of {method}: {error}; correct --set or the file") from error
+    full: dict[str, Any] = msgspec.to_builtins(checked)
+    return full
+
+
+def _check_settings(
+    where: str, asked: Mapping[str, Any], known: Mapping[str, Any], what: str = "setting of"
+) -> None:
+    check_names(f"{what} {where}", list(asked), list(known))
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(known[name], dict):
+            _check_settings(f"{where}.{name}", value, known[name], what)
+
+
+def settings_toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write settings as the tables of a TOML file for ``--config``; what is not set is left out.
+
+    Examples
+    --------
+    >>> print(settings_toml({"tent": {"lr": 0.001}}))
+    [settings.tent]
+    lr = 0.001
+    """
+    lines: list[str] = []
+    for method, values in settings.items():
+        _toml_table(f"settings.{method}", values, lines)
+    return "\n".join(lines)
+
+
+def _toml_table(name: str, values: Mapping[str, Any], lines: list[str]) -> None:
+    lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    # JSON's strings, numbers, booleans and lists are TOML's too.
+    lines += [
+        f"{key} = {json.dumps(value)}"
+        for key, value in values.items()
+        if key not in nested and value is not None
+    ]
+    for key, value in nested.items():
+        _toml_table(f"{name}.{key}", value, lines)

@@ -1,0 +1,177 @@
+"""The plots of a benchmark, each as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cema.bench.tables import AVERAGE, Entry, ResultTable, averaged
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["write_plots"]
+
+# Protocols in which the stream changes while a method goes along it.
+_CHANGING = ("continual", "gradual", "mixed")
+_COLOURS = {
+    **{"source": "#888888", "bn": "#e69f00", "onda": "#56b4e9", "lame": "#009e73", "pl": "#c9b600"},
+    **{"tent": "#8c564b", "cotta": "#e377c2", "eta": "#1f77b4", "eata": "#17becf", "sar": "#9467bd"},
+    **{"cema": "#d62728", "cema-reference": "#ff9896"},
+}
+
+
+def write_plots(out: Path, tables: Sequence[ResultTable], cells: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Draw what the tables say.
+
+    Parameters
+    ----------
+    out : Path
+        The folder that gets ``accuracy``, ``uploads`` and, where the stream changes, ``stream``.
+    tables : sequence of ResultTable
+        A panel for each.
+    cells : sequence of mapping
+        Whose curves make accuracy over the stream.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    shown = [table for table in tables if _scored(table)]
+    if not shown:
+        return []
+    figures = {"accuracy": _bars(shown), "uploads": _against_bytes(shown)}
+    changing = [cell for cell in cells if cell["protocol"] in _CHANGING and cell["curve"]]
+    if changing:
+        figures["stream"] = _over_stream(changing)
+    paths = []
+    for name, figure in figures.items():
+        for suffix in ("png", "svg"):
+            paths.append(out / f"{name}.{suffix}")
+            figure.savefig(paths[-1], dpi=130)
+    return paths
+
+
+def _scored(table: ResultTable) -> dict[str, Entry]:
+    """Return the average of every method that applies, or its mean over what is there."""
+    averages = {method: row.get(AVERAGE) for method, row in table.rows.items()}
+    return {m: entry for m, entry in averages.items() if entry is not None and entry.accuracy is not None}
+
+
+def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    # Not pyplot: it would open a window system, and keep every figure.
+    from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that only a plot needs
+
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def _colour(method: str) -> str:
+    """Return the same colour for a method in every plot."""
+    return _COLOURS.get(method, "#bbbbbb")
+
+
+def _name(axes: Axes, table: ResultTable) -> None:
+    severity = f", severity {table.severity}" if table.severity else ""
+    axes.set_title(f"{table.model}{severity} ({table.dataset}, {table.protocol})", fontsize=10)
+
+
+def _bars(tables: Sequence[ResultTable]) -> Figure:
+    """Draw average accuracy by method; the error bars are `Entry.error`."""
+    figure, panels = _panels(len(tables), width=6.0, height=3.6)
+    for axes, table in zip(panels, tables, strict=True):
+        found = _scored(table)
+        errors = [_average_error(table, method) for method in found]
+        heights = [entry.accuracy or 0.0 for entry in found.values()]
+        bars = axes.bar(list(found), heights, yerr=errors, capsize=3, color=[_colour(m) for m in found])
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        axes.tick_params(axis="x", rotation=45, labelsize=8)
+        axes.set_ylabel("accuracy, %")
+        axes.set_ylim(0.0, min(110.0, max(heights) + 8))
+        _name(axes, table)
+    return figure
+
+
+def _average_error(table: ResultTable, method: str) -> float:
+    """Return the deviation over seeds, or for one seed the binomial error of the mean over corruptions."""
+    row = table.rows[method]
+    if row[AVERAGE].deviation is not None:
+        return row[AVERAGE].error
+    errors = [entry.error for name, entry in row.items() if name in averaged(table.corruptions)]
+    return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
+
+
+def _against_bytes(tables: Sequence[ResultTable]) -> Figure:
+    """Draw average accuracy against the bytes uploaded."""
+    figure, panels = _panels(len(tables), width=6.0, height=3.8)
+    for axes, table in zip(panels, tables, strict=True):
+        names: dict[tuple[float, float], list[str]] = {}
+        for method, entry in _scored(table).items():
+            x, y = (entry.bytes_up or 0.0) / entry.samples, entry.accuracy or 0.0
+            axes.errorbar(x, y, yerr=_average_error(table, method), fmt="o", color=_colour(method), capsize=3)
+            names.setdefault((round(x), round(y, 1)), []).append(method)
+        for place, here in names.items():  # methods that come to the same share a label
+            axes.annotate(", ".join(here), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="bytes uploaded per predicted sample", ylabel="average accuracy, %")
+        axes.margins(x=0.15, y=0.12)
+        _name(axes, table)
+    return figure
+
+
+def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw accuracy over the stream of the first seed, a panel for each stream."""
+    first = min(cell["seed"] for cell in cells)
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["seed"] == first:
+            runs.setdefault(cell["run"], []).append(cell)
+    panels: dict[tuple[Any, ...], list[list[Mapping[str, Any]]]] = {}
+    for members in runs.values():
+        head = members[0]
+        top = max(cell["severity"] for cell in members)
+        panels.setdefault((head["dataset"], head["model"], head["protocol"], top), []).append(members)
+    figure, axes_list = _panels(len(panels), width=8.0, height=3.8)
+    for axes, (what, streams) in zip(axes_list, panels.items(), strict=True):
+        for members in streams:
+            points = sorted(point for cell in members for point in cell["curve"])
+            method = members[0]["method"]
+            axes.plot(
+                [end for end, _ in points],
+                [accuracy for _, accuracy in points],
+                color=_colour(method),
+                label=method,
+                linewidth=1.2,
+            )
+        if what[2] == "continual":
+            _mark_stretches(axes, streams[0])
+        axes.set(xlabel="samples of the stream", ylabel="accuracy, %")
+        axes.set_title(f"{what[1]}, {what[2]}, severity {what[3]} ({what[0]})", fontsize=10)
+        axes.legend(fontsize=7, ncols=2, framealpha=0.8)
+    return figure
+
+
+def _mark_stretches(axes: Axes, members: Sequence[Mapping[str, Any]]) -> None:
+    for cell in members:
+        end = cell["curve"][-1][0]
+        axes.axvline(end, color="#cccccc", linewidth=0.8, zorder=0)
+        name = axes.text(
+            end - cell["samples"] / 2,
+            0.02,
+            cell["corruption"],
+            transform=axes.get_xaxis_transform(),  # the height as a share of the panel's
+            rotation=90,
+            fontsize=6,
+            ha="center",
+            va="bottom",
+        )
+        name.set_in_layout(False)

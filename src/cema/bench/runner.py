@@ -1,0 +1,292 @@
+"""A benchmark from start to end: plan, images, runs, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+
+from cema.bench.config import QUICK_SAMPLES, BenchConfig, check_names
+from cema.bench.execute import Room
+from cema.bench.plan import Pair, Run, check_classes, describe_pair, make_runs
+from cema.bench.plots import write_plots
+from cema.bench.protocols import CLEAN
+from cema.bench.results import RESULTS, ResultsFolder, environment, write_results
+from cema.bench.tables import console_table, summarise, write_csv, write_markdown
+from cema.bench.view import View, print_wide
+from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
+from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
+from cema.errors import CemaError
+
+if TYPE_CHECKING:
+    from cema.data.dataset import Dataset
+
+__all__ = ["Plan", "make_plan", "run_benchmark"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration comes to.
+
+    Attributes
+    ----------
+    config : BenchConfig
+        With methods and corruptions named.
+    dataset : Dataset
+        The data.
+    pairs : tuple of Pair
+        The models, with every method's settings.
+    runs : tuple of Run
+        In the order of the tables.
+    source_digest : str or None
+        Digest of the clean images that were named beside the data.
+    """
+
+    config: BenchConfig
+    dataset: Dataset
+    pairs: tuple[Pair, ...]
+    runs: tuple[Run, ...]
+    source_digest: str | None
+
+
+def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = False) -> Plan:
+    """Open data and models, and find out what there is to run.
+
+    Parameters
+    ----------
+    config : BenchConfig
+        What is asked for.
+    cache : Path, optional
+        Where corrupted images are kept; None for the user's cache.
+    quick : bool
+        Take fewer samples and corruptions, where their number is not asked for.
+
+    Raises
+    ------
+    CemaError
+        If data, models, methods, corruptions or settings are not to be had; nothing was measured then.
+    """
+    from cema.adapt.methods import METHODS  # noqa: PLC0415 - with torch, which only a benchmark that runs needs
+
+    methods = config.methods or tuple(METHODS)
+    check_names("method", [*methods, *config.settings], list(METHODS))
+    samples = config.samples or (QUICK_SAMPLES if quick else None)
+    config = msgspec.structs.replace(config, methods=methods, samples=samples)
+    _check_device(config.device)
+    room = Room(config, cache)
+    dataset, source = room.dataset, room.source
+    config = config.settled(dataset.corruptions, quick=quick)
+    pairs = tuple(describe_pair(pair, config, dataset.family, methods) for pair in config.pair)
+    for pair in pairs:
+        check_classes(pair, dataset.classes)
+    source_digest = None if source is None else source.digest
+    runs = make_runs(config, pairs, dataset.name, dataset.digest, source_digest)
+    return Plan(config, dataset, pairs, tuple(runs), source_digest)
+
+
+def run_benchmark(
+    config: BenchConfig,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int | None = None,
+    cache: Path | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Run a benchmark, or what is left of it, and write its tables.
+
+    Parameters
+    ----------
+    config, cache, quick
+        As for `make_plan`.
+    out : Path
+        The folder of results. Runs that it holds are not done again.
+    console : Console
+        Where progress and tables are shown.
+    jobs : int, optional
+        How many runs go on at a time; by default one for each core, and one on an accelerator.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+
+    Raises
+    ------
+    CemaError
+        If the benchmark cannot begin, images cannot be made, or runs failed: then with all others finished and written.
+    """
+    plan = make_plan(config, cache=cache, quick=quick)
+    jobs = jobs or (available_cores() if plan.config.device == "cpu" else 1)
+    with ResultsFolder(out) as folder:
+        finished = folder.check(plan.runs)
+        _announce(console, plan, folder, len(finished))
+        left = [run for run in plan.runs if run.key not in finished]
+        failures: list[Failed] = []
+        if left:
+            with Workers(plan.config, cache, min(jobs, len(left))) as workers, View(console, jobs) as view:
+                _prepare(workers, view, left, jobs)
+                view.begin_runs(plan.runs, finished, folder.cells())
+                failures = _measure(workers, view, left, folder)
+        results = _collect(plan, folder)
+    _write(out, results, console)
+    if failures:
+        raise CemaError(_explain(failures, out))
+    return results
+
+
+def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int) -> None:
+    config = plan.config
+    console.print(
+        f"{plan.dataset.name}, {config.protocol}: {len(config.methods)} methods, {len(config.corruptions)} corruptions "
+        f"at {len(config.severities)} severities, {len(config.pair)} pairs of models, {len(plan.runs)} runs",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if folder.finished:
+        cells = sum(len(record["cells"]) for record in folder.finished.values())
+        console.print(
+            f"found {cells} cells in {folder.path}: {finished} of these runs are finished, "
+            f"{len(plan.runs) - finished} are left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _prepare(workers: Workers, view: View, runs: Sequence[Run], jobs: int) -> None:
+    """Make the images that the runs want, each set once, before the first run."""
+    conditions = [
+        condition
+        for condition in dict.fromkeys(stretch for run in runs for stretch in run.stretches)
+        if condition.corruption != CLEAN
+    ]
+    if not conditions:
+        return
+    view.begin_images(conditions)
+    # With fewer sets than processes, each set is shared among several more.
+    tasks = [Prepare(condition, max(1, jobs // len(conditions))) for condition in conditions]
+
+    def progress(task: Task, done: int, total: int) -> None:
+        assert isinstance(task, Prepare)  # noqa: S101 - nothing else was given
+        view.images(task.condition, done, total)
+
+    for outcome in workers.run(tasks, progress=progress, idle=view.refresh):
+        if isinstance(outcome, Failed):
+            raise CemaError(outcome.message)
+        progress(outcome.task, 1, 1)
+
+
+def _measure(workers: Workers, view: View, runs: Sequence[Run], folder: ResultsFolder) -> list[Failed]:
+    """Do the runs and keep each one's cells as it finishes; return those that failed."""
+    by_key = {run.key: run for run in runs}
+    failures = []
+
+    def progress(task: Task, done: int, total: int) -> None:
+        assert isinstance(task, Run)  # noqa: S101 - nothing else was given
+        view.run(task, done, total)
+
+    for outcome in workers.run(runs, progress=progress, idle=view.refresh):
+        assert isinstance(outcome.task, Run)  # noqa: S101 - nothing else was given
+        if isinstance(outcome, Failed):
+            failures.append(outcome)
+            continue
+        run = by_key[outcome.task.key]
+        folder.add(run, outcome.cells)
+        view.finished(run, outcome.cells, outcome.seconds)
+    return failures
+
+
+def _collect(plan: Plan, folder: ResultsFolder) -> dict[str, Any]:
+    """Return what ``results.json`` holds: this benchmark's settings, and all cells that are in the folder."""
+    cells = _in_order(folder.cells(), plan)
+    config: dict[str, Any] = msgspec.to_builtins(plan.config)
+    shown = environment(plan.config.device)
+    planned = {run.key for run in plan.runs}
+    return {
+        "cema": shown.pop("cema"),
+        "settings": {
+            **config,
+            # Names and digests identify data and weights; where they lie on this machine is nobody's business.
+            "data": plan.dataset.name,
+            "data_digest": plan.dataset.digest,
+            "source_data": None,
+            "source_digest": plan.source_digest,
+            "wnids": None,
+            "pair": [
+                {
+                    "model": pair.models.model,
+                    "model_digest": pair.model,
+                    "foundation": pair.models.foundation,
+                    "foundation_digest": pair.foundation,
+                    "methods": pair.settings,
+                }
+                for pair in plan.pairs
+            ],
+        },
+        "environment": shown,
+        # What these settings do not say: runs that are in the folder from other benchmarks.
+        "other_runs": {
+            key: folder.finished[key]["facts"] for key in sorted(folder.finished.keys() - planned)
+        },
+        "cells": cells,
+    }
+
+
+def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Sort cells as tables show them, whenever and in whatever order they were measured."""
+    from cema.adapt.methods import METHODS  # noqa: PLC0415 - loaded by then; see make_plan
+
+    methods = {name: index for index, name in enumerate(METHODS)}
+    corruptions = {name: index for index, name in enumerate((CLEAN, *CORRUPTIONS, *VALIDATION_CORRUPTIONS))}
+    pairs = {(pair.models.model, pair.models.foundation): index for index, pair in enumerate(plan.pairs)}
+
+    def place(cell: dict[str, Any]) -> tuple[Any, ...]:
+        pair = (cell["model"], cell["foundation"])
+        return (
+            *(cell["dataset"], cell["protocol"], pairs.get(pair, len(pairs)), pair, cell["severity"]),
+            *(
+                methods.get(cell["method"], len(methods)),
+                corruptions.get(cell["corruption"], len(corruptions)),
+            ),
+            *(cell["corruption"], cell["seed"]),
+        )
+
+    return sorted(cells, key=place)
+
+
+def _write(out: Path, results: dict[str, Any], console: Console) -> None:
+    write_results(out / RESULTS, results)
+    tables = summarise(results["cells"])
+    for table in tables:
+        print_wide(console, console_table(table))
+    write_markdown(out / "tables.md", tables, results)
+    write_csv(out / "tables.csv", tables)
+    write_plots(out, tables, results["cells"])
+    console.print(f"results, tables and plots: {out}", highlight=False, soft_wrap=True)
+
+
+def _explain(failures: Sequence[Failed], out: Path) -> str:
+    first = failures[0]
+    assert isinstance(first.task, Run)  # noqa: S101 - only runs are measured
+    stretch = first.task.stretches[0]
+    return (
+        f"{len(failures)} runs failed and are not in {out}; the same command tries them again. The first was "
+        f"{first.task.method} on {stretch.corruption} {stretch.severity}: {first.message}"
+    )
+
+
+def _check_device(device: str) -> None:
+    import torch  # noqa: PLC0415 - loaded by then; see make_plan
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        check_names("device", [device], ["cpu", "cuda"])
+        reason = str(error).partition("\n")[0]
+        raise CemaError(
+            f"device {device} cannot be used by this torch ({reason}); use --device cpu"
+        ) from error

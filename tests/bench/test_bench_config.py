@@ -1,0 +1,165 @@
+"""What is asked for: presets, files, options, and what is said about what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cema.bench.config import BenchConfig, BenchFile, ModelPair, merge_settings, parse_setting
+from cema.bench.hyperparameters import TABLE, method_settings, settings_toml
+from cema.bench.presets import PRESETS, preset
+from cema.data import CORRUPTIONS
+from cema.errors import ConfigError
+
+PAIR = ModelPair(model="digits-cnn", foundation="digits-cnn-foundation")
+
+
+def config(**changes: Any) -> BenchConfig:
+    return BenchConfig(**({"data": "digits", "pair": (PAIR,)} | changes))
+
+
+def test_the_later_goes_over_the_earlier(tmp_path: Path) -> None:
+    path = tmp_path / "bench.toml"
+    path.write_text(
+        'data = "digits"\nseverities = [1]\nsamples = 5\n'
+        '[[pair]]\nmodel = "a"\nfoundation = "b"\nweights = "w.safetensors"\n'
+        "[settings.tent]\nlr = 0.5\n[settings.cema.adapt]\nfresh = 8\nreplayed = 4\n"
+    )
+    options = BenchFile(samples=7, settings={"cema": {"adapt": {"fresh": 16}}})
+    made = BenchConfig.make(preset("digits-c"), BenchFile.load(path), options)
+    assert (made.severities, made.samples, made.batch_size) == ((1,), 7, 64)
+    assert made.pair[0].weights == str(tmp_path / "w.safetensors")
+    assert made.settings == {"tent": {"lr": 0.5}, "cema": {"adapt": {"fresh": 16, "replayed": 4}}}
+
+
+def test_data_beside_the_file_are_found_there(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "bench.toml").write_text('data = "images"')
+    assert BenchFile.load(tmp_path / "bench.toml").data == str(tmp_path / "images")
+    (tmp_path / "bench.toml").write_text('data = "digits"')
+    assert BenchFile.load(tmp_path / "bench.toml").data == "digits"
+
+
+def test_the_embedded_digits_come_with_models() -> None:
+    assert BenchConfig.make(BenchFile(data="digits")).pair == (PAIR,)
+    with pytest.raises(ConfigError, match="--model and --foundation"):
+        BenchConfig.make(BenchFile(data="photographs"))
+    with pytest.raises(ConfigError, match="which data"):
+        BenchConfig.make()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_a_configuration(name: str) -> None:
+    made = BenchConfig.make(preset(name), BenchFile(data="digits"))
+    assert made.severities == (3, 5)
+    assert made.protocol == "reset"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "resett"}, "did you mean reset"),
+        ({"severities": (6,)}, "severities"),
+        ({"severities": (0,)}, "severities"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "each value once"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"samples": 0}, "samples"),
+        ({"edges": 0}, "edges"),
+        ({"delay": -1}, "delay"),
+        ({"concentration": 0.0}, "concentration"),
+        ({"pair": ()}, "pair"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+def test_corruptions_are_those_that_there_are() -> None:
+    assert config().settled(None).corruptions == CORRUPTIONS
+    assert config().settled(None, quick=True).corruptions == ("gaussian_noise", "snow", "contrast")
+    assert config().settled(["snow", "fog", "spatter"]).corruptions == ("snow", "fog")
+    assert config().settled(["spatter"]).corruptions == ("spatter",)
+    assert config(corruptions=("spatter", "clean")).settled(None).corruptions == ("spatter", "clean")
+    natural = config().settled([])
+    assert (natural.corruptions, natural.severities) == (("clean",), (0,))
+    with pytest.raises(ConfigError, match=r"'fogg'; there are .*did you mean fog"):
+        config(corruptions=("fogg",)).settled(None)
+    with pytest.raises(ConfigError, match="there are snow, clean"):
+        config(corruptions=("fog",)).settled(["snow"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tent.lr=1e-3", {"tent": {"lr": 0.001}}),
+        ("cema.adapt.preset=reference", {"cema": {"adapt": {"preset": "reference"}}}),
+        ("cotta.symmetric=true", {"cotta": {"symmetric": True}}),
+        ("a.b=x=y", {"a": {"b": "x=y"}}),
+    ],
+)
+def test_settings_on_the_command_line(text: str, expected: dict[str, Any]) -> None:
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize("text", ["tent.lr", "lr=1", ".lr=1", "tent.=1", ""])
+def test_a_setting_without_a_method_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"METHOD\.SETTING=VALUE"):
+        parse_setting(text)
+
+
+def test_merging_leaves_its_arguments_alone() -> None:
+    under = {"a": {"b": 1, "c": 2}}
+    assert merge_settings(under, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+    assert under == {"a": {"b": 1, "c": 2}}
+
+
+@pytest.mark.parametrize("family", sorted(TABLE))
+@pytest.mark.parametrize("kind", ["batchnorm", "layernorm"])
+def test_every_method_takes_what_the_table_says(family: Any, kind: Any) -> None:
+    from cema.adapt.methods import METHODS
+
+    table = TABLE[family][kind]
+    assert table.keys() <= set(METHODS)
+    for method in METHODS:
+        settings = method_settings(method, family, kind)
+        for name, value in table.get(method, {}).items():
+            expected = merge_settings(settings[name], value) if isinstance(value, dict) else value
+            assert settings[name] == expected
+
+
+def test_settings_go_over_the_table_and_delay_reaches_cema() -> None:
+    given = {"tent": {"lr": 0.7}, "cema": {"adapt": {"edge_lr": 0.3}}}
+    assert method_settings("tent", "cifar", "batchnorm", given=given)["lr"] == 0.7
+    cema = method_settings("cema", "cifar", "batchnorm", given=given, delay=4)
+    assert (cema["adapt"]["edge_lr"], cema["delay"]) == (0.3, 4)
+    assert cema["adapt"]["fresh"] == method_settings("cema", "cifar", "batchnorm")["adapt"]["fresh"]
+    assert "delay" not in method_settings("tent", "cifar", "batchnorm", delay=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tent": {"rate": 1}}, "unknown setting of tent 'rate'; there are lr"),
+        ({"cema": {"adapt": {"edge_lrr": 1}}}, r"setting of cema\.adapt 'edge_lrr'.*did you mean edge_lr"),
+        ({"tentt": {"lr": 1}}, "unknown method 'tentt'.*did you mean tent"),
+        ({"tent": {"lr": "fast"}}, "settings of tent"),
+        ({"tent": {"lr": -1}}, "settings of tent"),
+    ],
+)
+def test_a_wrong_setting_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        method_settings("cema" if "cema" in given else "tent", "digits", "batchnorm", given=given)
+
+
+def test_what_is_printed_can_be_read_back(tmp_path: Path) -> None:
+    settings = {m: method_settings(m, "imagenet", "layernorm") for m in ("source", "cotta", "sar", "cema")}
+    path = tmp_path / "bench.toml"
+    path.write_text(settings_toml(settings))
+    given = BenchFile.load(path).settings
+    assert isinstance(given, dict)
+    for method, expected in settings.items():
+        assert method_settings(method, "digits", "batchnorm", given=given) == expected

@@ -1,0 +1,144 @@
+"""Schedules: exact, complete and seeded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cema.bench.protocols import PROTOCOLS, Condition, Schedule, make_schedule, streams
+
+LABELS = np.arange(40) % 4
+
+
+def schedule(protocol: str, stream: int = 0, **changes: object) -> Schedule:
+    stretches = streams(protocol, ["fog", "snow"], [2, 3])[stream]
+    return make_schedule(protocol, stretches, LABELS, **{"batch": 16, "seed": 0} | changes)  # type: ignore[arg-type]
+
+
+def test_which_streams_there_are() -> None:
+    fog2, snow2, fog3, snow3 = (Condition(name, s) for s in (2, 3) for name in ("fog", "snow"))
+    corruptions = ["fog", "snow"]
+    assert streams("reset", corruptions, [2, 3]) == [(fog2,), (snow2,), (fog3,), (snow3,)]
+    assert streams("correlated", corruptions, [2, 3]) == streams("reset", corruptions, [2, 3])
+    assert streams("continual", corruptions, [2, 3]) == [(fog2, snow2), (fog3, snow3)]
+    assert streams("mixed", corruptions, [2, 3]) == streams("continual", corruptions, [2, 3])
+    (ramp,) = streams("gradual", corruptions, [2, 3])
+    assert [(c.corruption, c.severity) for c in ramp[:5]] == [("fog", s) for s in (1, 2, 3, 2, 1)]
+    assert {c.corruption for c in ramp[5:]} == {"snow"}
+    assert streams("continual", ["clean"], [0]) == [(Condition("clean", 0),)]
+    assert streams("gradual", ["clean"], [0]) == [(Condition("clean", 0),)]
+
+
+def test_a_schedule_is_exactly_this() -> None:
+    made = make_schedule("continual", streams("continual", ["fog", "snow"], [5])[0], [0] * 5, batch=2, seed=7)
+    assert made.conditions == (Condition("fog", 5), Condition("snow", 5))
+    assert made.condition.tolist() == [0] * 5 + [1] * 5
+    assert made.bounds.tolist() == [0, 2, 4, 5, 7, 9, 10]
+    # Recorded once: the same seed must give these orders on every machine and in every version.
+    assert made.sample.tolist() == EXPECTED
+
+
+EXPECTED = [2, 4, 3, 1, 0, 2, 0, 1, 4, 3]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_image_is_seen_once_per_corruption(protocol: str) -> None:
+    made = schedule(protocol)
+    for name in {condition.corruption for condition in made.conditions}:
+        mine = [i for i, condition in enumerate(made.conditions) if condition.corruption == name]
+        assert sorted(made.sample[np.isin(made.condition, mine)]) == list(range(40))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_seed_decides_everything(protocol: str) -> None:
+    one, same, other = schedule(protocol), schedule(protocol), schedule(protocol, seed=1)
+    assert (one.sample == same.sample).all()
+    assert (one.condition == same.condition).all()
+    assert (one.sample != other.sample).any()
+
+
+def test_reset_and_continual_show_a_corruption_in_the_same_order() -> None:
+    continual = schedule("continual")
+    snow = continual.sample[continual.condition == 1]
+    assert (snow == schedule("reset", stream=1).sample).all()
+
+
+@pytest.mark.parametrize("protocol", ["continual", "gradual"])
+def test_no_batch_holds_two_stretches(protocol: str) -> None:
+    made = schedule(protocol)
+    assert all(len(set(made.condition[made.places(b)].tolist())) == 1 for b in range(made.batches))
+
+
+def test_mixed_mixes() -> None:
+    made = schedule("mixed")
+    assert all(len(set(made.condition[made.places(b)].tolist())) == 2 for b in range(made.batches))
+    assert made.bounds.tolist() == [0, 16, 32, 48, 64, 80]
+
+
+def test_gradual_spreads_the_images_over_the_ramp() -> None:
+    made = schedule("gradual")
+    assert made.conditions[:3] == tuple(Condition("fog", s) for s in (1, 2, 3))
+    # 40 images in five stretches of eight; severities 1 and 2 are visited twice.
+    assert np.bincount(made.condition).tolist() == [16, 16, 8, 16, 16, 8]
+    assert made.condition[:40].tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [1] * 8 + [0] * 8
+
+
+def repeats(order: np.ndarray) -> float:
+    """Return how often a label is that of the sample before."""
+    labels = (np.arange(2000) % 10)[order]
+    return float((labels[1:] == labels[:-1]).mean())
+
+
+def test_correlated_labels_come_in_pieces_and_the_concentration_says_how_long() -> None:
+    stretches = [Condition("fog", 3)]
+
+    def made(concentration: float) -> float:
+        labels = np.arange(2000) % 10
+        return repeats(
+            make_schedule(
+                "correlated", stretches, labels, batch=64, seed=0, concentration=concentration
+            ).sample
+        )
+
+    shuffled = repeats(make_schedule("reset", stretches, np.arange(2000) % 10, batch=64, seed=0).sample)
+    assert shuffled < 0.15
+    # Ten classes in ten slots are at most a hundred pieces.
+    assert made(100.0) > 0.9
+    assert made(0.01) > made(100.0)
+    assert made(0.01) > 0.98
+
+
+def test_edges_are_dealt_round_robin() -> None:
+    assert schedule("reset", edges=2, batch=10).edge.tolist() == [0, 1, 0, 1]
+
+
+@given(
+    st.integers(1, 50), st.integers(1, 20), st.integers(1, 4), st.sampled_from(PROTOCOLS), st.integers(0, 3)
+)
+def test_batches_cover_the_stream(count: int, batch: int, edges: int, protocol: str, seed: int) -> None:
+    labels = np.arange(count) % 3
+    for stretches in streams(protocol, ["fog", "snow"], [3]):
+        made = make_schedule(protocol, stretches, labels, batch=batch, seed=seed, edges=edges)
+        sizes = np.diff(made.bounds)
+        assert made.bounds[0] == 0
+        assert made.bounds[-1] == len(made)
+        assert (sizes >= 1).all()
+        assert (sizes <= batch).all()
+        assert len(made.edge) == made.batches
+        assert made.edge.max() < edges
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch": 0}, {"edges": 0}, {"concentration": 0.0}, {"protocol": "none"}, {"labels": []}]
+)
+def test_what_makes_no_schedule_is_refused(changes: dict[str, object]) -> None:
+    arguments = {"protocol": "reset", "labels": [0, 1], "batch": 1, "seed": 0} | changes
+    with pytest.raises(ValueError, match=r"expected one of|must be|needs"):
+        make_schedule(stretches=[Condition("fog", 3)], **arguments)  # type: ignore[arg-type]
+
+
+def test_an_unknown_protocol_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match="continual, correlated, gradual, mixed, reset"):
+        streams("none", ["fog"], [3])
