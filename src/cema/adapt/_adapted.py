@@ -9,6 +9,7 @@ import torch
 
 from cema.adapt._checkpoint import checkpointing
 from cema.adapt._copy import ModelCopy
+from cema.adapt._online import descend
 from cema.adapt.norm import normalising
 from cema.adapt.statistics import RunningStatistics
 
@@ -136,11 +137,4 @@ class AdaptedModel(ModelCopy):
         bool
             False when a gradient was not finite: the parameters are as before.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        finite = bool(torch.stack([torch.isfinite(g).all() for g in gradients]).all())
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return finite
+        return descend(self.optimizer, loss)
