@@ -30,7 +30,7 @@ from cema.models import resolve
 if TYPE_CHECKING:
     from cema.models import Model
 
-RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2)
+RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
 GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "source": ({},),
     "bn": tuple({"prior": prior} for prior in (0, 16, 64)),
@@ -84,6 +84,21 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
     return 100 * right / len(order)
 
 
+def grid(method: str, rates: list[float] | None) -> list[dict[str, Any]]:
+    """Return the settings to go through; given `rates`, those with one of them."""
+    points = list(GRIDS[method])
+    if not rates:
+        return points
+    rate = {"cema": ("adapt", "edge_lr"), "cema-reference": ("adapt", "edge_lr")}.get(method, ("lr",))
+    return [point for point in points if _at(point, rate) in rates]
+
+
+def _at(point: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        point = point.get(name, {})
+    return point
+
+
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Put a grid point over what the table has for the data and the architecture."""
     family = "cifar" if options.pair == "cifar" else "digits"
@@ -99,6 +114,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--method", action="append", choices=sorted(GRIDS))
+    parser.add_argument("--rate", action="append", type=float, help="only these learning rates")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path)
@@ -107,7 +123,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for method in options.method or GRIDS:
             results[method] = {"default": default_settings(method)}  # type: ignore[dict-item]
-            for setting in GRIDS[method]:
+            for setting in grid(method, options.rate):
                 merged = settings_of(options, method, setting)
                 jobs = [(options, method, merged, corruption) for corruption in VALIDATION_CORRUPTIONS]
                 scores = list(pool.map(accuracy, jobs))

@@ -143,6 +143,10 @@ class EntropySelector:
         The weight of a new batch in the exponential mean, in (0, 1].
     group : int, default 64
         How many samples make a batch, for devices that predict a few at a time.
+    floor : float, default 1.0
+        ``E_max`` never decides below this many times ``E_avg``; 0 is the rule of [1]_ alone. A stream that is hard from
+        its first batch has most of its entropies above ``E_max^0``, and the ratio, which only follows changes since
+        then, never opens: nothing is sent where help is needed most.
 
     Raises
     ------
@@ -151,7 +155,8 @@ class EntropySelector:
 
     Notes
     -----
-    While ``E_avg`` is zero (below 1e-12 nats) there is no ratio to take: it counts as 1.
+    While ``E_avg`` is zero (below 1e-12 nats) there is no ratio to take: it counts as 1. The floor bounds what
+    decides, not the recursion: ``E_max^t`` itself goes on from ``E_max^{t-1}``.
 
     References
     ----------
@@ -174,6 +179,7 @@ class EntropySelector:
         average: Average = "running",
         momentum: float = 0.1,
         group: int = 64,
+        floor: float = 1.0,
     ) -> None:
         if num_classes < 2:
             raise ConfigError(f"expected num_classes >= 2, got {num_classes}")
@@ -189,6 +195,8 @@ class EntropySelector:
             raise ConfigError(f"expected a momentum in (0, 1], got {momentum}")
         if group < 1:
             raise ConfigError(f"expected a group of at least 1 sample, got {group}")
+        if not (math.isfinite(floor) and floor >= 0):
+            raise ConfigError(f"expected a finite floor >= 0, got {floor}; 0 is the paper's rule alone")
         self._settings: dict[str, Any] = {
             "num_classes": int(num_classes),
             "e_min": float(e_min),
@@ -197,6 +205,7 @@ class EntropySelector:
             "average": str(average),
             "momentum": float(momentum),
             "group": int(group),
+            "floor": float(floor),
         }
         self._ceiling = math.log(num_classes)
         self._e_min = e_min * self._ceiling
@@ -213,8 +222,9 @@ class EntropySelector:
 
     @property
     def e_max(self) -> float:
-        """The upper threshold as it stands after the last completed batch, in nats."""
-        return self._e_max
+        """The upper threshold that decides after the last completed batch, in nats."""
+        lowest = self._settings["floor"] * (self._average or 0.0)
+        return min(max(self._e_max, lowest), self._ceiling)
 
     def select(self, entropy: npt.ArrayLike) -> Decision:
         """Decide about one call's samples, moving the threshold first if they complete a batch.
@@ -245,14 +255,15 @@ class EntropySelector:
         self._pending_count += values.size
         if values.size and self._pending_count >= self._settings["group"]:
             self._complete_batch()
+        e_max = self.e_max
         uninformative = values <= self._e_min
-        unreliable = (values >= self._e_max) & ~uninformative
+        unreliable = (values >= e_max) & ~uninformative
         selected = ~(uninformative | unreliable)
         reasons = tuple(
             Reason.SELECTED if good else Reason.UNRELIABLE if high else Reason.UNINFORMATIVE
             for good, high in zip(selected.tolist(), unreliable.tolist(), strict=True)
         )
-        return Decision(selected, reasons, self._e_max)
+        return Decision(selected, reasons, e_max)
 
     def _complete_batch(self) -> None:
         mean = self._pending_total / self._pending_count

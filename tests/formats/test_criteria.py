@@ -173,7 +173,7 @@ streams = st.lists(st.lists(st.floats(0, math.log(10)), max_size=12), max_size=2
 def test_the_threshold_follows_the_formula(
     stream: list[list[float]], decay: float, average: Any, momentum: float, group: int
 ) -> None:
-    selector = EntropySelector(10, decay=decay, average=average, momentum=momentum, group=group)
+    selector = EntropySelector(10, decay=decay, average=average, momentum=momentum, group=group, floor=0)
     expected = reference_thresholds(
         stream, classes=10, decay=decay, average=average, momentum=momentum, group=group
     )
@@ -187,7 +187,7 @@ def test_the_threshold_follows_the_formula(
 
 
 def test_a_recorded_stream() -> None:
-    selector = EntropySelector(10, group=1)
+    selector = EntropySelector(10, group=1, floor=0)
     start = 0.4 * math.log(10)
     assert selector.select([1.0, 1.0]).e_max == pytest.approx(start)
     assert selector.select([2.0, 2.0]).e_max == pytest.approx(start * 1.5)
@@ -196,7 +196,7 @@ def test_a_recorded_stream() -> None:
 
 
 def test_decay_compounds_and_is_clamped() -> None:
-    selector = EntropySelector(10, decay=0.9, group=1)
+    selector = EntropySelector(10, decay=0.9, group=1, floor=0)
     selector.select([1.0])
     for step in range(1, 12):
         assert selector.select([1.0]).e_max == pytest.approx(0.4 * math.log(10) * 0.9**step)
@@ -210,8 +210,29 @@ def test_decay_compounds_and_is_clamped() -> None:
     assert rising.e_max == math.log(10)
 
 
+@settings(max_examples=100, deadline=None)
+@given(streams, st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.9, 1.0]), st.sampled_from([1, 4, 16]))
+def test_the_floor_bounds_what_decides_and_leaves_the_recursion(
+    stream: list[list[float]], floor: float, decay: float, group: int
+) -> None:
+    paper, ours = (EntropySelector(10, decay=decay, group=group, floor=value) for value in (0, floor))
+    for call in stream:
+        expected, got = paper.select(call), ours.select(call)
+        average = ours.state()["average"] or 0.0
+        assert got.e_max == min(max(expected.e_max, floor * average), math.log(10))
+        assert set(np.flatnonzero(expected.selected)) <= set(np.flatnonzero(got.selected))
+        assert ours.state()["e_max"] == paper.state()["e_max"]
+
+
+def test_a_stream_that_is_hard_from_its_start_is_not_starved() -> None:
+    entropies = np.random.default_rng(0).uniform(1.0, 2.2, (10, 64))
+    paper, ours = EntropySelector(10, floor=0), EntropySelector(10)
+    assert sum(int(paper.select(batch).selected.sum()) for batch in entropies) == 0
+    assert 0.4 < np.mean([ours.select(batch).selected for batch in entropies]) < 0.6
+
+
 def test_single_samples_are_grouped() -> None:
-    selector = EntropySelector(10, group=4)
+    selector = EntropySelector(10, group=4, floor=0)
     thresholds = [selector.select([value]).e_max for value in [1.0] * 4 + [2.0] * 4]
     assert thresholds[:7] == [0.4 * math.log(10)] * 7
     assert thresholds[7] == pytest.approx(0.4 * math.log(10) * 1.5)
@@ -306,6 +327,8 @@ def test_a_state_of_other_settings_is_refused() -> None:
         {"momentum": 0.0},
         {"momentum": 1.5},
         {"group": 0},
+        {"floor": -0.1},
+        {"floor": math.inf},
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class CemaStreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     guard : float
         How far an edge's inputs must be from those an update was made from for the source model to predict them
         (`cema.environment.EnvironmentWatch`); 0 for never.
-    e_min, e_max, decay, average, momentum, group
+    e_min, e_max, decay, average, momentum, group, floor
         The edges' selection: see `cema.criteria.EntropySelector`.
     """
 
@@ -64,6 +64,7 @@ class CemaStreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     average: Average = "running"
     momentum: float = 0.1
     group: int = 64
+    floor: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -81,17 +82,18 @@ class CemaStreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             average=self.average,
             momentum=self.momentum,
             group=self.group,
+            floor=self.floor,
         )
 
 
 def reference_defaults() -> CemaStreamConfig:
     """Return the settings that come closest to the authors' program.
 
-    Its weights of the losses, running statistics that follow every step, and nothing that notices a change of the
-    environment: neither on the edge nor in the cloud.
+    Its weights of the losses, running statistics that follow every step, no floor under the upper threshold, and
+    nothing that notices a change of the environment: neither on the edge nor in the cloud.
     """
     adapt = AdaptConfig(preset="reference", statistics="step", change_limit=0.0, replay_scope="all")
-    return CemaStreamConfig(adapt=adapt, guard=0.0)
+    return CemaStreamConfig(adapt=adapt, guard=0.0, floor=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,6 +87,7 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     average: Literal["running", "exponential"] = "running"
     momentum: float = 0.1
     group: int = 64
+    floor: float = 1.0
 
 
 class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
