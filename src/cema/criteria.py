@@ -223,7 +223,7 @@ class EntropySelector:
     @property
     def e_max(self) -> float:
         """The upper threshold that decides after the last completed batch, in nats."""
-        lowest = self._settings["floor"] * (self._average or 0.0)
+        lowest: float = self._settings["floor"] * (self._average or 0.0)
         return min(max(self._e_max, lowest), self._ceiling)
 
     def select(self, entropy: npt.ArrayLike) -> Decision:

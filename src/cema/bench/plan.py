@@ -51,7 +51,7 @@ class Pair:
     Attributes
     ----------
     models : ModelPair
-        How it was asked for.
+        How it was asked for, models in a local folder by the folder's own name.
     model, foundation : str
         Hex SHA-256 of their tensors.
     settings : dict
@@ -113,17 +113,20 @@ def load_pair(pair: ModelPair, *, cropped: bool) -> tuple[Model, Model]:
     ModelError
         As `cema.models.resolve`.
     """
-    models = (
-        resolve(pair.model, weights=pair.weights),
-        resolve(pair.foundation, weights=pair.foundation_weights),
+    edge, foundation = (
+        replace(model, name=_without_path(model.name))
+        for model in (
+            resolve(pair.model, weights=pair.weights),
+            resolve(pair.foundation, weights=pair.foundation_weights),
+        )
     )
     if not cropped:
-        return models
-    edge, foundation = (
-        replace(model, preprocessing=msgspec.structs.replace(model.preprocessing, crop=1.0))
-        for model in models
-    )
-    return edge, foundation
+        return edge, foundation
+    return _uncropped(edge), _uncropped(foundation)
+
+
+def _uncropped(model: Model) -> Model:
+    return replace(model, preprocessing=msgspec.structs.replace(model.preprocessing, crop=1.0))
 
 
 def describe_pair(pair: ModelPair, config: BenchConfig, family: Family, methods: Sequence[str]) -> Pair:
@@ -142,7 +145,17 @@ def describe_pair(pair: ModelPair, config: BenchConfig, family: Family, methods:
         method: method_settings(method, family, kind, given=config.settings, delay=config.delay)
         for method in methods
     }
-    return Pair(pair, model_digest(edge.module), model_digest(foundation.module), settings, edge.classes)
+    named = msgspec.structs.replace(
+        pair, model=_without_path(pair.model), foundation=_without_path(pair.foundation)
+    )
+    return Pair(named, model_digest(edge.module), model_digest(foundation.module), settings, edge.classes)
+
+
+def _without_path(name: str) -> str:
+    """Return a model's name for results, which say nothing about where folders lie on this machine."""
+    source, colon, where = name.partition(":")
+    local = source == "hf" and Path(where).is_dir()
+    return f"hf:{Path(where).resolve().name}" if local else source + colon + where
 
 
 def model_digest(module: torch.nn.Module) -> str:

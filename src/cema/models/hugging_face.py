@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,18 +73,19 @@ def hugging_face(name: str, weights: Path | None, classes: int | None) -> Model:
     try:
         config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto = transformers.AutoModelForImageClassification
-        if weights is None:
-            model, report = auto.from_pretrained(
-                where, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        else:
-            if classes is not None:
-                config.num_labels = classes
-            # transformers translates the keys that its save_pretrained writes, so it is given the tensors.
-            state = read_weights(weights, name=name)
-            model, report = type(auto.from_config(config)).from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True
-            )
+        with _no_progress_bars(transformers) if Path(where).is_dir() else contextlib.nullcontext():
+            if weights is None:
+                model, report = auto.from_pretrained(
+                    where, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
+            else:
+                if classes is not None:
+                    config.num_labels = classes
+                # transformers translates the keys that its save_pretrained writes, so it is given the tensors.
+                state = read_weights(weights, name=name)
+                model, report = type(auto.from_config(config)).from_pretrained(
+                    None, config=config, state_dict=state, output_loading_info=True
+                )
         settings = json.loads(_preprocessor_path(where).read_text("utf-8"))
     except ModelError:
         raise
@@ -98,6 +101,19 @@ def hugging_face(name: str, weights: Path | None, classes: int | None) -> Model:
     preprocessing = read_preprocessor(settings, name=name, channels=int(getattr(config, "num_channels", 3)))
     labels = _labels(model.config.id2label)
     return finish(name, LogitsOnly(model), preprocessing, classes=classes, labels=labels)
+
+
+@contextlib.contextmanager
+def _no_progress_bars(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing over the progress of whoever loads a local model; a download keeps its bars."""
+    log = transformers.utils.logging
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            log.enable_progress_bar()
 
 
 def read_preprocessor(settings: dict[str, Any], *, name: str, channels: int = 3) -> Preprocessing:
