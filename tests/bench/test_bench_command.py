@@ -386,3 +386,20 @@ def test_data_and_weights_of_ones_own(tmp_path: Path, cema_bench: Cema) -> None:
     assert results["cells"][0]["samples"] == 40
     assert results["cells"][0]["accuracy"] > 90
     assert str(tmp_path) not in json.dumps(results)
+
+
+def test_whose_severities_and_what_size_can_be_said(tmp_path: Path, cema_bench: Cema) -> None:
+    options = ("--methods", "source", "--out", str(tmp_path / "out"))
+    for constants, worse in (("imagenet", 0), ("cifar", 1)):
+        done = cema_bench(*SMALL, *options[:2], "--out", str(tmp_path / str(worse)), "--constants", constants)
+        assert done.returncode == 0, done.stdout + done.stderr
+    hard, mild = (results_of(tmp_path / str(i)) for i in range(2))
+    assert hard["cells"][0]["accuracy"] < mild["cells"][0]["accuracy"]
+    assert mild["settings"]["constants"] == "cifar"
+    again = cema_bench(*SMALL, *options[:2], "--out", str(tmp_path / "1"), "--constants", "imagenet")
+    assert again.returncode != 0, "another benchmark's folder"
+    done = cema_bench(*SMALL, *options, "--constants", "mnist")
+    assert done.returncode != 0
+    assert "expected cifar or imagenet" in " ".join((done.stdout + done.stderr).split())
+    done = cema_bench(*SMALL, *options, "--side", "-1")
+    assert "side: expected at least 0" in " ".join((done.stdout + done.stderr).split())

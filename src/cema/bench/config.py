@@ -91,6 +91,11 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         has none: a published set of corrupted images. Opened as `data` is.
     wnids : str, optional
         A file with the classes of image folders in the order of the model's logits, one a line.
+    side : int, optional
+        What photographs in folders are cut to, in pixels; None for ImageNet-C's 224, 0 to leave them.
+    constants : {"cifar", "imagenet"}, optional
+        Whose severities are meant where corruptions are made; None for CIFAR's for colour images of 32 pixels, else
+        ImageNet's.
     settings : dict of str to dict
         By method, what replaces its settings in `cema.bench.hyperparameters`.
     """
@@ -112,6 +117,8 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     codec: CodecConfig = CodecConfig()
     source_data: str | None = None
     wnids: str | None = None
+    side: int | None = None
+    constants: Literal["cifar", "imagenet"] | None = None
     settings: dict[str, dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -124,6 +131,9 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("batch_size", "edges"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.samples is None or self.samples >= 1, "samples", "at least 1", self.samples)
+        _require(self.side is None or self.side >= 0, "side", "at least 0", self.side)
+        known = (None, "cifar", "imagenet")
+        _require(self.constants in known, "constants", "cifar or imagenet", self.constants)
         _require(self.delay is None or self.delay >= 0, "delay", "at least 0", self.delay)
         _require(self.concentration > 0, "concentration", "a number above 0", self.concentration)
         _require(
@@ -203,6 +213,8 @@ class BenchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     codec: CodecConfig | msgspec.UnsetType = msgspec.UNSET
     source_data: str | msgspec.UnsetType = msgspec.UNSET
     wnids: str | msgspec.UnsetType = msgspec.UNSET
+    side: int | msgspec.UnsetType = msgspec.UNSET
+    constants: Literal["cifar", "imagenet"] | msgspec.UnsetType = msgspec.UNSET
     settings: dict[str, dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod

@@ -18,6 +18,7 @@ from cema.bench.plan import Run, load_pair
 from cema.bench.prefetch import prefetch
 from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
 from cema.data.dataset import open_dataset
+from cema.data.photographs import IMAGENET_SIDE
 from cema.errors import CemaError
 
 if TYPE_CHECKING:
@@ -140,20 +141,26 @@ class Room:
     def dataset(self) -> Dataset:
         """The data."""
         if self._dataset is None:
-            config = self.config
-            wnids = None if config.wnids is None else Path(config.wnids)
-            self._dataset = open_dataset(config.data, cache=self.cache, limit=config.samples, wnids=wnids)
+            self._dataset = self._open(self.config.data, limit=self.config.samples)
         return self._dataset
 
     @property
     def source(self) -> Dataset | None:
         """What was named for clean images; None for the data themselves."""
         if self._source is None and self.config.source_data is not None:
-            wnids = None if self.config.wnids is None else Path(self.config.wnids)
-            self._source = open_dataset(
-                self.config.source_data, cache=self.cache, limit=SOURCE_IMAGES, wnids=wnids
-            )
+            self._source = self._open(self.config.source_data, limit=SOURCE_IMAGES)
         return self._source
+
+    def _open(self, spec: str, *, limit: int | None) -> Dataset:
+        config = self.config
+        return open_dataset(
+            spec,
+            cache=self.cache,
+            limit=limit,
+            wnids=None if config.wnids is None else Path(config.wnids),
+            side=IMAGENET_SIDE if config.side is None else config.side,
+            constants=config.constants,
+        )
 
     def images(
         self, condition: Condition, *, processes: int = 1, progress: Progress | None = None

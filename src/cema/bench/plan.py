@@ -221,6 +221,8 @@ def make_runs(
                 "dataset": dataset,
                 "data_digest": data_digest,
                 "source_digest": source_digest,
+                "side": config.side,
+                "constants": config.constants,
                 "protocol": config.protocol,
                 "stretches": [[stretch.corruption, stretch.severity] for stretch in stretches],
                 "seed": seed,

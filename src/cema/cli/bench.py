@@ -38,6 +38,14 @@ def bench(
     wnids: Annotated[
         Path | None, typer.Option(help="Class names of image folders in the order of the logits, one a line.")
     ] = None,
+    side: Annotated[
+        int | None,
+        typer.Option(help="What photographs in folders are cut to, in pixels; 0: nothing. [default: 224]"),
+    ] = None,
+    constants: Annotated[
+        str | None,
+        typer.Option(help="Severities of made corruptions: cifar or imagenet; by the images' size if unset."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The edge model: any name that `cema export` takes.")
     ] = None,
@@ -96,6 +104,8 @@ def bench(
         "data": data,
         "source_data": source_data,
         "wnids": None if wnids is None else str(wnids),
+        "side": side,
+        "constants": constants,
         "methods": _names(methods),
         "corruptions": _names(corruptions),
         "severities": _numbers("--severities", severities),
