@@ -10,6 +10,7 @@ accuracy over the four validation corruptions at severity 5. Examples::
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ import torch
 
 from cema.adapt.adapter import Context
 from cema.adapt.methods import default_settings, make_adapter
+from cema.bench.config import merge_settings
 from cema.bench.hyperparameters import TABLE
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
@@ -31,15 +33,24 @@ if TYPE_CHECKING:
     from cema.models import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
+# CEMA has two rates, and its loss is up to 20 times as large as an entropy.
+EDGE_RATES = (2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2)
+FOUNDATION_RATES = (2.5e-4, 2.5e-3, 1e-2, 2.5e-2)
 GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "source": ({},),
-    "bn": tuple({"prior": prior} for prior in (0, 16, 64)),
+    "bn": ({},),
+    "bn-prior": tuple({"prior": prior} for prior in (16, 64)),
     "onda": tuple({"momentum": momentum} for momentum in (0.05, 0.1, 0.2, 0.4)),
     "lame": tuple({"neighbours": k} for k in (1, 3, 5)),
     **{name: tuple({"lr": rate} for rate in RATES) for name in ("pl", "tent", "eta", "eata", "sar")},
     "cotta": tuple({"lr": rate} for rate in (1e-5, 1e-4, 1e-3)),
-    "cema": tuple({"adapt": {"edge_lr": rate}} for rate in RATES),
-    "cema-reference": tuple({"adapt": {"edge_lr": rate}} for rate in RATES),
+    **{
+        name: tuple(
+            {"adapt": {"edge_lr": edge, "foundation_lr": foundation}}
+            for edge, foundation in itertools.product(EDGE_RATES, FOUNDATION_RATES)
+        )
+        for name in ("cema", "cema-reference")
+    },
 }
 PAIRS = {
     "digits": ("digits", "digits-cnn", "digits-cnn-foundation"),
@@ -86,24 +97,18 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
 
 def grid(method: str, rates: list[float] | None) -> list[dict[str, Any]]:
     """Return the settings to go through; given `rates`, those with one of them."""
-    points = list(GRIDS[method])
-    if not rates:
-        return points
-    rate = {"cema": ("adapt", "edge_lr"), "cema-reference": ("adapt", "edge_lr")}.get(method, ("lr",))
-    return [point for point in points if _at(point, rate) in rates]
-
-
-def _at(point: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for name in path:
-        point = point.get(name, {})
-    return point
+    return [
+        point
+        for point in GRIDS[method]
+        if not rates or point.get("lr", point.get("adapt", {}).get("edge_lr")) in rates
+    ]
 
 
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Put a grid point over what the table has for the data and the architecture."""
     family = "cifar" if options.pair == "cifar" else "digits"
     table = TABLE[family]["layernorm" if options.pair == "digits-vit" else "batchnorm"]
-    return {**table.get(method, {}), **setting}
+    return merge_settings(table.get(method, {}), setting)
 
 
 def main() -> None:
@@ -114,7 +119,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--method", action="append", choices=sorted(GRIDS))
-    parser.add_argument("--rate", action="append", type=float, help="only these learning rates")
+    parser.add_argument(
+        "--rate", action="append", type=float, help="only these learning rates (of CEMA: of the edge)"
+    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path)

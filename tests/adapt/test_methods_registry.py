@@ -14,7 +14,7 @@ from cema.adapt.methods import _merge
 from cema.errors import ConfigError
 from cema.models.spec import Model
 
-MINE = ["source", "bn", "onda", "pl", "tent", "eta", "eata"]
+MINE = ["source", "bn", "bn-prior", "onda", "pl", "tent", "eta", "eata"]
 
 
 def test_the_methods_are_those_of_the_tables_in_their_order() -> None:
@@ -22,6 +22,7 @@ def test_the_methods_are_those_of_the_tables_in_their_order() -> None:
         *(
             "source",
             "bn",
+            "bn-prior",
             "onda",
             "lame",
             "pl",
@@ -53,6 +54,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (eata["e_margin"], eata["d_margin"]) == (0.4, 0.05)
     assert (eata["fisher_alpha"], eata["fisher_size"]) == (2000.0, 2000)
     assert default_settings("bn") == {"prior": 0.0}
+    assert default_settings("bn-prior") == {"prior": 16.0}
 
 
 def test_settings_replace_defaults(edge: Model) -> None:

@@ -54,6 +54,11 @@ class BNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
+def prior_defaults() -> BNConfig:
+    """Return the settings of Schneider et al.: source statistics that count for 16 images, for small batches."""
+    return BNConfig(prior=16.0)
+
+
 class BN:
     """Predict every batch with BatchNorm statistics of its own; nothing is kept from one batch to the next.
 

@@ -46,6 +46,7 @@ class _Home(NamedTuple):
 _HOMES = {
     "source": _Home("source", "Source", "SourceConfig"),
     "bn": _Home("bn", "BN", "BNConfig"),
+    "bn-prior": _Home("bn", "BN", "BNConfig", "prior_defaults"),
     "onda": _Home("onda", "ONDA", "ONDAConfig"),
     "lame": _Home("lame", "Lame", "LameConfig"),
     "pl": _Home("pl", "PL", "PLConfig"),

@@ -19,7 +19,8 @@ __all__ = ["write_plots"]
 # Protocols in which the stream changes while a method goes along it.
 _CHANGING = ("continual", "gradual", "mixed")
 _COLOURS = {
-    **{"source": "#888888", "bn": "#e69f00", "onda": "#56b4e9", "lame": "#009e73", "pl": "#c9b600"},
+    **{"source": "#888888", "bn": "#e69f00", "bn-prior": "#f5cf7a", "onda": "#56b4e9", "lame": "#009e73"},
+    **{"pl": "#c9b600"},
     **{"tent": "#8c564b", "cotta": "#e377c2", "eta": "#1f77b4", "eata": "#17becf", "sar": "#9467bd"},
     **{"cema": "#d62728", "cema-reference": "#ff9896"},
 }

@@ -24,6 +24,7 @@ __all__ = ["Pace", "View", "human_bytes", "human_time", "print_wide"]
 _COST = {
     "source": 1.0,
     "bn": 1.2,
+    "bn-prior": 1.2,
     "onda": 1.3,
     "lame": 1.3,
     "sar": 5.0,
