@@ -5,6 +5,7 @@ accuracy over the four validation corruptions at severity 5. Examples::
 
     python benchmarks/tune.py digits --samples 1000 --method tent --method eta
     python benchmarks/tune.py cifar --data DATA --samples 2000 --jobs 2 --output cifar.json
+    python benchmarks/tune.py efficientnet --data DATA --samples 500 --batch 32 --method tent --corruption spatter
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import torch
 
 from cema.adapt.adapter import Context
 from cema.adapt.methods import default_settings, make_adapter
-from cema.bench.config import merge_settings
-from cema.bench.hyperparameters import TABLE
+from cema.bench.config import ModelPair, merge_settings
+from cema.bench.hyperparameters import TABLE, Architecture, Family
+from cema.bench.plan import load_pair
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
-from cema.models import resolve
 
 if TYPE_CHECKING:
+    from cema.data.dataset import Dataset, LabelledImages
     from cema.models import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
@@ -56,21 +58,39 @@ PAIRS = {
     "digits": ("digits", "digits-cnn", "digits-cnn-foundation"),
     "digits-vit": ("digits", "digits-vit", "digits-vit-foundation"),
     "cifar": ("cifar10_test_a.npz", "cifar-resnet20", "cifar-resnet56"),
+    "efficientnet": ("imagenet_a", "efficientnet-lite0", "efficientnet-lite2"),
+}
+COLUMNS: dict[str, tuple[Family, Architecture]] = {
+    "digits": ("digits", "batchnorm"),
+    "digits-vit": ("digits", "layernorm"),
+    "cifar": ("cifar", "batchnorm"),
+    "efficientnet": ("imagenet", "batchnorm"),
 }
 WEIGHTS = {"cifar-resnet20": "cifar10_resnet20.safetensors", "cifar-resnet56": "cifar10_resnet56.safetensors"}
 
 
 @lru_cache
-def model(name: str, data: Path | None) -> Model:
-    """Load a model once in each process."""
-    return resolve(name, weights=data / WEIGHTS[name] if data and name in WEIGHTS else None)
+def models(edge: str, foundation: str, data: Path | None, *, cropped: bool) -> tuple[Model, Model]:
+    """Load a pair of models, as the benchmark does, once in each process."""
+    edge_weights, foundation_weights = (
+        str(data / WEIGHTS[name]) if data and name in WEIGHTS else None for name in (edge, foundation)
+    )
+    pair = ModelPair(
+        model=edge, weights=edge_weights, foundation=foundation, foundation_weights=foundation_weights
+    )
+    return load_pair(pair, cropped=cropped)
 
 
 @lru_cache
-def images(spec: str, samples: int, corruption: str | None, cache: Path | None) -> Any:
+def dataset(spec: str, samples: int, cache: Path | None) -> Dataset:
+    """Open the data once in each process."""
+    return open_dataset(spec, cache=cache, limit=samples)
+
+
+@lru_cache
+def corrupted(spec: str, samples: int, corruption: str, cache: Path | None) -> LabelledImages:
     """Make the images of one corruption once in each process."""
-    dataset = open_dataset(spec, cache=cache, limit=samples)
-    return dataset.clean() if corruption is None else dataset.corrupted(corruption, 5)
+    return dataset(spec, samples, cache).corrupted(corruption, 5)
 
 
 def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
@@ -78,14 +98,12 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
     options, method, setting, corruption = job
     torch.set_num_threads(1)
     source, edge, foundation = PAIRS[options.pair]
-    spec = str(options.data / source) if source.endswith(".npz") else source
-    stream = images(spec, options.samples, corruption, options.cache)
-    context = Context(
-        foundation=model(foundation, options.data),
-        source_images=images(spec, options.samples, None, options.cache).images[:500],
-        batch=options.batch,
-    )
-    adapter = make_adapter(method, model(edge, options.data), setting, context)
+    spec = source if source == "digits" else str(options.data / source)
+    stream = corrupted(spec, options.samples, corruption, options.cache)
+    clean = dataset(spec, options.samples, options.cache)
+    pupil, teacher = models(edge, foundation, options.data, cropped=clean.cropped)
+    context = Context(foundation=teacher, source_images=clean.clean().images[:500], batch=options.batch)
+    adapter = make_adapter(method, pupil, setting, context)
     order = np.random.default_rng(0).permutation(len(stream.labels))
     right = 0
     for i in range(0, len(order), options.batch):
@@ -106,22 +124,22 @@ def grid(method: str, rates: list[float] | None) -> list[dict[str, Any]]:
 
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Put a grid point over what the table has for the data and the architecture."""
-    family = "cifar" if options.pair == "cifar" else "digits"
-    table = TABLE[family]["layernorm" if options.pair == "digits-vit" else "batchnorm"]
-    return merge_settings(table.get(method, {}), setting)
+    family, kind = COLUMNS[options.pair]
+    return merge_settings(TABLE[family][kind].get(method, {}), setting)
 
 
 def main() -> None:
     """Go through the grids."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("pair", choices=sorted(PAIRS))
-    parser.add_argument("--data", type=Path, help="folder with images and weights (cifar)")
+    parser.add_argument("--data", type=Path, help="folder with images and weights (cifar, efficientnet)")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--method", action="append", choices=sorted(GRIDS))
     parser.add_argument(
         "--rate", action="append", type=float, help="only these learning rates (of CEMA: of the edge)"
     )
+    parser.add_argument("--corruption", action="append", choices=VALIDATION_CORRUPTIONS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path)
@@ -132,7 +150,8 @@ def main() -> None:
             results[method] = {"default": default_settings(method)}  # type: ignore[dict-item]
             for setting in grid(method, options.rate):
                 merged = settings_of(options, method, setting)
-                jobs = [(options, method, merged, corruption) for corruption in VALIDATION_CORRUPTIONS]
+                corruptions = options.corruption or VALIDATION_CORRUPTIONS
+                jobs = [(options, method, merged, corruption) for corruption in corruptions]
                 scores = list(pool.map(accuracy, jobs))
                 results[method][json.dumps(setting)] = float(np.mean(scores))
                 print(f"{method:15s} {json.dumps(setting):30s} {np.mean(scores):6.2f}", flush=True)
