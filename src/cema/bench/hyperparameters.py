@@ -89,13 +89,17 @@ TABLE: dict[Family, dict[Architecture, Settings]] = {
             "cema": {"adapt": {"edge_lr": 0.01}},
             "cema-reference": {"adapt": {"edge_lr": 0.01}},
         },
+        # Measured: `python benchmarks/tune.py digits-vit --samples 1000`.
         "layernorm": {
-            "pl": {"lr": 1e-3},
-            "tent": {"lr": 1e-3},
-            "cotta": _COTTA_DIGITS,
-            "eta": {"lr": 1e-3, "d_margin": 0.4},
-            "eata": {"lr": 1e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
-            "sar": {"lr": 1e-3},
+            "lame": {"neighbours": 1},
+            "pl": {"lr": 2.5e-4},
+            "tent": {"lr": 2.5e-4},
+            "cotta": _COTTA_DIGITS | {"lr": 1e-4},
+            "eta": {"lr": 0.01, "d_margin": 0.4},
+            "eata": {"lr": 0.01, "d_margin": 0.4, "fisher_alpha": 1.0},
+            "sar": {"lr": 0.01},
+            "cema": {"adapt": {"edge_lr": 5e-4}},
+            "cema-reference": {"adapt": {"edge_lr": 5e-4}},
         },
     },
 }
