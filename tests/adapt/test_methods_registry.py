@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 
 import cema.adapt
-from cema.adapt import METHODS, Context, Source, Tent, TentConfig, default_settings, make_adapter
+from cema.adapt import METHODS, Context, PLConfig, Source, Tent, TentConfig, default_settings, make_adapter
 from cema.adapt.methods import _merge
 from cema.errors import ConfigError
 from cema.models.spec import Model
@@ -49,7 +50,11 @@ def test_default_settings_are_those_of_an_adapter_made_without(name: str, edge: 
 
 def test_the_defaults_are_the_papers() -> None:
     assert default_settings("onda") == {"momentum": 0.1, "every": 10}
-    assert default_settings("tent") == {"lr": 0.00025, "momentum": 0.9}
+    assert default_settings("tent") == {"lr": 0.00025, "momentum": 0.9, "optimizer": "sgd"}
+    assert default_settings("pl") == {**default_settings("tent"), "threshold": 0.0}
+    sar = default_settings("sar")
+    assert sar["recover_below"] * math.log(1000) == pytest.approx(0.2)
+    assert (sar["e_margin"], sar["skip"]) == (0.4, None)
     eata = default_settings("eata")
     assert (eata["e_margin"], eata["d_margin"]) == (0.4, 0.05)
     assert (eata["fisher_alpha"], eata["fisher_size"]) == (2000.0, 2000)
@@ -87,6 +92,8 @@ def test_an_unknown_method_is_an_error_that_lists_them(edge: Model) -> None:
         ("tent", {"lr": -0.1}, "lr: expected a finite number of at least 0, got -0.1"),
         ("tent", {"lr": float("nan")}, "lr: expected a finite number"),
         ("tent", {"momentum": 1.0}, r"momentum: expected a number in \[0, 1\)"),
+        ("tent", {"optimizer": "adamw"}, r"Invalid enum value 'adamw' - at `\$.optimizer`"),
+        ("pl", {"optimizer": "Adam"}, "method pl: Invalid enum value 'Adam'"),
         ("pl", {"threshold": 1.5}, r"threshold: expected a number in \[0, 1\]"),
         ("pl", {"lr": float("inf")}, "lr: expected a finite number"),
         ("eta", {"e_margin": -1}, "e_margin: expected"),
@@ -108,6 +115,12 @@ def test_a_wrong_setting_is_an_error_that_names_it(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_adapter(method, edge, settings)
+
+
+@pytest.mark.parametrize("config", [TentConfig, PLConfig])
+def test_an_unknown_optimizer_is_refused_from_python_too(config: type[TentConfig] | type[PLConfig]) -> None:
+    with pytest.raises(ValueError, match='optimizer: expected one of "sgd" and "adam", got \'adamw\''):
+        config(optimizer="adamw")  # type: ignore[arg-type]
 
 
 def test_the_names_of_the_methods_load_no_torch() -> None:

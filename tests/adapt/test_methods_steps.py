@@ -72,6 +72,8 @@ class Written:
         self.source = [self.p["norm.weight"].clone(), self.p["norm.bias"].clone()]
         self.affine = [p.clone().requires_grad_() for p in self.source]
         self.velocity = [torch.zeros_like(p) for p in self.source]
+        self.squares = [torch.zeros_like(p) for p in self.source]
+        self.time = 0
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(x, self.p["conv.weight"], self.p["conv.bias"])
@@ -95,6 +97,16 @@ class Written:
     def with_statistics(self, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
         shape = (1, -1, 1, 1)
         return self.finish((self.convolve(x) - mean.reshape(shape)) / torch.sqrt(var.reshape(shape) + 1e-5))
+
+    def adam(self, loss: torch.Tensor, rate: float, beta: float) -> None:
+        gradients = torch.autograd.grad(loss, self.affine)
+        self.velocity = [beta * v + (1 - beta) * g for v, g in zip(self.velocity, gradients, strict=True)]
+        self.squares = [0.999 * s + 0.001 * g**2 for s, g in zip(self.squares, gradients, strict=True)]
+        self.time += 1
+        with torch.no_grad():
+            for parameter, v, s in zip(self.affine, self.velocity, self.squares, strict=True):
+                scale = torch.sqrt(s / (1 - 0.999**self.time)) + 1e-8
+                parameter.sub_(rate * v / (1 - beta**self.time) / scale)
 
     def descend(self, loss: torch.Tensor, rate: float) -> None:
         gradients = torch.autograd.grad(loss, self.affine)
@@ -168,6 +180,25 @@ def test_three_steps_are_the_written_out_method(method: str, norm: str) -> None:
         if loss is not None:
             written.descend(loss, 0.05)
     assert method == "tent" or 0 < min(counts) < 12, "the filter must have decided something"
+    check_parameters(adapter, written)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["tent", "pl"])
+def test_three_steps_of_adam_are_the_written_out_ones(method: str, norm: str) -> None:
+    settings, make = METHODS[method]
+    model = two_layers(norm)
+    asked = {**settings, "optimizer": "adam", "lr": 0.01, "momentum": 0.8}
+    adapter = make_adapter(method, model, asked, Context())
+    written, steps = Written(model, norm), make()
+    for seed in (0, 1, 2):
+        images = photos(12, seed)
+        outcome = adapter.step(images)
+        logits = written.logits(as_inputs(images))
+        np.testing.assert_allclose(outcome.logits, logits.detach().numpy(), rtol=1e-4, atol=1e-4)
+        loss, _ = steps(logits)
+        assert loss is not None
+        written.adam(loss, 0.01, 0.8)
     check_parameters(adapter, written)
 
 

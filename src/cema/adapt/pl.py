@@ -12,7 +12,8 @@ import msgspec
 import torch
 
 from cema.adapt._checks import require_fraction, require_rate
-from cema.adapt._online import OnlineModel, as_array
+from cema.adapt._online import as_array
+from cema.adapt._optimizers import OptimizerName, online_model, require_optimizer
 from cema.adapt.adapter import Outcome, Uplink
 
 if TYPE_CHECKING:
@@ -32,21 +33,25 @@ class PLConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes
     ----------
     lr : float
-        SGD's learning rate.
+        The learning rate.
     momentum : float
-        SGD's momentum, in [0, 1).
+        SGD's momentum, or Adam's first beta, in [0, 1).
     threshold : float
         Learn only from predictions whose largest probability is at least this, in [0, 1].
+    optimizer : {"sgd", "adam"}
+        Which of the two.
     """
 
     lr: float = 0.00025
     momentum: float = 0.9
     threshold: float = 0.0
+    optimizer: OptimizerName = "sgd"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require_rate("lr", self.lr)
         require_fraction("momentum", self.momentum, below_one=True)
+        require_optimizer(self.optimizer)
         require_fraction("threshold", self.threshold)
 
 
@@ -74,7 +79,8 @@ class PL:
 
     def __init__(self, edge: Model, config: PLConfig | None = None, *, context: Context) -> None:
         self.config = config or PLConfig()
-        self.model = OnlineModel(edge, context, lr=self.config.lr, momentum=self.config.momentum)
+        c = self.config
+        self.model = online_model(edge, context, optimizer=c.optimizer, lr=c.lr, momentum=c.momentum)
         self.uplink = Uplink(context.codec)
 
     @torch.enable_grad()

@@ -11,7 +11,8 @@ import msgspec
 import torch
 
 from cema.adapt._checks import require_fraction, require_rate
-from cema.adapt._online import OnlineModel, as_array
+from cema.adapt._online import as_array
+from cema.adapt._optimizers import OptimizerName, online_model, require_optimizer
 from cema.adapt.adapter import Outcome, Uplink
 from cema.adapt.losses import softmax_entropy
 
@@ -29,21 +30,27 @@ __all__ = ["Tent", "TentConfig"]
 class TentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of `Tent`; the defaults are those for ImageNet-C.
 
+    For CIFAR-10-C the authors' program uses Adam at 1e-3.
+
     Attributes
     ----------
     lr : float
-        SGD's learning rate.
+        The learning rate.
     momentum : float
-        SGD's momentum, in [0, 1).
+        SGD's momentum, or Adam's first beta, in [0, 1).
+    optimizer : {"sgd", "adam"}
+        Which of the two.
     """
 
     lr: float = 0.00025
     momentum: float = 0.9
+    optimizer: OptimizerName = "sgd"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require_rate("lr", self.lr)
         require_fraction("momentum", self.momentum, below_one=True)
+        require_optimizer(self.optimizer)
 
 
 class Tent:
@@ -68,7 +75,8 @@ class Tent:
 
     def __init__(self, edge: Model, config: TentConfig | None = None, *, context: Context) -> None:
         self.config = config or TentConfig()
-        self.model = OnlineModel(edge, context, lr=self.config.lr, momentum=self.config.momentum)
+        c = self.config
+        self.model = online_model(edge, context, optimizer=c.optimizer, lr=c.lr, momentum=c.momentum)
         self.uplink = Uplink(context.codec)
 
     @torch.enable_grad()
