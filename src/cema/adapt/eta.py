@@ -15,6 +15,7 @@ from cema.adapt._checks import require_fraction, require_rate
 from cema.adapt._online import OnlineModel, as_array
 from cema.adapt.adapter import Outcome, Uplink
 from cema.adapt.losses import sample_weights, softmax_entropy
+from cema.adapt.redundancy import RedundancyFilter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ class ETA:
         self.model = OnlineModel(edge, context, lr=self.config.lr, momentum=self.config.momentum)
         self.uplink = Uplink(context.codec)
         self._e_0 = self.config.e_margin * math.log(edge.classes)
-        self._average: torch.Tensor | None = None
+        self._redundancy = RedundancyFilter(self.config.d_margin, self.config.average)
 
     @torch.enable_grad()
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> Outcome:
@@ -115,18 +116,8 @@ class ETA:
 
     def _select(self, logits: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
         """Return which samples pass both filters, (S,) int64, and move the average prediction to them."""
-        passed = torch.nonzero(entropy < self._e_0).flatten()
-        p = torch.softmax(logits[passed], dim=1)
-        if self._average is not None:
-            similarity = torch.cosine_similarity(self._average[None], p, dim=1)
-            unlike = similarity.abs() < self.config.d_margin
-            passed, p = passed[unlike], p[unlike]
-        if len(passed):
-            mean = p.mean(0)
-            self._average = (
-                mean if self._average is None else torch.lerp(mean, self._average, self.config.average)
-            )
-        return passed
+        reliable = torch.nonzero(entropy < self._e_0).flatten()
+        return reliable[self._redundancy.passes(logits[reliable])]
 
     def _regularised(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss to descend."""
