@@ -1,7 +1,9 @@
 """Find what a method wants on streams as short as those measured here, on corruptions outside the fifteen.
 
-Every method gets the same care: a grid over its learning rate, or what it has in place of one; one seed; the mean
-accuracy over the four validation corruptions at severity 5. Examples::
+The score is the mean accuracy over the four validation corruptions at severity 5, with one seed. The grids are not of
+one size: seven learning rates for PL, Tent, ETA, EATA and SAR; three for CoTTA; twenty points for CEMA, which has two
+rates; two to four values of what BN with a prior, ONDA and LAME have in place of a rate. Nothing else is tuned, no
+threshold either. Examples::
 
     python benchmarks/tune.py digits --samples 1000 --method tent --method eta
     python benchmarks/tune.py cifar --data DATA --samples 2000 --jobs 2 --output cifar.json
@@ -25,7 +27,7 @@ import torch
 from cema.adapt.adapter import Context
 from cema.adapt.methods import default_settings, make_adapter
 from cema.bench.config import ModelPair, merge_settings
-from cema.bench.hyperparameters import TABLE, Architecture, Family
+from cema.bench.hyperparameters import Architecture, Family, table_settings
 from cema.bench.plan import load_pair
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
@@ -123,9 +125,9 @@ def grid(method: str, rates: list[float] | None) -> list[dict[str, Any]]:
 
 
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """Put a grid point over what the table has for the data and the architecture."""
+    """Put a grid point over what the tables have for the data and the architecture."""
     family, kind = COLUMNS[options.pair]
-    return merge_settings(TABLE[family][kind].get(method, {}), setting)
+    return merge_settings(table_settings(method, family, kind, "short"), setting)
 
 
 def main() -> None:

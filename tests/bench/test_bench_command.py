@@ -173,7 +173,7 @@ def test_the_help_names_every_option() -> None:
     done = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     options = "preset config data model foundation weights foundation-weights methods corruptions severities protocol"
-    options += " samples batch-size seeds device jobs set out quick edges delay show-settings"
+    options += " samples batch-size seeds device jobs set out quick edges delay rates show-settings"
     assert all(f"--{option}" in done.stdout for option in options.split())
     assert "compare" in done.stdout
 

@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
+from typer.testing import CliRunner
 
 from cema.bench.config import BenchConfig, BenchFile, ModelPair, merge_settings, parse_setting
-from cema.bench.hyperparameters import TABLE, method_settings, settings_toml
+from cema.bench.hyperparameters import (
+    SHORT,
+    TABLE,
+    architecture,
+    method_settings,
+    settings_toml,
+    table_settings,
+)
 from cema.bench.presets import PRESETS, preset
+from cema.cli._app import app
 from cema.data import CORRUPTIONS
 from cema.errors import ConfigError
 
@@ -55,12 +65,23 @@ def test_every_preset_is_a_configuration(name: str) -> None:
     made = BenchConfig.make(preset(name), BenchFile(data="digits"))
     assert made.severities == (3, 5)
     assert made.protocol == "reset"
+    assert made.rates == ("short" if name in {"digits-c", "cifar10-c"} else "papers")
+
+
+def test_whose_rates_may_be_said_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "bench.toml").write_text('rates = "papers"')
+    file = BenchFile.load(tmp_path / "bench.toml")
+    assert BenchConfig.make(preset("digits-c"), file).rates == "papers"
+    (tmp_path / "bench.toml").write_text('rates = "mine"')
+    with pytest.raises(ConfigError, match="rates"):
+        BenchFile.load(tmp_path / "bench.toml")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"protocol": "resett"}, "did you mean reset"),
+        ({"rates": "shrt"}, "did you mean short"),
         ({"severities": (6,)}, "severities"),
         ({"severities": (0,)}, "severities"),
         ({"seeds": ()}, "seeds"),
@@ -118,17 +139,70 @@ def test_merging_leaves_its_arguments_alone() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(TABLE))
-@pytest.mark.parametrize("kind", ["batchnorm", "layernorm"])
-def test_every_method_takes_what_the_table_says(family: Any, kind: Any) -> None:
+@pytest.mark.parametrize("kind", ["batchnorm", "groupnorm", "layernorm"])
+@pytest.mark.parametrize("rates", ["papers", "short"])
+def test_every_method_takes_what_the_tables_say(family: Any, kind: Any, rates: Any) -> None:
     from cema.adapt.methods import METHODS
 
-    table = TABLE[family][kind]
-    assert table.keys() <= set(METHODS)
+    assert TABLE[family][kind].keys() | SHORT.get(family, {}).get(kind, {}).keys() <= set(METHODS)
     for method in METHODS:
-        settings = method_settings(method, family, kind)
-        for name, value in table.get(method, {}).items():
+        settings = method_settings(method, family, kind, rates=rates)
+        for name, value in table_settings(method, family, kind, rates).items():
             expected = merge_settings(settings[name], value) if isinstance(value, dict) else value
             assert settings[name] == expected
+
+
+def test_short_streams_have_rates_of_their_own() -> None:
+    def tent(rates: Any, family: Any = "cifar") -> tuple[str, float]:
+        settings = method_settings("tent", family, "batchnorm", rates=rates)
+        return settings["optimizer"], settings["lr"]
+
+    assert tent("papers") == tent("papers", "digits") == ("adam", 0.001)
+    assert tent("short") == ("sgd", 0.025)
+    assert tent("short", "digits") == ("sgd", 0.00025)
+    # What was not tuned stays.
+    assert tent("short", "cifar100") == tent("papers", "cifar100")
+    short = method_settings("eata", "cifar", "batchnorm", rates="short")
+    assert (short["lr"], short["d_margin"], short["fisher_alpha"]) == (0.025, 0.4, 1.0)
+    given = {"tent": {"lr": 0.7}}
+    assert method_settings("tent", "cifar", "batchnorm", rates="short", given=given)["lr"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "kind", "expected"),
+    [
+        ("tent", "imagenet", "batchnorm", {"optimizer": "sgd", "lr": 0.00025}),
+        ("sar", "imagenet", "groupnorm", {"lr": 0.00025}),
+        ("sar", "imagenet", "layernorm", {"lr": 0.001}),
+        ("eta", "cifar", "groupnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
+        ("eta", "cifar100", "batchnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
+        ("cotta", "cifar", "batchnorm", {"optimizer": "adam", "lr": 0.001, "confidence": 0.92}),
+        ("cotta", "cifar100", "layernorm", {"optimizer": "adam", "lr": 0.001, "confidence": 0.72}),
+        ("cotta", "imagenet", "groupnorm", {"optimizer": "sgd", "lr": 0.01, "confidence": 0.1}),
+        ("cotta", "digits", "groupnorm", {"flip": 0.0, "confidence": 0.92}),
+    ],
+)
+def test_the_papers_values(method: str, family: Any, kind: Any, expected: dict[str, Any]) -> None:
+    settings = method_settings(method, family, kind)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_which_architecture_a_network_is_of() -> None:
+    batch, group, layer = nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4)
+    assert architecture(nn.Sequential(layer, nn.Sequential(group, batch))) == "batchnorm"
+    assert architecture(nn.Sequential(nn.Conv2d(3, 4, 1), group)) == "groupnorm"
+    assert architecture(nn.Sequential(group, layer)) == "layernorm"
+    assert architecture(layer) == "layernorm"
+
+
+def test_short_rates_on_other_protocols_are_warned_of() -> None:
+    # It says so before it finds that there is no such method.
+    command = ["bench", "--data", "digits", "--methods", "none", "--rates", "short", "--protocol"]
+    warned = CliRunner().invoke(app, [*command, "continual"])
+    assert isinstance(warned.exception, ConfigError)
+    assert warned.output.count("\n") == 1
+    assert "not for continual; consider --rates papers" in warned.output
+    assert not CliRunner().invoke(app, [*command, "reset"]).output
 
 
 def test_settings_go_over_the_table_and_delay_reaches_cema() -> None:

@@ -83,6 +83,7 @@ def test_gradual_spreads_the_images_over_the_ramp() -> None:
     # 40 images in five stretches of eight; severities 1 and 2 are visited twice.
     assert np.bincount(made.condition).tolist() == [16, 16, 8, 16, 16, 8]
     assert made.condition[:40].tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [1] * 8 + [0] * 8
+    assert sorted(made.sample[:40]) == list(range(40))
 
 
 def repeats(order: np.ndarray) -> float:
@@ -108,6 +109,30 @@ def test_correlated_labels_come_in_pieces_and_the_concentration_says_how_long() 
     assert made(100.0) > 0.9
     assert made(0.01) > made(100.0)
     assert made(0.01) > 0.98
+
+
+def test_ten_classes_are_spread_over_ten_slots() -> None:
+    made = make_schedule("correlated", [Condition("fog", 3)], np.arange(20) % 10, batch=16, seed=7)
+    # Recorded when slots were as many as classes, however many.
+    assert made.sample.tolist() == TEN_CLASSES
+
+
+TEN_CLASSES = [7, 3, 13, 9, 14, 1, 10, 0, 4, 6, 16, 18, 15, 5, 19, 8, 11, 2, 12, 17]
+
+
+def labels_in_a_batch(protocol: str, labels: np.ndarray) -> float:
+    """Return how many different labels a batch of 64 holds on average."""
+    made = make_schedule(protocol, [Condition("fog", 3)], labels, batch=64, seed=0, concentration=0.1)
+    return float(
+        np.mean([len(set(labels[made.sample[made.places(b)]].tolist())) for b in range(made.batches)])
+    )
+
+
+def test_a_thousand_classes_are_correlated_too() -> None:
+    labels = np.arange(50_000) % 1000
+    # The sampler of Yuan et al. makes 25.8.
+    assert 20 < labels_in_a_batch("correlated", labels) < 35
+    assert labels_in_a_batch("reset", labels) > 60
 
 
 def test_edges_are_dealt_round_robin() -> None:

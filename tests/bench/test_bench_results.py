@@ -59,9 +59,13 @@ def test_a_torn_line_is_cut_off_and_its_run_done_again(tmp_path: Path) -> None:
 
 
 def test_what_is_no_line_of_ours_is_refused_with_its_number(tmp_path: Path) -> None:
-    (tmp_path / CELLS).write_text('{"key": "a", "facts": {}, "cells": []}\nhello\n')
-    with pytest.raises(ConfigError, match="line 2"):
-        ResultsFolder(tmp_path)
+    with ResultsFolder(tmp_path) as folder:
+        folder.add(plan()[0], [])
+    whole = (tmp_path / CELLS).read_text()
+    for line in ("hello\n", '{"key": "a", "facts": {}, "cells": []}\n'):
+        (tmp_path / CELLS).write_text(whole + line)
+        with pytest.raises(ConfigError, match="line 2"):
+            ResultsFolder(tmp_path)
 
 
 def test_two_cannot_write_at_once(tmp_path: Path) -> None:
@@ -94,6 +98,27 @@ def test_the_same_cells_measured_otherwise_are_refused(
             folder.add(run, cells_of(run))
     with ResultsFolder(tmp_path) as folder, pytest.raises(ConfigError, match=f"{difference}.*another --out"):
         folder.check(plan(**changes))
+
+
+def test_what_is_replaced_stays_replaced_also_when_it_is_stopped_half_way(tmp_path: Path) -> None:
+    old, new = plan(), plan(settings={"lr": 0.2})
+    with ResultsFolder(tmp_path) as folder:
+        for run in old:
+            folder.add(run, cells_of(run))
+    kept = {run.key for run in old} & {run.key for run in new}
+    with ResultsFolder(tmp_path) as folder:
+        assert folder.check(new, replace=True) == kept == folder.finished.keys()
+        first = next(run for run in new if run.key not in kept)
+        folder.add(first, cells_of(first))
+    with ResultsFolder(tmp_path) as folder:
+        assert first.key in folder.finished
+        assert len(folder.cells()) == len(old), "the old line of the same cell does not count"
+        assert folder.check(new, replace=True) == kept | {first.key}
+        for run in new:
+            if run.key not in folder.finished:
+                folder.add(run, cells_of(run))
+    with ResultsFolder(tmp_path) as folder:
+        assert folder.check(new) == {run.key for run in new} == folder.finished.keys()
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ def test_archive_size_says_what_it_is_like(
     assert np.array_equal(data.corrupted("shot_noise", 3).images, expected)
 
 
+@pytest.mark.parametrize(
+    ("channels", "classes", "family"), [(3, 100, "cifar100"), (3, 99, "cifar"), (1, 100, "digits")]
+)
+def test_a_hundred_classes_are_like_cifar_100(
+    tmp_path: Path, channels: int, classes: int, family: str
+) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 32, 32, channels), np.uint8), y=[0, 1], classes=classes)
+    assert open_dataset(str(tmp_path / "a.npz"), cache=None).family == family
+
+
 @pytest.mark.parametrize("constants", ["cifar", "imagenet"])
 def test_constants_may_be_said(archive: Path, tmp_path: Path, x: np.ndarray, constants: Any) -> None:
     for name in "ab":

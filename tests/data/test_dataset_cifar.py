@@ -59,7 +59,7 @@ def test_labels_of_one_severity_will_do(root: Path) -> None:
 def test_hundred_classes(root: Path) -> None:
     np.save(root / "labels.npy", np.tile(LABELS + 90, 5))
     data = open_dataset(str(root), cache=None)
-    assert (data.name, data.classes) == ("cifar100-c", 100)
+    assert (data.name, data.classes, data.family) == ("cifar100-c", 100, "cifar100")
 
 
 def test_limit_chooses_the_same_for_all(root: Path) -> None:

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -23,10 +23,14 @@ __all__ = [
     "BenchConfig",
     "BenchFile",
     "ModelPair",
+    "Rates",
     "check_names",
     "merge_settings",
     "parse_setting",
 ]
+
+#: Whose hyperparameters: the papers', or over them those that this project tuned on short streams.
+Rates = Literal["papers", "short"]
 
 #: What ``--quick`` measures: enough to see that every row runs, too little to rank methods by.
 QUICK_SAMPLES = 300
@@ -96,6 +100,9 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     constants : {"cifar", "imagenet"}, optional
         Whose severities are meant where corruptions are made; None for CIFAR's for colour images of 32 pixels, else
         ImageNet's.
+    rates : {"papers", "short"}
+        Which tables of `cema.bench.hyperparameters`: the papers' alone, or over them what this project tuned on streams
+        of some thousand images, each begun by the source model.
     settings : dict of str to dict
         By method, what replaces its settings in `cema.bench.hyperparameters`.
     """
@@ -119,11 +126,13 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wnids: str | None = None
     side: int | None = None
     constants: Literal["cifar", "imagenet"] | None = None
+    rates: Rates = "papers"
     settings: dict[str, dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         check_names("protocol", [self.protocol], PROTOCOLS)
+        check_names("rates", [self.rates], get_args(Rates))
         _require(bool(self.pair), "pair", "at least one pair of models", self.pair)
         for name in ("methods", "corruptions", "severities", "seeds"):
             values = getattr(self, name)
@@ -215,6 +224,7 @@ class BenchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     wnids: str | msgspec.UnsetType = msgspec.UNSET
     side: int | msgspec.UnsetType = msgspec.UNSET
     constants: Literal["cifar", "imagenet"] | msgspec.UnsetType = msgspec.UNSET
+    rates: Rates | msgspec.UnsetType = msgspec.UNSET
     settings: dict[str, dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod

@@ -7,14 +7,13 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 
-import cema
+from cema.bench.code import code_digest
 from cema.bench.config import BenchConfig, ModelPair
 from cema.bench.hyperparameters import Family, architecture, method_settings
 from cema.bench.protocols import Condition, streams
@@ -28,20 +27,12 @@ __all__ = [
     "Pair",
     "Run",
     "check_classes",
-    "code_digest",
     "describe_pair",
     "identities",
     "load_pair",
     "make_runs",
     "model_digest",
 ]
-
-# What a run's numbers come from; a run made with other code is another run.
-_CODE = (
-    *("adapt", "data", "models", "_codec.py", "_payload.py", "criteria.py", "environment.py"),
-    *("norms.py", "preprocess.py", "sample.py", "update.py"),
-)
-_CODE_OF_BENCH = ("execute.py", "protocols.py")
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,9 @@ def describe_pair(pair: ModelPair, config: BenchConfig, family: Family, methods:
     edge, foundation = load_pair(pair, cropped=False)
     kind = architecture(edge.module)
     settings = {
-        method: method_settings(method, family, kind, given=config.settings, delay=config.delay)
+        method: method_settings(
+            method, family, kind, rates=config.rates, given=config.settings, delay=config.delay
+        )
         for method in methods
     }
     named = msgspec.structs.replace(
@@ -164,18 +157,6 @@ def model_digest(module: torch.nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """Return the hex SHA-256 of the source files that make the numbers, and of the version of torch."""
-    root = Path(cema.__file__).parent
-    names = [root / name for name in _CODE] + [root / "bench" / name for name in _CODE_OF_BENCH]
-    files = itertools.chain.from_iterable(path.rglob("*.py") if path.is_dir() else [path] for path in names)
-    digest = hashlib.sha256(torch.__version__.encode())
-    for path in sorted(files):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -233,7 +214,7 @@ def make_runs(
                 "codec": msgspec.to_builtins(config.codec),
                 "device": config.device,
                 "dtype": config.dtype,
-                "code": code_digest(),
+                "code": code_digest(method),
             }
             runs.append(Run(_key(facts), facts, method, index, stretches, seed, settings))
     return runs

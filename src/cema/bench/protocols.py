@@ -3,11 +3,14 @@
 ============== ======================================================================================================
 ``reset``      one stream per corruption and severity, each begun by the source model
 ``continual``  all corruptions one after the other at one severity, never reset (Wang et al. [1]_)
-``gradual``    continual, and within each corruption the severity climbs to the largest asked for and falls back [1]_;
-               each image is seen once per corruption, so that it costs what continual costs
+``gradual``    continual, and within each corruption, the first too, the severity climbs from 1 to the largest asked for
+               and falls back to 1. The program of Wang et al. [1]_ begins the first at 5, and shows all images at each
+               severity; here a corruption's images are divided evenly among its stretches, each seen once per
+               corruption, so that it costs what continual costs
 ``mixed``      the images of all corruptions shuffled together (Niu et al. [2]_)
-``correlated`` as ``reset``, with labels in temporal order: every class spreads over the slots of the stream by a
-               Dirichlet distribution (Yuan et al. [3]_); a small concentration keeps a class together
+``correlated`` as ``reset``, with labels in temporal order: every class spreads by a Dirichlet distribution over the
+               slots of the stream, as many as there are classes and at most 100 (Yuan et al. [3]_); a small
+               concentration keeps a class together
 ============== ======================================================================================================
 
 A schedule depends on the protocol, the conditions, the number of images (for ``correlated``: their labels), the batch
@@ -36,6 +39,10 @@ PROTOCOLS: tuple[str, ...] = ("continual", "correlated", "gradual", "mixed", "re
 
 #: What stands in the place of a corruption for images as they are.
 CLEAN = "clean"
+
+# Of ``correlated``, as in the program of Yuan et al.: over a thousand slots, a thousand classes of 50 images spread so
+# thin that the order is next to a shuffled one.
+_MOST_SLOTS = 100
 
 Indices = NDArray[np.int64]
 
@@ -218,12 +225,12 @@ def _orders(
 
 
 def _correlated(labels: Indices, concentration: float, rng: np.random.Generator) -> Indices:
-    """Spread each class over as many slots as there are classes; within a slot it comes in one piece."""
+    """Spread each class over as many slots as there are classes, at most 100; in a slot it comes in one piece."""
     classes = rng.permutation(np.unique(labels))
-    slots: list[list[Indices]] = [[] for _ in classes]
+    slots: list[list[Indices]] = [[] for _ in classes[:_MOST_SLOTS]]
     for label in classes:
         members = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(len(classes), concentration))
+        shares = rng.dirichlet(np.full(len(slots), concentration))
         cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
         for slot, piece in zip(slots, np.split(members, cuts), strict=True):
             slot.append(piece)

@@ -28,7 +28,8 @@ class ResultsFolder:
     """The folder of a benchmark: a line of ``cells.jsonl`` for every run that finished.
 
     A line holds the run's key, the facts that it stands for, and its cells; it is flushed to disk before anybody is
-    told. A line that a crash left incomplete is cut off: its run is done again.
+    told. A line that a crash left incomplete is cut off: its run is done again. Of two lines that fill the same cell
+    the later one counts.
 
     Parameters
     ----------
@@ -75,6 +76,7 @@ class ResultsFolder:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 record = json.loads(line)
+                _drop(lines, identities(record["facts"]))
                 lines[record["key"]] = {"facts": record["facts"], "cells": record["cells"]}
             except (ValueError, KeyError, TypeError) as error:
                 self._file.close()
@@ -84,15 +86,26 @@ class ResultsFolder:
                 ) from error
         return lines
 
-    def check(self, runs: Sequence[Run]) -> set[str]:
+    def check(self, runs: Sequence[Run], *, replace: bool = False) -> set[str]:
         """Return the keys of those runs that are finished.
+
+        Parameters
+        ----------
+        runs : sequence of Run
+            What is to be measured.
+        replace : bool
+            Forget the same cells as measured in another way.
 
         Raises
         ------
         ConfigError
-            If the folder holds the same cells as measured in another way.
+            If the folder holds some, and is not to forget them.
         """
         planned = {run.key for run in runs}
+        if replace:
+            stale = {key: record for key, record in self.finished.items() if key not in planned}
+            _drop(stale, set().union(*(identities(run.facts) for run in runs)))
+            self.finished = {key: r for key, r in self.finished.items() if key in planned or key in stale}
         taken = {
             identity: record["facts"]
             for key, record in self.finished.items()
@@ -103,7 +116,7 @@ class ResultsFolder:
             for identity in identities(run.facts) & taken.keys():
                 raise ConfigError(
                     f"{self.path}: holds {run.method} on {identity[-2]} {identity[-1]} as measured with another "
-                    f"{_difference(taken[identity], run.facts)}; choose another --out, or remove {CELLS} there"
+                    f"{_difference(taken[identity], run.facts)}; choose another --out, or --replace what is there"
                 )
         return planned & self.finished.keys()
 
@@ -127,6 +140,12 @@ class ResultsFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _drop(lines: dict[str, dict[str, Any]], cells: set[tuple[object, ...]]) -> None:
+    """Take out the runs that fill any of these cells."""
+    for key in [key for key, record in lines.items() if identities(record["facts"]) & cells]:
+        del lines[key]
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -96,6 +96,7 @@ def run_benchmark(
     jobs: int | None = None,
     cache: Path | None = None,
     quick: bool = False,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Run a benchmark, or what is left of it, and write its tables.
 
@@ -109,6 +110,8 @@ def run_benchmark(
         Where progress and tables are shown.
     jobs : int, optional
         How many runs go on at a time; by default one for each core, and one on an accelerator.
+    replace : bool
+        Measure again what `out` holds as measured with other settings or other code.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def run_benchmark(
     plan = make_plan(config, cache=cache, quick=quick)
     jobs = jobs or (available_cores() if plan.config.device == "cpu" else 1)
     with ResultsFolder(out) as folder:
-        finished = folder.check(plan.runs)
+        finished = folder.check(plan.runs, replace=replace)
         _announce(console, plan, folder, len(finished))
         left = [run for run in plan.runs if run.key not in finished]
         failures: list[Failed] = []

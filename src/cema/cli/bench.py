@@ -72,12 +72,24 @@ def bench(
         float | None, typer.Option(help="Of the labels in time, for --protocol correlated. [default: 0.1]")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Separated by commas. [default: 0]")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            help="papers, or short: tuned by this project on streams of some thousand images. [default: papers]"
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cpu]")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="300 samples and three corruptions, where not said otherwise.")
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Measure again what --out holds as measured with other settings or code."
+        ),
     ] = False,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print every method's settings as TOML, and stop.")
@@ -116,6 +128,7 @@ def bench(
         "delay": delay,
         "concentration": concentration,
         "seeds": _numbers("--seeds", seeds),
+        "rates": rates,
         "device": device,
     }
     asked = _configure(
@@ -127,8 +140,14 @@ def bench(
         return
     from cema.bench.runner import run_benchmark
 
+    if asked.rates == "short" and asked.protocol != "reset":
+        console.print(
+            f"warning: rates short are for the protocol reset, not for {asked.protocol}; consider --rates papers",
+            highlight=False,
+            soft_wrap=True,
+        )
     try:
-        run_benchmark(asked, out, console, jobs=jobs, cache=cache, quick=quick)
+        run_benchmark(asked, out, console, jobs=jobs, cache=cache, quick=quick, replace=replace)
     except KeyboardInterrupt:
         console.print(
             f"stopped; the same command goes on from what is in {out}", highlight=False, soft_wrap=True

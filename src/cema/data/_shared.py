@@ -25,7 +25,7 @@ __all__ = [
     "known_corruptions",
 ]
 
-Family: TypeAlias = Literal["imagenet", "cifar", "digits"]
+Family: TypeAlias = Literal["imagenet", "cifar", "cifar100", "digits"]
 """Which table of hyperparameters goes with a data set."""
 
 Progress: TypeAlias = Callable[[int, int], object]

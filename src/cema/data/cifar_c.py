@@ -54,7 +54,6 @@ class CifarC:
         If a file is no array, or of another dtype or shape.
     """
 
-    family: Family = "cifar"
     logits: tuple[int, ...] | None = None
     cropped = True
 
@@ -76,6 +75,7 @@ class CifarC:
         if greatest > 99:
             raise ImageError(f"{root / _LABELS}: expected labels 0 to 9 or 0 to 99, got {greatest}")
         self.classes = 10 if greatest < 10 else 100
+        self.family: Family = "cifar" if self.classes == 10 else "cifar100"
         self.name = f"cifar{self.classes}-c"
         files = [root / f"{name}.npy" for name in self.corruptions]
         self.digest = hashlib.sha256(

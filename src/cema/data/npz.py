@@ -31,11 +31,16 @@ def constants_for(height: int, width: int, channels: int) -> Constants:
     return "cifar" if (height, width, channels) == (MIN_SIDE, MIN_SIDE, 3) else "imagenet"
 
 
-def family_of(height: int, width: int, channels: int) -> Family:
-    """Return which table of hyperparameters fits images of a shape: small grey ones are like digits."""
+def family_of(height: int, width: int, channels: int, classes: int | None = None) -> Family:
+    """Return which table of hyperparameters fits images of a shape and, where it is known, their number of classes.
+
+    Small grey ones are like digits, and small coloured ones of a hundred classes like CIFAR-100.
+    """
     if min(height, width) > SMALL_SIDE:
         return "imagenet"
-    return "digits" if channels == 1 else "cifar"
+    if channels == 1:
+        return "digits"
+    return "cifar100" if classes == 100 else "cifar"
 
 
 def array_dataset(
@@ -79,7 +84,7 @@ def array_dataset(
         name=name,
         digest=digest,
         classes=classes,
-        family=family_of(height, width, channels),
+        family=family_of(height, width, channels, classes),
         images=LabelledImages(images, labels),
         constants=constants or constants_for(height, width, channels),
         cache=cache,

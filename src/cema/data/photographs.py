@@ -238,7 +238,7 @@ def open_folder(
         name=root.resolve().name,
         digest=files_digest(root, folder.files),
         classes=len(folder.classes),
-        family=family_of(height, width, channels),
+        family=family_of(height, width, channels, len(folder.classes)),
         images=LabelledImages(Photographs(files, side=side), folder.labels[chosen]),
         constants=constants or constants_for(*size, channels),
         cache=cache,
