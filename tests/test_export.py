@@ -153,6 +153,7 @@ def test_export_of_a_transformers_model(kind: str, tmp_path: Path) -> None:
         intermediate_size=32,
         num_labels=5,
     )
+    torch.manual_seed(0)
     module = getattr(transformers, f"{kind}ForImageClassification")(config)
     model = make_model(LogitsOnly(module))
     report = export_bundle(model, tmp_path / "bundle", public_keys=[KEY])
