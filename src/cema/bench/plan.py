@@ -138,9 +138,7 @@ def describe_pair(pair: ModelPair, config: BenchConfig, family: Family, methods:
         )
         for method in methods
     }
-    named = msgspec.structs.replace(
-        pair, model=_without_path(pair.model), foundation=_without_path(pair.foundation)
-    )
+    named = msgspec.structs.replace(pair, model=edge.name, foundation=foundation.name)
     return Pair(named, model_digest(edge.module), model_digest(foundation.module), settings, edge.classes)
 
 
