@@ -128,6 +128,21 @@ def test_plots_are_pictures(
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
 
 
+def test_points_that_lie_together_share_a_label_and_others_do_not(
+    tmp_path: Path, cells: list[dict[str, Any]]
+) -> None:
+    one = next(cell for cell in cells if cell["accuracy"] is not None)
+    places = {"bn": (60.0, 0), "onda": (59.9, 0), "source": (40.0, 0), "eta": (60.0, 90_000)}
+    made = [
+        one | {"method": method, "accuracy": accuracy, "bytes_up": size}
+        for method, (accuracy, size) in places.items()
+    ]
+    write_plots(tmp_path, summarise(made), made)
+    # matplotlib writes into an SVG, as a comment, each text that it draws as outlines.
+    labels = {line.strip() for line in (tmp_path / "uploads.svg").read_text().splitlines() if "<!--" in line}
+    assert {"<!-- bn, onda -->", "<!-- source -->", "<!-- eta -->"} <= labels
+
+
 def test_nothing_that_applies_makes_no_plot(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
     only = [cell for cell in cells if cell["method"] == "onda"]
     assert write_plots(tmp_path, summarise(only), only) == []

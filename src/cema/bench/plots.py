@@ -18,6 +18,8 @@ __all__ = ["write_plots"]
 
 # Protocols in which the stream changes while a method goes along it.
 _CHANGING = ("continual", "gradual", "mixed")
+# Points nearer than this share of the panel's width and height cannot be told apart.
+_NEAR = (0.03, 0.04)
 _COLOURS = {
     **{"source": "#888888", "bn": "#e69f00", "bn-prior": "#f5cf7a", "onda": "#56b4e9", "lame": "#009e73"},
     **{"pl": "#c9b600"},
@@ -116,17 +118,33 @@ def _against_bytes(tables: Sequence[ResultTable]) -> Figure:
     """Draw average accuracy against the bytes uploaded."""
     figure, panels = _panels(len(tables), width=6.0, height=3.8)
     for axes, table in zip(panels, tables, strict=True):
-        names: dict[tuple[float, float], list[str]] = {}
+        points: dict[str, tuple[float, float]] = {}
         for method, entry in _scored(table).items():
-            x, y = (entry.bytes_up or 0.0) / entry.samples, entry.accuracy or 0.0
-            axes.errorbar(x, y, yerr=_average_error(table, method), fmt="o", color=_colour(method), capsize=3)
-            names.setdefault((round(x), round(y, 1)), []).append(method)
-        for place, here in names.items():  # methods that come to the same share a label
-            axes.annotate(", ".join(here), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            points[method] = (entry.bytes_up or 0.0) / entry.samples, entry.accuracy or 0.0
+            error = _average_error(table, method)
+            axes.errorbar(*points[method], yerr=error, fmt="o", color=_colour(method), capsize=3)
         axes.set(xlabel="bytes uploaded per predicted sample", ylabel="average accuracy, %")
         axes.margins(x=0.15, y=0.12)
+        _label(axes, points)
         _name(axes, table)
     return figure
+
+
+def _label(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write names at points; those too near to be told apart share a label, the best first."""
+    reach = np.multiply(_NEAR, [np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
+    groups: list[list[str]] = []
+    for method in sorted(points, key=lambda name: -points[name][1]):
+        distances = (np.abs(np.subtract(points[group[0]], points[method])) for group in groups)
+        near = [group for group, gap in zip(groups, distances, strict=True) if np.all(gap < reach)]
+        if near:
+            near[0].append(method)
+        else:
+            groups.append([method])
+    for group in groups:
+        axes.annotate(
+            ", ".join(group), points[group[0]], xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
 
 
 def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
