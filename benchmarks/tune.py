@@ -104,7 +104,7 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
     stream = corrupted(spec, options.samples, corruption, options.cache)
     clean = dataset(spec, options.samples, options.cache)
     pupil, teacher = models(edge, foundation, options.data, cropped=clean.cropped)
-    context = Context(foundation=teacher, source_images=clean.clean().images[:500], batch=options.batch)
+    context = Context(foundation=teacher, source_images=list(clean.clean().images[:500]), batch=options.batch)
     adapter = make_adapter(method, pupil, setting, context)
     order = np.random.default_rng(0).permutation(len(stream.labels))
     right = 0
@@ -115,13 +115,15 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
     return 100 * right / len(order)
 
 
-def grid(method: str, rates: list[float] | None) -> list[dict[str, Any]]:
-    """Return the settings to go through; given `rates`, those with one of them."""
-    return [
-        point
-        for point in GRIDS[method]
-        if not rates or point.get("lr", point.get("adapt", {}).get("edge_lr")) in rates
-    ]
+def grid(options: argparse.Namespace, method: str) -> list[dict[str, Any]]:
+    """Return the settings to go through: all of a method's, or those with the rates that were asked for."""
+
+    def asked(point: dict[str, Any]) -> bool:
+        rates = point.get("adapt", {})
+        own = not options.rate or point.get("lr", rates.get("edge_lr")) in options.rate
+        return own and (not options.foundation_rate or rates.get("foundation_lr") in options.foundation_rate)
+
+    return [point for point in GRIDS[method] if asked(point)]
 
 
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +143,12 @@ def main() -> None:
     parser.add_argument(
         "--rate", action="append", type=float, help="only these learning rates (of CEMA: of the edge)"
     )
+    parser.add_argument(
+        "--foundation-rate",
+        action="append",
+        type=float,
+        help="only these learning rates of CEMA's foundation",
+    )
     parser.add_argument("--corruption", action="append", choices=VALIDATION_CORRUPTIONS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path)
@@ -150,7 +158,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for method in options.method or GRIDS:
             results[method] = {"default": default_settings(method)}  # type: ignore[dict-item]
-            for setting in grid(method, options.rate):
+            for setting in grid(options, method):
                 merged = settings_of(options, method, setting)
                 corruptions = options.corruption or VALIDATION_CORRUPTIONS
                 jobs = [(options, method, merged, corruption) for corruption in corruptions]
