@@ -19,7 +19,7 @@ __all__ = ["write_plots"]
 # Protocols in which the stream changes while a method goes along it.
 _CHANGING = ("continual", "gradual", "mixed")
 # Points nearer than this share of the panel's width and height cannot be told apart.
-_NEAR = (0.03, 0.04)
+_NEAR = (0.03, 0.03)
 _COLOURS = {
     **{"source": "#888888", "bn": "#e69f00", "bn-prior": "#f5cf7a", "onda": "#56b4e9", "lame": "#009e73"},
     **{"pl": "#c9b600"},
