@@ -110,7 +110,7 @@ SHORT: dict[Family, dict[Architecture, Settings]] = {
             "eata": {"lr": 0.025},
             "sar": {"lr": 0.025},
             "cema": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01}},
-            "cema-reference": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01}},
+            "cema-reference": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.025}},
         },
     },
     "digits": {
