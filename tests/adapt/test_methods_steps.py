@@ -12,6 +12,7 @@ from torch import nn
 
 from cema.adapt import Context, make_adapter
 from cema.adapt._online import OnlineModel
+from cema.adapt.adapter import Adapter, Outcome
 from cema.adapt.eata import fisher_information
 from cema.models.spec import Model
 from cema.preprocess import Preprocessing
@@ -154,6 +155,15 @@ def pl_steps(logits: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     return (-kept.log().mean(), len(kept)) if len(kept) else (None, 0)
 
 
+def same_predictions(adapter: Adapter, written: Written, seed: int) -> tuple[Outcome, torch.Tensor]:
+    """Let both predict a batch, in which the adapter learns; return what it reports and the logits to learn from."""
+    images = photos(12, seed)
+    outcome = adapter.step(images)
+    logits = written.logits(as_inputs(images))
+    np.testing.assert_allclose(outcome.logits, logits.detach().numpy(), rtol=1e-4, atol=1e-4)
+    return outcome, logits
+
+
 METHODS: dict[str, tuple[dict[str, object], Callable[[], Callable[..., tuple[torch.Tensor | None, int]]]]] = {
     "tent": ({}, lambda: tent_steps),
     "pl": ({"threshold": 0.6}, lambda: pl_steps),
@@ -170,10 +180,7 @@ def test_three_steps_are_the_written_out_method(method: str, norm: str) -> None:
     written, steps = Written(model, norm), make()
     counts = []
     for seed in (0, 1, 2):
-        images = photos(12, seed)
-        outcome = adapter.step(images)
-        logits = written.logits(as_inputs(images))
-        np.testing.assert_allclose(outcome.logits, logits.detach().numpy(), rtol=1e-4, atol=1e-4)
+        outcome, logits = same_predictions(adapter, written, seed)
         loss, count = steps(logits)
         assert outcome.backwards == count
         counts.append(count)
@@ -192,10 +199,7 @@ def test_three_steps_of_adam_are_the_written_out_ones(method: str, norm: str) ->
     adapter = make_adapter(method, model, asked, Context())
     written, steps = Written(model, norm), make()
     for seed in (0, 1, 2):
-        images = photos(12, seed)
-        outcome = adapter.step(images)
-        logits = written.logits(as_inputs(images))
-        np.testing.assert_allclose(outcome.logits, logits.detach().numpy(), rtol=1e-4, atol=1e-4)
+        _, logits = same_predictions(adapter, written, seed)
         loss, _ = steps(logits)
         assert loss is not None
         written.adam(loss, 0.01, 0.8)

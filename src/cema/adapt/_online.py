@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cema.adapt._copy import ModelCopy
+from cema.adapt._optimizers import OptimizerName, make_optimizer
 from cema.adapt.norm import normalising
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["OnlineModel", "as_array", "descend"]
 
 
 class OnlineModel(ModelCopy):
-    """A copy of a model that normalises with batch statistics and learns its norm affine parameters by SGD.
+    """A copy of a model that normalises with batch statistics and learns its norm affine parameters.
 
     Parameters
     ----------
@@ -30,11 +31,13 @@ class OnlineModel(ModelCopy):
     context : Context
         Device and precision.
     lr, momentum : float
-        SGD's.
+        The learning rate, and SGD's momentum or Adam's first beta.
+    optimizer : {"sgd", "adam"}
+        What it descends with.
 
     Attributes
     ----------
-    optimizer : torch.optim.SGD
+    optimizer : torch.optim.Optimizer
         Over all `parameters`.
 
     Raises
@@ -50,9 +53,11 @@ class OnlineModel(ModelCopy):
     (a batch of one image, after global pooling) has no variance to use and falls back to running statistics.
     """
 
-    def __init__(self, model: Model, context: Context, *, lr: float, momentum: float) -> None:
+    def __init__(
+        self, model: Model, context: Context, *, lr: float, momentum: float, optimizer: OptimizerName = "sgd"
+    ) -> None:
         super().__init__(model, device=context.device, dtype=context.dtype)
-        self.optimizer = torch.optim.SGD(list(self.parameters.values()), lr=lr, momentum=momentum)
+        self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), lr=lr, momentum=momentum)
 
     def predict(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Return logits (N, C), float32, with batch statistics, ready to be differentiated."""

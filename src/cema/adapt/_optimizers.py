@@ -1,50 +1,45 @@
-"""Which optimiser the methods that learn from every prediction descend with."""
+"""Which optimiser a method descends with, for those whose programs take another one for other data."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 
 from cema.adapt._checks import require
-from cema.adapt._online import OnlineModel
 
-if TYPE_CHECKING:
-    from cema.adapt.adapter import Context
-    from cema.models.spec import Model
-
-__all__ = ["OptimizerName", "online_model", "require_optimizer"]
+__all__ = ["OptimizerName", "make_optimizer", "require_optimizer"]
 
 OptimizerName = Literal["sgd", "adam"]
 
 
-def online_model(
-    model: Model, context: Context, *, optimizer: OptimizerName, lr: float, momentum: float
-) -> OnlineModel:
-    """Return a copy of a model that learns online, by SGD or by Adam.
+def make_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[torch.nn.Parameter],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+) -> torch.optim.Optimizer:
+    """Return SGD or Adam over some parameters.
 
     Parameters
     ----------
-    model, context, lr, momentum
-        As for `OnlineModel`; with Adam, momentum is its first beta. The second is 0.999.
-    optimizer : {"sgd", "adam"}
+    name : {"sgd", "adam"}
         Which one.
-
-    Returns
-    -------
-    OnlineModel
-        At the source model.
-
-    Raises
-    ------
-    ModelError
-        When the model has no adaptable normalisation layer.
+    parameters : iterable of torch.nn.Parameter
+        What it changes.
+    lr : float
+        The learning rate.
+    momentum : float
+        SGD's momentum, or Adam's first beta; the second is 0.999.
+    nesterov : bool
+        Of SGD.
     """
-    online = OnlineModel(model, context, lr=lr, momentum=momentum)
-    if optimizer == "adam":
-        parameters = list(online.parameters.values())
-        online.optimizer = torch.optim.Adam(parameters, lr=lr, betas=(momentum, 0.999))  # type: ignore[assignment]
-    return online
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=(momentum, 0.999))
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 def require_optimizer(value: str) -> None:

@@ -5,7 +5,7 @@ Wang et al., "Continual Test-Time Domain Adaptation", CVPR 2022.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from cema.adapt._checks import require, require_fraction, require_rate
 from cema.adapt._copy import ModelCopy
 from cema.adapt._online import as_array, descend
+from cema.adapt._optimizers import OptimizerName, make_optimizer, require_optimizer
 from cema.adapt.adapter import Outcome, Uplink
 from cema.adapt.cotta_views import apply_view, draw_view
 from cema.adapt.norm import normalising
@@ -56,7 +57,7 @@ class CoTTAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Whether the loss is the mean of the cross-entropies in both directions, or the student's against the teacher.
     """
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: OptimizerName = "adam"
     lr: float = 1e-3
     momentum: float = 0.9
     ema: float = 0.999
@@ -68,6 +69,7 @@ class CoTTAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        require_optimizer(self.optimizer)
         require_rate("lr", self.lr)
         require_fraction("momentum", self.momentum, below_one=True)
         for name in ("ema", "flip", "confidence", "restore"):
@@ -113,7 +115,14 @@ class CoTTA:
             ModelCopy(edge, device=context.device, dtype=context.dtype) for _ in range(3)
         )
         self.student.module.requires_grad_(True)
-        self.optimizer = _optimizer(list(self.student.module.parameters()), self.config)
+        self.optimizer = make_optimizer(
+            self.config.optimizer,
+            self.student.module.parameters(),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.momentum
+            > 0,  # torch refuses it without momentum, where it would change nothing
+        )
         self.uplink = Uplink(context.codec)
         self._rng = np.random.default_rng(context.seed)
         self._generator = torch.Generator(self.student.device).manual_seed(context.seed)
@@ -170,13 +179,6 @@ class CoTTA:
         for parameter, source in pairs:
             chance = torch.rand(parameter.shape, generator=self._generator, device=parameter.device)
             parameter.copy_(torch.where(chance < self.config.restore, source, parameter))
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], config: CoTTAConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, betas=(config.momentum, 0.999))
-    nesterov = config.momentum > 0  # torch refuses it without momentum, where it would change nothing
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
 
 
 def _cross_entropy(student: torch.Tensor, teacher: torch.Tensor, *, symmetric: bool) -> torch.Tensor:

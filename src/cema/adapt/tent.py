@@ -11,8 +11,8 @@ import msgspec
 import torch
 
 from cema.adapt._checks import require_fraction, require_rate
-from cema.adapt._online import as_array
-from cema.adapt._optimizers import OptimizerName, online_model, require_optimizer
+from cema.adapt._online import OnlineModel, as_array
+from cema.adapt._optimizers import OptimizerName, require_optimizer
 from cema.adapt.adapter import Outcome, Uplink
 from cema.adapt.losses import softmax_entropy
 
@@ -76,7 +76,7 @@ class Tent:
     def __init__(self, edge: Model, config: TentConfig | None = None, *, context: Context) -> None:
         self.config = config or TentConfig()
         c = self.config
-        self.model = online_model(edge, context, optimizer=c.optimizer, lr=c.lr, momentum=c.momentum)
+        self.model = OnlineModel(edge, context, lr=c.lr, momentum=c.momentum, optimizer=c.optimizer)
         self.uplink = Uplink(context.codec)
 
     @torch.enable_grad()
