@@ -10,7 +10,17 @@ import sys
 import pytest
 
 import cema.adapt
-from cema.adapt import METHODS, Context, PLConfig, Source, Tent, TentConfig, default_settings, make_adapter
+from cema.adapt import (
+    METHODS,
+    Context,
+    CoTTAConfig,
+    PLConfig,
+    Source,
+    Tent,
+    TentConfig,
+    default_settings,
+    make_adapter,
+)
 from cema.adapt.methods import _merge
 from cema.errors import ConfigError
 from cema.models.spec import Model
@@ -117,8 +127,10 @@ def test_a_wrong_setting_is_an_error_that_names_it(
         make_adapter(method, edge, settings)
 
 
-@pytest.mark.parametrize("config", [TentConfig, PLConfig])
-def test_an_unknown_optimizer_is_refused_from_python_too(config: type[TentConfig] | type[PLConfig]) -> None:
+@pytest.mark.parametrize("config", [CoTTAConfig, PLConfig, TentConfig])
+def test_an_unknown_optimizer_is_refused_from_python_too(
+    config: type[CoTTAConfig] | type[PLConfig] | type[TentConfig],
+) -> None:
     with pytest.raises(ValueError, match='optimizer: expected one of "sgd" and "adam", got \'adamw\''):
         config(optimizer="adamw")  # type: ignore[arg-type]
 
