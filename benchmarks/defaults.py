@@ -1,4 +1,4 @@
-"""Measure the choices behind the defaults of `cema.adapt.AdaptConfig`.
+"""Measure the choices behind the defaults of `cema.adapt.config.AdaptConfig`.
 
 An edge model predicts a stream with the norm state published some batches ago and selects what to upload; the
 adapter learns from every 32 uploads. Streams are stretches of corruption, one after the other, over shuffled
@@ -28,16 +28,18 @@ import msgspec
 import numpy as np
 import torch
 
-from cema.adapt import AdaptConfig, CemaAdapter
-from cema.criteria import EntropySelector, softmax_entropy
+from cema.adapt.config import AdaptConfig
+from cema.adapt.learner import CemaLearner
 from cema.data.corruptions import corrupt_images
-from cema.models import resolve
-from cema.norms import load_folded
+from cema.models.norm_state import load_folded
+from cema.models.registry import resolve
+from cema.ondevice.selection.entropy import softmax_entropy
+from cema.ondevice.selection.entropy_band import EntropySelector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cema.models import Model
+    from cema.models.spec import Model
 
 PAIRS = {
     "cifar": ("cifar-resnet20", "cifar-resnet56"),
@@ -150,9 +152,9 @@ def run(
     """Predict and learn along a stream; without a config nothing is learned. Returns one row per stretch."""
     edge, foundation = models
     device = Device(edge, EntropySelector(edge.classes, group=options.batch), options.delay)
-    adapter: CemaAdapter[np.ndarray] | None = None
+    adapter: CemaLearner[np.ndarray] | None = None
     if config:
-        adapter = CemaAdapter(edge, foundation, config, device=options.device, seed=options.seed)
+        adapter = CemaLearner(edge, foundation, config, device=options.device, seed=options.seed)
     waiting: deque[np.ndarray] = deque()
     rows = []
     for stretch in stream:
@@ -186,7 +188,7 @@ def tail(right: list[int], seen: int, batch: int) -> int:
 
 
 def learn(
-    adapter: CemaAdapter[np.ndarray], waiting: deque[np.ndarray], replay_steps: bool
+    adapter: CemaLearner[np.ndarray], waiting: deque[np.ndarray], replay_steps: bool
 ) -> dict[str, np.ndarray] | None:
     """Learn from every full batch that waits; return what to publish, if anything changed."""
     changed = False

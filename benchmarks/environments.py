@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cema.data.corruptions import CORRUPTIONS, corrupt_images
-from cema.environment import Environment, EnvironmentWatch, input_statistics
-from cema.sample import CodecConfig, decode_image, encode_image
+from cema.formats.image import CodecConfig, decode_image, encode_image
+from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
 from defaults import PAIRS, load_models, load_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cema.preprocess import Preprocessing
+    from cema.ondevice.preprocess import Preprocessing
 
 LIMIT = 36.0
 REPEATS = 6
@@ -40,17 +40,17 @@ def statistics(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, se
     )
 
 
-def watch(environment: Environment, rows: np.ndarray) -> tuple[float, float]:
+def watch(domain: Domain, rows: np.ndarray) -> tuple[float, float]:
     """Return after how many inputs the first alarm came (infinity: never), and the share of inputs spent away."""
-    first, away = np.inf, 0
-    watched = EnvironmentWatch(LIMIT)
-    watched.enter(environment)
+    first, drifted = np.inf, 0
+    watched = DriftMonitor(LIMIT)
+    watched.enter(domain)
     for i, row in enumerate(rows, 1):
         watched.observe(row[None])
-        away += watched.away
-        if watched.away and np.isinf(first):
+        drifted += watched.drifted
+        if watched.drifted and np.isinf(first):
             first = i
-    return first, away / len(rows)
+    return first, drifted / len(rows)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,11 +70,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(options.seed)
     pairs = {}
     for one in NAMES:
-        environment = Environment.of(made[one][:96])
+        domain = Domain.of(made[one][:96])
         for other in NAMES:
-            results = [watch(environment, rng.permutation(seen[other])) for _ in range(REPEATS)]
-            first, away = np.array(results).T
-            pairs[one, other] = float(np.median(first)), float(away.mean())
+            results = [watch(domain, rng.permutation(seen[other])) for _ in range(REPEATS)]
+            first, drifted = np.array(results).T
+            pairs[one, other] = float(np.median(first)), float(drifted.mean())
     return {
         "settings": {key: str(value) for key, value in vars(options).items()},
         "away_in_its_own_environment": float(np.mean([pairs[name, name][1] for name in NAMES])),
@@ -85,8 +85,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             np.mean([pairs[one, other][1] > 0.5 for one in NAMES for other in NAMES if one != other])
         ),
         "pairs": [
-            {"environment": one, "stream": other, "inputs": None if np.isinf(first) else first, "away": away}
-            for (one, other), (first, away) in pairs.items()
+            {
+                "environment": one,
+                "stream": other,
+                "inputs": None if np.isinf(first) else first,
+                "away": drifted,
+            }
+            for (one, other), (first, drifted) in pairs.items()
         ],
     }
 

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cema.adapt.adapter import Context
-from cema.adapt.methods import default_settings, make_adapter
 from cema.bench.config import ModelPair, merge_settings
 from cema.bench.hyperparameters import Architecture, Family, table_settings
 from cema.bench.plan import load_pair
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
+from cema.methods.base import MethodContext
+from cema.methods.registry import default_settings, make_adapter
 
 if TYPE_CHECKING:
-    from cema.data.dataset import Dataset, LabelledImages
-    from cema.models import Model
+    from cema.data._shared import Dataset, LabelledImages
+    from cema.models.spec import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
 # CEMA has two rates, and its loss is up to 20 times as large as an entropy.
@@ -104,7 +104,9 @@ def accuracy(job: tuple[argparse.Namespace, str, dict[str, Any], str]) -> float:
     stream = corrupted(spec, options.samples, corruption, options.cache)
     clean = dataset(spec, options.samples, options.cache)
     pupil, teacher = models(edge, foundation, options.data, cropped=clean.cropped)
-    context = Context(foundation=teacher, source_images=list(clean.clean().images[:500]), batch=options.batch)
+    context = MethodContext(
+        foundation=teacher, source_images=list(clean.clean().images[:500]), batch=options.batch
+    )
     adapter = make_adapter(method, pupil, setting, context)
     order = np.random.default_rng(0).permutation(len(stream.labels))
     right = 0

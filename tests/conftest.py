@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+
+SUPPORT = Path(__file__).parent / "support"
+# Helpers that several folders of tests share; child processes find the models in it by `package.module:function`.
+sys.path.insert(0, str(SUPPORT))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
 
 # Before numpy or torch start their threads, and for every process that the suite starts: with one thread sums come
 # out in the same order each time, which tests of exact resumption rely on, and processes do not fight for cores.

@@ -33,8 +33,7 @@ def test_the_example_runs_as_it_is_written(tmp_path: Path) -> None:
     (code,) = blocks("python")
     build = textwrap.dedent("""
         import torch
-        from cema.models import Model
-        from cema.preprocess import Preprocessing
+        from cema import Model, Preprocessing
 
         def build():
             torch.manual_seed(0)

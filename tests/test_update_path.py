@@ -10,12 +10,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
-from cema.adapt import AdaptConfig, CemaAdapter
+from cema.adapt.config import AdaptConfig
+from cema.adapt.learner import CemaLearner
 from cema.edge.runtime import build_runtime
-from cema.export import export_bundle
-from cema.models import Model
-from cema.preprocess import Preprocessing
-from cema.update import decode_payload, encode_payload
+from cema.export.bundle import export_bundle
+from cema.formats.payload import decode_payload, encode_payload
+from cema.models.spec import Model
+from cema.ondevice.preprocess import Preprocessing
 
 PIXELS = Preprocessing(height=16, width=16, channels=3, mean=(120.0,) * 3, std=(60.0,) * 3)
 
@@ -73,7 +74,7 @@ def test_the_edge_computes_what_the_cloud_published(build: type[nn.Module], tmp_
     bundle = export_bundle(edge, tmp_path / "bundle", public_keys=[key.public_key()]).bundle
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(64)]
-    adapter = CemaAdapter(edge, foundation, AdaptConfig(edge_lr=0.05, fresh=16, replay_from=16))
+    adapter = CemaLearner(edge, foundation, AdaptConfig(edge_lr=0.05, fresh=16, replay_from=16))
     before = adapter.edge_logits(images)
     for start in range(0, 64, 16):
         adapter.learn(images[start : start + 16])
@@ -83,6 +84,6 @@ def test_the_edge_computes_what_the_cloud_published(build: type[nn.Module], tmp_
     payload = decode_payload(
         encode_payload(adapter.norm_state(), adapter.edge_logits(list(bundle.golden_images)))
     )
-    runtime = build_runtime(bundle, payload.norm_state, payload.golden_logits)
+    runtime = build_runtime(bundle, bundle.pack_norm(payload.norm_state), payload.golden_logits)
     got = runtime.run(bundle.manifest.preprocessing(images))
     np.testing.assert_allclose(got, expected, atol=5e-3 * np.abs(expected).max())

@@ -1,5 +1,5 @@
 """`python -m cema` is the `cema` command."""
 
-from cema.cli import main
+from cema.cli.main import main
 
 main()

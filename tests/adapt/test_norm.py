@@ -11,8 +11,8 @@ from torch import nn
 
 from cema.adapt.norm import AdaptiveBatchNorm, normalising, prepare
 from cema.errors import ModelError
+from cema.models.norm_state import folded_norm_state
 from cema.models.spec import Model
-from cema.norms import folded_norm_state
 
 
 def layer(kind: type, channels: int, seed: int) -> AdaptiveBatchNorm:

@@ -92,5 +92,5 @@ def test_a_window_that_begins_anew_forgets_the_rest() -> None:
     observed(layer, batches[:2], tracker)
     with normalising([layer], "batch"), torch.no_grad():
         layer(batches[2])
-    assert tracker.observe(8, anew=True)
+    assert tracker.observe(8, reset=True)
     torch.testing.assert_close(layer.running_mean, batches[2].mean((0, 2, 3)))

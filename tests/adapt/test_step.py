@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from cema.adapt import AdaptConfig, CemaAdapter
+from cema.adapt.config import AdaptConfig
+from cema.adapt.learner import CemaLearner
 from cema.models.spec import Model
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 CLASSES, WIDTH, SIDE = 3, 5, 4
 PIXELS = Preprocessing(height=SIDE, width=SIDE, channels=3, mean=(128.0,) * 3, std=(64.0,) * 3)
@@ -103,7 +104,7 @@ def test_two_steps_are_the_written_out_algorithm(preset: str) -> None:
         statistics_momentum=1.0,
         start="first_batch",
     )
-    adapter: CemaAdapter[np.ndarray] = CemaAdapter(two_layers(1), two_layers(2), config)
+    adapter: CemaLearner[np.ndarray] = CemaLearner(two_layers(1), two_layers(2), config)
     g, f = Written(two_layers(1).module), Written(two_layers(2).module)
     e_max = 0.4 * math.log(CLASSES)
     for seed in (0, 1):
@@ -119,8 +120,8 @@ def test_two_steps_are_the_written_out_algorithm(preset: str) -> None:
             g.logits(x, through_batch=True), f.logits(x, through_batch=False).detach(), preset
         )
         g.descend(loss, 0.05)
-        assert report.foundation_loss == pytest.approx(foundation_loss.item(), rel=1e-4)
-        assert report.distillation_loss == pytest.approx(loss.item(), rel=1e-4)
+        assert report.losses["foundation_loss"] == pytest.approx(foundation_loss.item(), rel=1e-4)
+        assert report.losses["distillation_loss"] == pytest.approx(loss.item(), rel=1e-4)
     for written, adapted in ((g, adapter.edge), (f, adapter.foundation)):
         for key, expected in (("norm.weight", written.gamma), ("norm.bias", written.beta)):
             got = adapted.parameters[key].detach().double()

@@ -1,37 +1,45 @@
-"""The import rules of the architecture, enforced on the source and on a running interpreter."""
+"""The import rules of the architecture, read from the folders alone, and enforced on a running interpreter."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "cema"
 
-# What each room may import of the project beside itself; a room that is not named here may import the formats only.
-FORMATS = {
-    *("bundle", "config", "criteria", "environment", "errors", "keys", "preprocess", "sample", "update"),
-    *("_bundle_format", "_codec", "_files", "_payload", "_version"),
-}
+# What each package may import of the others. `errors`, `_util` and `_version` are open to all.
+ONDEVICE = {"ondevice"}
+FORMATS = ONDEVICE | {"formats"}
+MODELS = FORMATS | {"models"}
 ALLOWED = {
-    "edge": FORMATS,
-    "models": FORMATS | {"norms"},
-    "data": FORMATS,
-    "norms": FORMATS,
-    "export": FORMATS | {"_onnx_graph", "models", "norms"},
-    "train": FORMATS | {"models", "data"},
-    "adapt": FORMATS | {"models", "norms"},
-    "cloud": FORMATS | {"adapt", "models", "norms"},
-    "bench": FORMATS | {"adapt", "data", "models", "norms"},
-    "demo": FORMATS | {"edge", "cloud", "data", "models", "export"},
+    "_util": set(),
+    "ondevice": ONDEVICE,
+    "formats": FORMATS,
+    "edge": FORMATS | {"edge"},
+    "models": MODELS,
+    "export": MODELS | {"export"},
+    "data": ONDEVICE | {"data"},
+    "recipes": ONDEVICE | {"models", "data", "recipes"},
+    "adapt": MODELS | {"adapt"},
+    "methods": MODELS | {"adapt", "methods"},
+    "cloud": MODELS | {"adapt", "cloud"},
+    "bench": MODELS | {"adapt", "methods", "data", "bench"},
+    "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
 }
-TORCH_FREE = {*FORMATS, "edge"}
+OPEN = {"errors", "_util", "_version"}
+# The command line calls everything; nothing calls it.
+TOP = {"cli", "__main__", "__init__"}
+TORCH_FREE = {"errors", "_util", "_version", "ondevice", "formats", "edge"}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Return the dotted names a file imports, those inside functions too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -40,46 +48,67 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole name"
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
-def room(path: Path) -> str:
+def package(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def dotted(path: Path) -> str:
+    return ".".join(("cema", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
+def test_every_folder_has_its_rule() -> None:
+    folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders == ALLOWED.keys() | {"cli"}
+    assert {p.stem for p in SOURCE.glob("*.py")} == {"errors", "_version", "__main__", "__init__"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_a_room_imports_only_what_it_may(path: Path) -> None:
-    here = room(path)
-    if here in {"cli", "__init__", "__main__"}:
+def test_a_package_imports_only_what_it_may(path: Path) -> None:
+    here = package(path)
+    if here in TOP:
         return
-    rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.name != "__init__.py"}
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("cema.")} & rooms
-    assert used <= ALLOWED.get(here, FORMATS) | {here}
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("cema.")}
+    packages = {package(other) for other in FILES}
+    assert used & packages <= ALLOWED.get(here, set()) | OPEN | {here}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in TORCH_FREE], ids=lambda p: p.name)
+def test_no_circle_between_packages_or_files() -> None:
+    modules = {dotted(path): path for path in FILES}
+    graph = {name: (imports(path) & modules.keys()) - {name, "cema"} for name, path in modules.items()}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
+    folders = {package(path): set[str]() for path in FILES}
+    for name, used in graph.items():
+        here = package(modules[name])
+        folders[here] |= {package(modules[other]) for other in used} - {here}
+    assert list(TopologicalSorter(folders).static_order())
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if package(p) in TORCH_FREE], ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_what_runs_on_a_device_never_imports_torch(path: Path) -> None:
     assert not {
         name for name in imports(path) if name.split(".")[0] in {"torch", "onnx", "fastapi", "pydantic"}
     }
 
 
-def test_importing_the_edge_loads_no_torch() -> None:
-    code = "import sys, cema.edge; print([m for m in ('torch', 'fastapi', 'onnx', 'pydantic') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def test_the_settings_of_the_algorithm_load_no_torch() -> None:
-    code = "import sys; from cema.adapt import AdaptConfig; AdaptConfig(); print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
-
-
-def test_the_command_line_starts_without_heavy_imports() -> None:
-    code = "import sys, cema.cli; print([m for m in ('torch', 'fastapi', 'onnxruntime', 'numpy') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("from cema import EdgeAgent, Preprocessing", ("torch", "fastapi", "onnx", "pydantic")),
+        ("from cema.adapt.config import AdaptConfig; AdaptConfig()", ("torch",)),
+        ("import cema.cloud.http.app, cema.cloud.worker.supervisor", ("torch",)),
+        ("import cema.cli.main, cema.cli.app", ("torch", "fastapi", "onnxruntime", "numpy")),
+        ("import cema", ("torch", "onnxruntime", "numpy", "msgspec")),
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str, forbidden: tuple[str, ...]) -> None:
+    code = f"import sys; {code}; print([m for m in {forbidden} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ import pytest
 
 
 def cema(
-    *arguments: str, cwd: Path | None = None, code: str = "from cema.cli import main; main()"
+    *arguments: str, cwd: Path | None = None, code: str = "from cema.cli.main import main; main()"
 ) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -47,7 +47,7 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    from cema import __version__
+    from cema._version import __version__
 
     assert cema("--version")[1] == f"cema {__version__}\n"
 
@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, arguments: list[str],
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['torch'] = None; from cema.cli import main; main()"
+    hidden = "import sys; sys.modules['torch'] = None; from cema.cli.main import main; main()"
     status, _, err = cema(
         "export", "b", "--model", "digits-cnn", "--public-key", "k.pub", cwd=tmp_path, code=hidden
     )

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cema.cloud.store import Store
-
-HERE = str(Path(__file__).parent)
-# For `cloud_support`, and so that `package.module:function` model names find `cloud_tiny_models`.
-sys.path.insert(0, HERE)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def models_on_path() -> Iterator[None]:
-    """Let child processes find `cloud_tiny_models` too."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", HERE)
-    yield
-    patch.undo()
+from cema.cloud.store.sqlite import Store
 
 
 @pytest.fixture
@@ -40,8 +26,8 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cloud_tiny_models import edge, foundation, train
     from safetensors.torch import save_file
 
-    from cema.export import export_bundle
-    from cema.keys import generate_key
+    from cema.export.bundle import export_bundle
+    from cema.formats.keys import generate_key
 
     folder = tmp_path_factory.mktemp("factory")
     torch.set_num_threads(1)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cema.data.cifar_corruptions import CONSTANTS, SIDE, corrupt_batch
+from cema.data._cifar_steps import SIDE
+from cema.data.cifar_corruptions import CONSTANTS, corrupt_batch
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, corrupt_image, corrupt_images
 from cema.data.digits import load_digits
 from cema.errors import ImageError
@@ -347,7 +348,7 @@ def test_accuracy_of_a_public_model(shared_data: Path) -> None:
     """5,000 images at severity 5 measured before this code was written: 31.2 % over these three."""
     import torch
 
-    from cema.models import resolve
+    from cema.models.registry import resolve
 
     model = resolve("cifar-resnet20", weights=shared_data / "cifar10_resnet20.safetensors")
     mean, deviation = (torch.tensor(values) for values in (model.preprocessing.mean, model.preprocessing.std))

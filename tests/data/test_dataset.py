@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cema.data._shared import LabelledImages
 from cema.data.cache import cached_corruptions
 from cema.data.corruptions import corrupt_images
-from cema.data.dataset import LabelledImages, open_dataset
+from cema.data.dataset import open_dataset
 from cema.data.digits import load_digits
 from cema.data.folder import WNIDS_FILE
 from cema.data.photographs import DecodedOnce, Photographs, centre_crop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from cema.bundle import Bundle
-from cema.edge import CloudLink, EdgeConfig, SelectionConfig, UpdateConfig, UploadConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `edge_support`
-
 from edge_support import COHORT, Cloud, make_bundle
+
+from cema.edge.config import CloudLink, EdgeConfig, SelectionConfig, UpdateConfig, UploadConfig
+from cema.formats.bundle import Bundle
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cema.bundle import Bundle, NormTensor, check_golden, norm_layout, write_bundle
 from cema.errors import ExportError, FormatError
-from cema.keys import key_id
-from cema.preprocess import Preprocessing
+from cema.formats.bundle import Bundle, check_golden, norm_layout, write_bundle
+from cema.formats.bundle_manifest import NormTensor
+from cema.formats.keys import key_id
+from cema.ondevice.preprocess import Preprocessing
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
 PREPROCESSING = Preprocessing(height=8, width=8, channels=3, mean=(127.0,) * 3, std=(128.0,) * 3)

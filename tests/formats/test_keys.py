@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cema.errors import ConfigError
-from cema.keys import (
+from cema.formats.keys import (
     generate_key,
     key_id,
     load_private_key,

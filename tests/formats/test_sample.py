@@ -19,16 +19,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cema.errors import CemaError, FormatError, ImageError
-from cema.sample import (
-    CodecConfig,
-    Sample,
-    check_sample,
-    decode_image,
-    decode_samples,
-    encode_image,
-    encode_samples,
-    sample_id,
-)
+from cema.formats.image import CodecConfig, decode_image, encode_image
+from cema.formats.sample import Sample, check_sample, decode_samples, encode_samples, sample_id
 
 LOSSLESS = [CodecConfig(codec="png"), CodecConfig(codec="raw"), CodecConfig()]
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.sampled_from([1, 3])))

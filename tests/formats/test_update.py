@@ -15,21 +15,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cema.environment import Environment
 from cema.errors import FormatError, UpdateRejected
-from cema.keys import key_id
-from cema.update import (
-    UPDATE_FORMAT,
-    Payload,
-    UpdateManifest,
-    check_norm_state,
-    decode_payload,
-    encode_payload,
-    round_norm_state,
-    sign_update,
-    verify_payload,
-    verify_update,
-)
+from cema.formats.keys import key_id
+from cema.formats.payload import Payload, check_norm_state, decode_payload, encode_payload, round_norm_state
+from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update, verify_payload, verify_update
+from cema.ondevice.drift import Domain
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -192,11 +182,11 @@ def test_malformed_payloads_are_refused(
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 20), st.integers(1, 10), st.integers(0, 99))
 def test_the_environment_travels_unchanged(more: int, size: int, seed: int) -> None:
-    environment = Environment.of(np.random.default_rng(seed).normal(size=(size + more, size)))
-    decoded = decode_payload(encode_payload(norm_state(), golden(), environment=environment)).environment
+    domain = Domain.of(np.random.default_rng(seed).normal(size=(size + more, size)))
+    decoded = decode_payload(encode_payload(norm_state(), golden(), domain=domain)).domain
     assert decoded is not None
-    np.testing.assert_array_equal(decoded.mean, environment.mean)
-    np.testing.assert_array_equal(decoded.covariance, environment.covariance)
+    np.testing.assert_array_equal(decoded.mean, domain.mean)
+    np.testing.assert_array_equal(decoded.covariance, domain.covariance)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from cema.errors import ModelError
-from cema.models import resolve
 from cema.models.cifar import CifarResNet
+from cema.models.registry import resolve
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018)])

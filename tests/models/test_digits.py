@@ -15,7 +15,7 @@ from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, load_digits
 from cema.errors import ModelError
 from cema.models import digits
 from cema.models.digits import digits_cnn, digits_cnn_foundation, digits_net, shipped_record
-from cema.train import DIGITS_RECIPES, accuracy
+from cema.recipes.digits import DIGITS_RECIPES, accuracy
 
 BUILDERS = {"digits-cnn": digits_cnn, "digits-cnn-foundation": digits_cnn_foundation}
 WEIGHTS = Path(str(files("cema.models") / "weights"))

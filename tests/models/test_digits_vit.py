@@ -13,16 +13,17 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
-from cema.adapt.cema import CemaAdapter
+from cema.adapt.learner import CemaLearner
 from cema.data.corruptions import corrupt_images
 from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, load_digits
 from cema.errors import ModelError
-from cema.export import export_bundle
-from cema.models import Model, resolve
+from cema.export.bundle import export_bundle
 from cema.models.digits import shipped_record
 from cema.models.digits_vit import DigitsVit, VitShape, digits_vit, digits_vit_foundation, digits_vit_net
-from cema.norms import folded_norm_state, norm_layers
-from cema.train import DIGITS_RECIPES, accuracy
+from cema.models.norm_state import folded_norm_state, norm_layers
+from cema.models.registry import resolve
+from cema.models.spec import Model
+from cema.recipes.digits import DIGITS_RECIPES, accuracy
 
 BUILDERS = {"digits-vit": digits_vit, "digits-vit-foundation": digits_vit_foundation}
 WEIGHTS = Path(str(files("cema.models") / "weights"))
@@ -161,7 +162,7 @@ def test_the_pair_adapts() -> None:
     edge = digits_vit()
     before = right(edge, images, labels)
     source = folded_norm_state(edge.module)
-    adapter = CemaAdapter(edge, digits_vit_foundation(), seed=0)
+    adapter = CemaLearner(edge, digits_vit_foundation(), seed=0)
     reports = [adapter.learn(list(images[start : start + 32])) for start in range(0, 256, 32)]
     assert [report.skipped for report in reports] == [0] * 8
     moved = adapter.norm_state()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cema.errors import ModelError
-from cema.models import resolve
+from cema.models.registry import resolve
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="the extra efficientnet is not installed")
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cema.errors import ModelError
-from cema.models import resolve
 from cema.models.hugging_face import read_preprocessor
+from cema.models.registry import resolve
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 

@@ -12,15 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cema.errors import ModelError
-from cema.models import Model, available, resolve
-from cema.preprocess import Preprocessing
+from cema.models.registry import available, resolve
+from cema.models.spec import Model
+from cema.ondevice.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(height=4, width=4, channels=1, mean=(127.5,), std=(127.5,))
 
 OWN = """
 from torch import nn
-from cema.models import Model
-from cema.preprocess import Preprocessing
+from cema import Model
+from cema.ondevice.preprocess import Preprocessing
 
 P = Preprocessing(height=4, width=4, channels=1, mean=(127.5,), std=(127.5,))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -59,7 +59,7 @@ PRESETS: dict[str, LossWeights] = {
 
 
 class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of `cema.adapt.CemaAdapter`.
+    """Settings of `cema.adapt.learner.CemaLearner`.
 
     Attributes
     ----------
@@ -91,16 +91,20 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         New uploads over which ``statistics = "window"`` averages.
     change_limit : float
         How far the latest of a batch of uploads must be from those in the window, in what the inputs look like, to
-        be taken for a change of the environment (`Surroundings`), at which the window begins anew; 0 switches this off.
+        be taken for a change of domain (`ChangeDetector`), at which the window is cleared; 0 switches this off.
     on_change : {"keep", "reset"}
         Whether at such a change a model's affine parameters stay as they are, or go back to the source model's
-        because what they learned was for another environment.
+        because what they learned was for another domain.
     replay_scope : {"since_change", "all"}
         Whether samples from before the last such change are replayed.
     statistics_momentum : float
         Rate of the exponential averages per full step, in (0, 1].
     chunk : int
         Images in one forward pass without gradients; bounds memory.
+    algorithm : str
+        What learns: ``cema``, ``package.module:Class`` or ``path/to/file.py:Class`` (`cema.adapt.base.Learner`).
+    options : dict
+        Settings of an algorithm of one's own; ``cema`` has none.
     checkpoint : bool
         Recompute activations of repeated blocks in the backward pass: less memory, about a third more time.
     """
@@ -126,6 +130,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     statistics_momentum: float = 0.1
     chunk: int = 32
     checkpoint: bool = False
+    algorithm: str = "cema"
+    options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -139,6 +145,11 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _require(0 <= self.sgd_momentum < 1, "sgd_momentum", "a number in [0, 1)", self.sgd_momentum)
         rate = self.statistics_momentum
         _require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
+        if self.algorithm == "cema" and self.options:
+            raise ValueError(
+                f"options: expected none for the algorithm cema, got {sorted(self.options)}; its settings stand beside "
+                "algorithm"
+            )
         if self.capacity and self.replay_from > self.capacity:
             raise ValueError(
                 f"replay_from: expected at most the capacity of {self.capacity}, got {self.replay_from}; "

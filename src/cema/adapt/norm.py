@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cema.errors import ModelError
-from cema.norms import ensure_affine, has_running_statistics, norm_layers
+from cema.models.norm_state import ensure_affine, has_running_statistics, norm_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -88,7 +88,26 @@ class ReplayBuffer(Generic[T]):
         gone = {id(item) for item in items}
         self._items = [item for item in self._items if id(item) not in gone]
 
+    def state(self) -> list[object]:
+        """Return the items as JSON can hold them, for `load`.
+
+        Raises
+        ------
+        TypeError
+            When an item is not a string, a number or None.
+        """
+        return [_plain(item) for item in self._items]
+
     def load(self, items: Iterable[T]) -> None:
         """Replace the content; items past the capacity leave as in `add`."""
         self._items = []
         self.add(items)
+
+
+def _plain(item: object) -> object:
+    if item is None or isinstance(item, str | int | float):
+        return item
+    raise TypeError(
+        f"expected replayed items that JSON can hold (ids such as strings), got {type(item).__name__}; give "
+        "the adapter ids and a recall function to save its state"
+    )

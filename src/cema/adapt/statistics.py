@@ -56,14 +56,14 @@ class RunningStatistics:
         if self.layers and self.started and window is not None:
             self._entries.append((window, self._gather_running()))
 
-    def observe(self, count: int, *, anew: bool = False) -> bool:
+    def observe(self, count: int, *, reset: bool = False) -> bool:
         """Take in what the layers observed in the last forward pass over `count` samples.
 
         Parameters
         ----------
         count : int
             Samples.
-        anew : bool
+        reset : bool
             Whether a window forgets what it holds, because that was another environment.
 
         Returns
@@ -79,7 +79,7 @@ class RunningStatistics:
         if not torch.isfinite(flat).all():
             return False
         if self.window is not None:
-            if anew:
+            if reset:
                 self._entries.clear()
             self._entries.append((count, flat))
             self._drop_old(self.window)
@@ -97,6 +97,11 @@ class RunningStatistics:
         tensors = {f"window.{i}": flat.clone() for i, (_, flat) in enumerate(self._entries)}
         counts = [count for count, _ in self._entries]
         return tensors, {"started": self.started, "counts": counts}
+
+    def expected_shapes(self, values: Mapping[str, Any]) -> dict[str, torch.Size]:
+        """Return which tensors go with values that `state` returned."""
+        total = sum(layer.running_mean.numel() for layer in self.layers)
+        return {f"window.{i}": torch.Size((2, total)) for i in range(len(values["counts"]))}
 
     def load(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""

@@ -4,9 +4,3 @@
 :mod:`cema.bench.runner` does it. Results are compared by :mod:`cema.bench.compare`. Importing this package loads no
 torch; running a benchmark does.
 """
-
-from __future__ import annotations
-
-from cema.bench.config import BenchConfig, ModelPair
-
-__all__ = ["BenchConfig", "ModelPair"]

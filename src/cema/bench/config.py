@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from cema._util.toml import load_toml, resolve_path
 from cema.bench.protocols import CLEAN, PROTOCOLS
-from cema.config import load_toml, resolve_path
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
 from cema.errors import ConfigError
-from cema.sample import CodecConfig
+from cema.formats.image import CodecConfig
 
 __all__ = [
     "DIGITS_PAIR",
@@ -43,7 +43,7 @@ class ModelPair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes
     ----------
     model, foundation : str
-        Names that `cema.models.resolve` understands.
+        Names that `cema.models.registry.resolve` understands.
     weights, foundation_weights : str, optional
         Local safetensors files.
     """
@@ -234,7 +234,7 @@ class BenchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Raises
         ------
         ConfigError
-            As `cema.config.load_toml`.
+            As `cema._util.toml.load_toml`.
         """
         file = load_toml(path, cls)
         changes: dict[str, Any] = {}

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cema.adapt.adapter import Context, NotApplicable
-from cema.adapt.methods import make_adapter
 from cema.bench.config import BenchConfig
 from cema.bench.plan import Run, load_pair
 from cema.bench.prefetch import prefetch
@@ -20,13 +18,15 @@ from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
 from cema.data.dataset import open_dataset
 from cema.data.photographs import IMAGENET_SIDE
 from cema.errors import CemaError
+from cema.methods.base import MethodContext, NotApplicable
+from cema.methods.registry import make_adapter
 
 if TYPE_CHECKING:
-    from cema.adapt.adapter import Adapter
-    from cema.data.dataset import Dataset, LabelledImages
-    from cema.models import Model
+    from cema.data._shared import Dataset, LabelledImages
+    from cema.methods.base import Adapter
+    from cema.models.spec import Model
 
-__all__ = ["CURVE_POINTS", "CURVE_SAMPLES", "SOURCE_IMAGES", "Progress", "Room", "Tally"]
+__all__ = ["CURVE_POINTS", "CURVE_SAMPLES", "SOURCE_IMAGES", "Progress", "RunContext", "Scorer"]
 
 #: Points of a cell's accuracy over the stream, at most, and samples that each is the mean of, at least.
 CURVE_POINTS = 20
@@ -41,7 +41,7 @@ _SETS = 20
 Progress = Callable[[int, int], object]
 
 
-class Tally:
+class Scorer:
     """The score of one run, batch by batch.
 
     Parameters
@@ -118,7 +118,7 @@ def _curve(correct: NDArray[np.bool_], places: NDArray[np.int64]) -> list[list[f
 
 
 @dataclass
-class Room:
+class RunContext:
     """Where runs happen: the data and the models, each loaded once.
 
     Attributes
@@ -205,14 +205,14 @@ class Room:
             edges=self.config.edges,
             concentration=self.config.concentration,
         )
-        tally = Tally(schedule)
+        tally = Scorer(schedule)
         try:
             adapter = self._adapter(run)
             self._go(adapter, schedule, sets, tally, progress)
             cells = tally.cells()
         except NotApplicable as error:
             cells = [
-                {**_nothing(cell), "note": " ".join(str(error).split())} for cell in Tally(schedule).cells()
+                {**_nothing(cell), "note": " ".join(str(error).split())} for cell in Scorer(schedule).cells()
             ]
         return [{**self._labels(run), **cell} for cell in cells]
 
@@ -220,7 +220,7 @@ class Room:
         if run.pair not in self._pairs:
             self._pairs[run.pair] = load_pair(self.config.pair[run.pair], cropped=self.dataset.cropped)
         edge, foundation = self._pairs[run.pair]
-        context = Context(
+        context = MethodContext(
             foundation=foundation,
             source_images=self._source_images(),
             device=self.config.device,
@@ -246,7 +246,7 @@ class Room:
         adapter: Adapter,
         schedule: Schedule,
         sets: dict[Condition, LabelledImages],
-        tally: Tally,
+        tally: Scorer,
         progress: Progress | None,
     ) -> None:
         def load(batch: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:

@@ -1,9 +1,9 @@
 """The hyperparameters of every method, in two tables.
 
-A method's own defaults (``cema.adapt.methods.default_settings``) are those for ImageNet-C and a network with BatchNorm,
-but CoTTA's, which are for CIFAR-10-C. `TABLE` holds what differs from them by family of data and by architecture, as
-the papers or their programs have it; `SHORT`, which goes over it when asked (``--rates short``), what this project
-measured on streams of some thousand images. ``--set`` and a TOML file go over all;
+A method's own defaults (``cema.methods.registry.default_settings``) are those for ImageNet-C and a network with
+BatchNorm, but CoTTA's, which are for CIFAR-10-C. `TABLE` holds what differs from them by family of data and by
+architecture, as the papers or their programs have it; `SHORT`, which goes over it when asked (``--rates short``), what
+this project measured on streams of some thousand images. ``--set`` and a TOML file go over all;
 ``cema bench --show-settings`` prints the result.
 
 =========== ============================================================================================================
@@ -182,7 +182,7 @@ def method_settings(
     Parameters
     ----------
     method : str
-        A name out of `cema.adapt.methods.METHODS`.
+        A name out of `cema.methods.registry.METHODS`.
     family, kind : str
         Row and column of the tables.
     rates : {"papers", "short"}
@@ -202,7 +202,7 @@ def method_settings(
     ConfigError
         If the method or a setting is unknown, or a value is refused.
     """
-    from cema.adapt.methods import METHODS, default_settings  # noqa: PLC0415 - loads torch
+    from cema.methods.registry import METHODS, default_settings  # noqa: PLC0415 - loads torch
 
     check_names("method", [method, *(given or {})], list(METHODS))
     settings = merge_settings(default_settings(method), table_settings(method, family, kind, rates))

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from cema.bench.code import code_digest
+from cema.bench.code_digest import code_digest
 from cema.bench.config import BenchConfig, ModelPair
 from cema.bench.hyperparameters import Family, architecture, method_settings
 from cema.bench.protocols import Condition, streams
 from cema.errors import ConfigError
-from cema.models import resolve
+from cema.models.registry import resolve
 
 if TYPE_CHECKING:
-    from cema.models import Model
+    from cema.models.spec import Model
 
 __all__ = [
     "Pair",
@@ -102,7 +102,7 @@ def load_pair(pair: ModelPair, *, cropped: bool) -> tuple[Model, Model]:
     Raises
     ------
     ModelError
-        As `cema.models.resolve`.
+        As `cema.models.registry.resolve`.
     """
     edge, foundation = (
         replace(model, name=_without_path(model.name))

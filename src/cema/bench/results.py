@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cema._files import sync_folder, write_atomic
+from cema._util.files import sync_folder, write_atomic
 from cema._version import __version__
 from cema.bench.plan import Run, identities
 from cema.errors import ConfigError, FormatError

@@ -11,19 +11,19 @@ import msgspec
 from rich.console import Console
 
 from cema.bench.config import QUICK_SAMPLES, BenchConfig, check_names
-from cema.bench.execute import Room
+from cema.bench.execute import RunContext
 from cema.bench.plan import Pair, Run, check_classes, describe_pair, make_runs
 from cema.bench.plots import write_plots
+from cema.bench.progress import View, print_wide
 from cema.bench.protocols import CLEAN
 from cema.bench.results import RESULTS, ResultsFolder, environment, write_results
 from cema.bench.tables import console_table, summarise, write_csv, write_markdown
-from cema.bench.view import View, print_wide
 from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
 from cema.errors import CemaError
 
 if TYPE_CHECKING:
-    from cema.data.dataset import Dataset
+    from cema.data._shared import Dataset
 
 __all__ = ["Plan", "make_plan", "run_benchmark"]
 
@@ -70,14 +70,14 @@ def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = F
     CemaError
         If data, models, methods, corruptions or settings are not to be had; nothing was measured then.
     """
-    from cema.adapt.methods import METHODS  # noqa: PLC0415 - with torch, which only a benchmark that runs needs
+    from cema.methods.registry import METHODS  # noqa: PLC0415 - with torch, which only a benchmark that runs needs
 
     methods = config.methods or tuple(METHODS)
     check_names("method", [*methods, *config.settings], list(METHODS))
     samples = config.samples or (QUICK_SAMPLES if quick else None)
     config = msgspec.structs.replace(config, methods=methods, samples=samples)
     _check_device(config.device)
-    room = Room(config, cache)
+    room = RunContext(config, cache)
     dataset, source = room.dataset, room.source
     config = config.settled(dataset.corruptions, quick=quick)
     pairs = tuple(describe_pair(pair, config, dataset.family, methods) for pair in config.pair)
@@ -241,7 +241,7 @@ def _collect(plan: Plan, folder: ResultsFolder) -> dict[str, Any]:
 
 def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     """Sort cells as tables show them, whenever and in whatever order they were measured."""
-    from cema.adapt.methods import METHODS  # noqa: PLC0415 - loaded by then; see make_plan
+    from cema.methods.registry import METHODS  # noqa: PLC0415 - loaded by then; see make_plan
 
     methods = {name: index for index, name in enumerate(METHODS)}
     corruptions = {name: index for index, name in enumerate((CLEAN, *CORRUPTIONS, *VALIDATION_CORRUPTIONS))}

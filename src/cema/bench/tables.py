@@ -14,9 +14,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from cema._files import write_atomic
+from cema._util.files import write_atomic
+from cema.bench.progress import human_bytes
 from cema.bench.protocols import CLEAN
-from cema.bench.view import human_bytes
 
 __all__ = [
     "AVERAGE",

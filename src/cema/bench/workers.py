@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cema.bench.config import BenchConfig
-from cema.bench.execute import Room
+from cema.bench.execute import RunContext
 from cema.bench.plan import Run
 from cema.bench.protocols import Condition
 from cema.errors import CemaError
@@ -215,13 +215,13 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _serve(connection: Connection, config: BenchConfig, cache: Path | None) -> None:
     """Do tasks until the other end of the pipe is closed."""
     torch.set_num_threads(1)
-    room = Room(config, cache)
+    room = RunContext(config, cache)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process has gone
         while True:
             _do(room, connection, connection.recv())
 
 
-def _do(room: Room, connection: Connection, task: Task) -> None:
+def _do(room: RunContext, connection: Connection, task: Task) -> None:
     began = last = time.monotonic()
 
     def report(done: int, total: int) -> None:

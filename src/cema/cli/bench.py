@@ -165,8 +165,8 @@ def compare(
 
     from cema.bench.compare import compare as compare_cells
     from cema.bench.compare import comparison_table
+    from cema.bench.progress import print_wide
     from cema.bench.results import read_results
-    from cema.bench.view import print_wide
 
     first, second = read_results(a), read_results(b)
     found = compare_cells(first["cells"], second["cells"])

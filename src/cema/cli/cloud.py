@@ -25,10 +25,10 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the HTTP API and run the worker that adapts; stops on SIGTERM or Ctrl-C."""
-    from cema.cloud.server import serve as run
+    from cema.cloud.http.server import serve as run
 
     if stop_on_eof:
-        from cema.cli import _lifetime
+        from cema.cli import lifetime
 
-        _lifetime.stop_on_eof()
+        lifetime.stop_on_eof()
     raise typer.Exit(run(config))

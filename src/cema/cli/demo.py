@@ -33,7 +33,8 @@ def demo(
     """Run one cloud and several edge processes on a stream that drifts, beside a frozen copy of the edge model."""
     from rich.console import Console
 
-    from cema.demo import DemoSettings, run_demo
+    from cema.demo.run import run_demo
+    from cema.demo.settings import DemoSettings
 
     settings = DemoSettings.make(
         model=model,

@@ -39,7 +39,8 @@ def add(
     ] = _Role.DEVICE,
 ) -> None:
     """Register a device and print its token. The token is shown this once: the cloud keeps only its hash."""
-    from cema.cloud import CloudConfig, Devices
+    from cema.cloud.config import CloudConfig
+    from cema.cloud.store.devices import Devices
 
     with Devices.open(CloudConfig.load(config)) as devices:
         typer.echo(devices.add(name, cohort=cohort, role=role.value))
@@ -51,7 +52,8 @@ def list_(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cema.cloud import CloudConfig, Devices
+    from cema.cloud.config import CloudConfig
+    from cema.cloud.store.devices import Devices
 
     table = Table("name", "role", "cohort", "added", "revoked")
     with Devices.open(CloudConfig.load(config)) as devices:
@@ -69,7 +71,8 @@ def list_(config: Config) -> None:
 @app.command()
 def revoke(name: Name, config: Config) -> None:
     """End a device's token, at once; the name stays taken."""
-    from cema.cloud import CloudConfig, Devices
+    from cema.cloud.config import CloudConfig
+    from cema.cloud.store.devices import Devices
 
     with Devices.open(CloudConfig.load(config)) as devices:
         devices.revoke(name)

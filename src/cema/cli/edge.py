@@ -36,8 +36,8 @@ def run(
     from cema.edge.program import run as run_program
 
     if stop_on_eof:
-        from cema.cli import _lifetime
+        from cema.cli import lifetime
 
-        _lifetime.stop_on_eof()
+        lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
     raise typer.Exit(run_program(settings, source, rate=rate, batch=batch, linger=linger, out=sys.stdout))

@@ -32,8 +32,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Export a torch classifier as the bundle that devices are provisioned with, checked against torch."""
-    from cema.export import export_bundle
-    from cema.models import resolve
+    from cema.export.bundle import export_bundle
+    from cema.models.registry import resolve
 
     report = export_bundle(
         resolve(model, weights=weights),

@@ -22,7 +22,7 @@ def new(
     path: Annotated[Path, typer.Argument(help="Where the private key goes; the public one gets .pub.")],
 ) -> None:
     """Make an ed25519 key pair: PATH (private, mode 0600) and PATH with the suffix .pub (public)."""
-    from cema.keys import generate_key, key_id, load_private_key
+    from cema.formats.keys import generate_key, key_id, load_private_key
 
     generate_key(path)
     identity = key_id(load_private_key(path).public_key())

@@ -39,7 +39,7 @@ def digits(
     from rich.console import Console
     from rich.progress import Progress
 
-    from cema.train import train_digits
+    from cema.recipes.digits import train_digits
 
     console = Console()
     with Progress(console=console) as progress:

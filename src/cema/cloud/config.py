@@ -8,10 +8,10 @@ from typing import Literal
 
 import msgspec
 
+from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
-from cema.cloud.database import PAGE
-from cema.cloud.samples import ROW_BYTES
-from cema.config import load_toml, resolve_path
+from cema.cloud.store.sqlite_database import PAGE
+from cema.cloud.store.sqlite_samples import ROW_BYTES
 from cema.errors import ConfigError
 
 __all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]

@@ -111,7 +111,7 @@ class Dataset(Protocol):
         Parameters
         ----------
         corruption : str
-            One of `cema.data.CORRUPTIONS` or `cema.data.VALIDATION_CORRUPTIONS`.
+            One of `cema.data.corruptions.CORRUPTIONS` or `cema.data.corruptions.VALIDATION_CORRUPTIONS`.
         severity : int
             1 (mild) to 5 (strong).
         processes : int

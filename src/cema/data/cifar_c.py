@@ -37,14 +37,14 @@ class CifarC:
         Holds ``labels.npy`` (uint8, 50,000 or 10,000) and for each corruption a file (uint8, 50,000 x 32 x 32 x 3).
         Any number of images will do, as long as every file has five times as many.
     seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Attributes
     ----------
     name : str
         ``cifar10-c``, or ``cifar100-c`` where a label is above 9.
     digest, classes, family, logits, corruptions, cropped
-        As in `cema.data.Dataset`.
+        As in `cema.data._shared.Dataset`.
 
     Raises
     ------

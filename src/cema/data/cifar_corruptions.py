@@ -35,7 +35,7 @@ import numpy as np
 
 from cema.data._cifar_steps import SIDE, STEPS, truncated
 
-__all__ = ["CONSTANTS", "SIDE", "corrupt_batch"]
+__all__ = ["CONSTANTS", "corrupt_batch"]
 
 #: The constants of each corruption from severity 1 to 5. Lengths are in pixels; intensities are shares of the range.
 CONSTANTS: dict[str, tuple[tuple[float, ...], ...]] = {

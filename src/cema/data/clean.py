@@ -22,7 +22,7 @@ class CleanDataset:
     Attributes
     ----------
     name, digest, classes, family, logits, cropped
-        As in `cema.data.Dataset`.
+        As in `cema.data._shared.Dataset`.
     images : LabelledImages
         The clean ones.
     constants : {"cifar", "imagenet"}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cema.data._shared import Dataset, Family, LabelledImages, Progress
+from cema.data._shared import Dataset
 from cema.data.cifar_c import CifarC, is_cifar_c
 from cema.data.corruptions import Constants
 from cema.data.digits import load_digits
@@ -17,7 +17,7 @@ from cema.data.npz import array_dataset, open_npz
 from cema.data.photographs import IMAGENET_SIDE, open_folder
 from cema.errors import ConfigError
 
-__all__ = ["LAYOUTS", "Dataset", "Family", "LabelledImages", "Progress", "open_dataset"]
+__all__ = ["LAYOUTS", "open_dataset"]
 
 #: The layouts that a path may have, and how to say which: ``imagenet-r:PATH``.
 LAYOUTS: tuple[str, ...] = ("cifar-c", "folder", "imagenet-c", "imagenet-r", "npz")

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from cema._files import write_atomic
+from cema._util.files import write_atomic
 from cema.errors import ConfigError, ImageError
 
 __all__ = [

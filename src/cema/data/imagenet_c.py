@@ -43,12 +43,12 @@ class ImageNetC:
         beside it; without any list the classes are the class folders in sorted order, which is ImageNet's own order
         where all 1,000 are present.
     seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Attributes
     ----------
     name, digest, classes, family, logits, corruptions, cropped
-        As in `cema.data.Dataset`. The digest is that of the images of the first corruption and severity present.
+        As in `cema.data._shared.Dataset`. The digest is that of the images of the first corruption and severity there.
 
     Raises
     ------

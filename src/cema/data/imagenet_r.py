@@ -42,7 +42,7 @@ class ImageNetR:
         The list of all class names in the order of the model's logits; by default ``imagenet_wnids.txt`` in `root`
         or beside it.
     seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class ImageNetR:
     logits : tuple of int
         The columns of the 200 classes in ascending order of their wnids; labels count these.
     digest, classes, family, corruptions, cropped
-        As in `cema.data.Dataset`.
+        As in `cema.data._shared.Dataset`.
 
     Raises
     ------

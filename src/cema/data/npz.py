@@ -67,7 +67,7 @@ def array_dataset(
     classes : int
         How many classes there are.
     constants, cache, seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def open_npz(
     path : Path
         See `read_npz`.
     constants, cache, seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Returns
     -------

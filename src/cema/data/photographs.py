@@ -19,7 +19,7 @@ from cema.data.corruptions import MIN_SIDE, Constants
 from cema.data.folder import LabelledFolder, read_photograph
 from cema.data.npz import SMALL_SIDE, constants_for, family_of
 from cema.errors import ConfigError, ImageError
-from cema.preprocess import resize_image
+from cema.ondevice.preprocess import resize_image
 
 __all__ = ["IMAGENET_SIDE", "DecodedOnce", "Photographs", "centre_crop", "open_folder"]
 
@@ -208,7 +208,7 @@ def open_folder(
     side : int
         Of the squares in pixels. With 0 photographs stay as they are, and to be corrupted must have one size.
     constants, cache, seed, limit
-        As for `cema.data.open_dataset`.
+        As for `cema.data.dataset.open_dataset`.
 
     Returns
     -------

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cema.bundle import Bundle
-from cema.cloud import CloudConfig, Devices
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.devices import Devices
 from cema.demo.settings import DemoSettings
-from cema.export import export_bundle
-from cema.keys import generate_key
+from cema.export.bundle import export_bundle
+from cema.formats.bundle import Bundle
+from cema.formats.keys import generate_key
 from cema.models.spec import Model
 
 __all__ = ["COHORT", "Provisioned", "provision"]

@@ -14,7 +14,6 @@ import numpy as np
 from rich.console import Console
 
 from cema._version import __version__
-from cema.bundle import Bundle
 from cema.demo.processes import Children
 from cema.demo.provision import Provisioned, provision
 from cema.demo.report import result_table, write_json, write_plot
@@ -24,7 +23,8 @@ from cema.demo.tally import EdgeTally, StretchResult, summarise
 from cema.demo.view import View
 from cema.edge.runtime import Runtime
 from cema.errors import CemaError
-from cema.models import resolve
+from cema.formats.bundle import Bundle
+from cema.models.registry import resolve
 
 __all__ = ["run_demo"]
 

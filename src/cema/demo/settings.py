@@ -16,7 +16,7 @@ class DemoSettings:
     Attributes
     ----------
     model, foundation : str
-        Names that `cema.models.resolve` understands.
+        Names that `cema.models.registry.resolve` understands.
     images : Path or None
         A folder `DIR/<class>/*.JPEG`; None streams the embedded digits.
     seed : int

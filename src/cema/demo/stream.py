@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cema.data.digits import load_digits
 from cema.data.folder import LabelledFolder
-from cema.data.streams import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
+from cema.demo.segments import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
 from cema.demo.settings import DemoSettings
 from cema.errors import ConfigError
 from cema.models.spec import Model
-from cema.preprocess import resize_image
+from cema.ondevice.preprocess import resize_image
 
 __all__ = ["EdgeStream", "make_streams"]
 

@@ -13,22 +13,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cema.bundle import Bundle
-from cema.criteria import EntropySelector, softmax_entropy
+from cema.edge.background import BackgroundThread, Clock
+from cema.edge.client import CloudClient
 from cema.edge.config import CloudLink, EdgeConfig
+from cema.edge.encoder import Capture, Encoder
 from cema.edge.guard import Guard
-from cema.edge.link import Link
-from cema.edge.loop import Backoff, Clock, Loop
-from cema.edge.recorder import Capture, Recorder
-from cema.edge.report import EdgeStatus, Prediction
-from cema.edge.runtime import build_runtime
+from cema.edge.retry import Backoff
+from cema.edge.runtime import Active, build_runtime
 from cema.edge.spool import Spool
-from cema.edge.state import Active, Resumed, StateFolder
+from cema.edge.state import Resumed, StateFolder
+from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.updater import Updater
 from cema.edge.uploader import Uploader
 from cema.errors import CemaError
-from cema.preprocess import Images
-from cema.sample import CodecConfig, Sample
+from cema.formats.bundle import Bundle
+from cema.formats.image import CodecConfig
+from cema.formats.sample import Sample
+from cema.ondevice.preprocess import Images
+from cema.ondevice.selection.entropy import softmax_entropy
+from cema.ondevice.selection.entropy_band import EntropySelector
 
 __all__ = ["EdgeAgent"]
 
@@ -84,7 +87,7 @@ class EdgeAgent:
         self._selecting = threading.Lock()
         self._closed = False
         self._uploader: Uploader | None = None
-        self._link: Link | None = None
+        self._link: CloudClient | None = None
         self.bundle = Bundle.load(Path(config.bundle))
         manifest = self.bundle.manifest
         self._selector = EntropySelector(manifest.classes, **msgspec.structs.asdict(config.selection))
@@ -102,7 +105,7 @@ class EdgeAgent:
             self._active = resumed.active or source
             self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
             self._recorder = self._make_recorder()
-            self._threads: list[Loop] = [self._recorder]
+            self._threads: list[BackgroundThread] = [self._recorder]
             if config.cloud is not None:
                 self._connect(config.cloud, resumed)
             undo.pop_all()
@@ -165,7 +168,7 @@ class EdgeAgent:
             errors.append(self._resume_error)
         return EdgeStatus(
             version=active.version,
-            away=self._guard is not None and self._guard.away,
+            drifted=self._guard is not None and self._guard.drifted,
             digest=active.digest,
             model=self.bundle.manifest.model,
             cohort=self._config.cloud.cohort if self._config.cloud else None,
@@ -262,10 +265,10 @@ class EdgeAgent:
                 logits.append(active.runtime.run(part))
         return active or installed, np.concatenate(logits)
 
-    def _make_recorder(self) -> Recorder:
+    def _make_recorder(self) -> Encoder:
         upload = self._config.upload
         side = self.bundle.manifest.upload_side if upload.max_side is None else upload.max_side
-        return Recorder(
+        return Encoder(
             self._spool,
             CodecConfig(
                 codec=upload.codec,
@@ -285,7 +288,9 @@ class EdgeAgent:
     def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
         upload = self._config.upload
         cloud.read_token()  # a missing token is told at the start rather than at the first request
-        self._link = Link(cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock)
+        self._link = CloudClient(
+            cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock
+        )
         self._uploader = Uploader(
             self._spool,
             self._link,

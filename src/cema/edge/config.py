@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from cema.config import load_toml, resolve_path
+from cema._util.toml import load_toml, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
 
@@ -79,7 +79,7 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[selection]``: see :class:`cema.criteria.EntropySelector`, whose arguments these are."""
+    """``[selection]``: see :class:`cema.ondevice.selection.entropy_band.EntropySelector`, whose arguments these are."""
 
     e_min: float = 0.02
     e_max: float = 0.4
@@ -96,7 +96,7 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes
     ----------
     codec, quality, subsampling
-        See :class:`cema.sample.CodecConfig`.
+        See :class:`cema.formats.sample.CodecConfig`.
     max_side : int or None
         Shorter side, in pixels, to which larger images are scaled down; None: the bundle's `upload_side`; 0:
         never.

@@ -12,8 +12,8 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from cema.edge.state import Active
-from cema.environment import EnvironmentWatch, input_statistics
+from cema.edge.runtime import Active
+from cema.ondevice.drift import DriftMonitor, input_statistics
 
 __all__ = ["Guard"]
 
@@ -26,19 +26,19 @@ class Guard:
     source : Active
         What the device was provisioned with.
     limit : float
-        See :class:`cema.environment.EnvironmentWatch`.
+        See :class:`cema.ondevice.drift.DriftMonitor`.
     """
 
     def __init__(self, source: Active, limit: float) -> None:
         self.source = source
-        self._watch = EnvironmentWatch(limit)
+        self._watch = DriftMonitor(limit)
         self._lock = threading.Lock()
         self._watched: Active | None = None
 
     @property
-    def away(self) -> bool:
+    def drifted(self) -> bool:
         """Whether the latest inputs were not of the update's environment."""
-        return self._watch.away
+        return self._watch.drifted
 
     def choose(self, installed: Active, batch: npt.NDArray[np.float32]) -> Active:
         """Take in a batch and return what is to predict it. Any number of threads may call this.
@@ -54,6 +54,6 @@ class Guard:
         with self._lock:
             if installed is not self._watched:
                 self._watched = installed
-                self._watch.enter(installed.environment)
+                self._watch.enter(installed.domain)
             self._watch.observe(rows)
-            return self.source if self._watch.away else installed
+            return self.source if self._watch.drifted else installed

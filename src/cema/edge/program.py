@@ -37,7 +37,7 @@ from PIL import Image, ImageOps
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 from cema.errors import ConfigError, ImageError
-from cema.sample import Sample
+from cema.formats.sample import Sample
 
 __all__ = ["run"]
 

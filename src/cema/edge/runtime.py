@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from cema.bundle import Bundle, check_golden
 from cema.errors import FormatError, LogitsError
+from cema.formats.bundle import Bundle, check_golden
+from cema.formats.payload import Payload
+from cema.formats.update import UpdateManifest
+from cema.ondevice.drift import Domain, statistics_size
 
-__all__ = ["Runtime", "build_runtime"]
+__all__ = ["Active", "Runtime", "build_active", "build_runtime", "pack_payload"]
 
 
 class Runtime:
@@ -24,23 +26,21 @@ class Runtime:
     Parameters
     ----------
     bundle : Bundle
-    norm_state : mapping of str to ndarray of float32 (size,), optional
-        The bundle's own when left out.
+    norm : bytes, optional
+        A norm state as `Bundle.pack_norm` lays it out: that refuses NaN and infinity, which ONNX Runtime would accept
+        without a word. The bundle's own when left out.
     threads : int, default 1
         Threads one operator may use.
 
     Raises
     ------
     FormatError
-        When the norm state does not fit the bundle, or ONNX Runtime cannot load the model.
+        When ONNX Runtime cannot load the model.
     """
 
-    def __init__(
-        self, bundle: Bundle, norm_state: Mapping[str, npt.NDArray[Any]] | None = None, *, threads: int = 1
-    ) -> None:
+    def __init__(self, bundle: Bundle, norm: bytes | None = None, *, threads: int = 1) -> None:
         manifest = bundle.manifest
-        # Packing refuses NaN and infinity, which ONNX Runtime would accept without a word.
-        norm = bundle.pack_norm(bundle.norm_state() if norm_state is None else norm_state)
+        norm = bundle.pack_norm(bundle.norm_state()) if norm is None else norm
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -85,7 +85,7 @@ class Runtime:
 
 def build_runtime(
     bundle: Bundle,
-    norm_state: Mapping[str, npt.NDArray[Any]] | None = None,
+    norm: bytes | None = None,
     golden_logits: npt.NDArray[np.float32] | None = None,
     *,
     threads: int = 1,
@@ -95,8 +95,8 @@ def build_runtime(
     Parameters
     ----------
     bundle : Bundle
-    norm_state : mapping of str to ndarray of float32 (size,), optional
-        The bundle's own when left out.
+    norm : bytes, optional
+        A norm state as `Bundle.pack_norm` lays it out; the bundle's own when left out.
     golden_logits : ndarray of float32 (G, classes), optional
         What the bundle's golden images must give; the bundle's own when left out.
     threads : int, default 1
@@ -108,12 +108,61 @@ def build_runtime(
     Raises
     ------
     FormatError
-        When the norm state does not fit, or the model cannot be loaded.
+        When the model cannot be loaded.
     LogitsError
         When the golden batch comes out wrong.
     """
-    runtime = Runtime(bundle, norm_state, threads=threads)
+    runtime = Runtime(bundle, norm, threads=threads)
     expected = bundle.golden_logits if golden_logits is None else golden_logits
     got = runtime.run(bundle.manifest.preprocessing(bundle.golden_images))
     check_golden(got, expected, bundle.manifest.tolerance)
     return runtime
+
+
+@dataclass(frozen=True)
+class Active:
+    """The model that serves: replaced as a whole, by one assignment.
+
+    Attributes
+    ----------
+    runtime : Runtime
+    version : int
+        0 is the norm state the device was provisioned with.
+    digest : str or None
+        SHA-256 of the update's payload.
+    domain : Domain or None
+        What the inputs looked like that it was made from.
+    """
+
+    runtime: Runtime
+    version: int = 0
+    digest: str | None = None
+    domain: Domain | None = None
+
+
+def pack_payload(bundle: Bundle, payload: Payload) -> bytes:
+    """Return a payload's norm state as the runtime takes it; FormatError when it does not fit the bundle."""
+    domain, inputs = payload.domain, bundle.manifest.preprocessing
+    size = statistics_size(inputs.channels, inputs.height, inputs.width)
+    if domain is not None and domain.mean.size != size:
+        raise FormatError(
+            f"expected an environment of {size} statistics, got {domain.mean.size}: the cloud and this device "
+            "describe inputs differently; bring both to one version of CEMA"
+        )
+    return bundle.pack_norm(payload.norm_state)
+
+
+def build_active(
+    bundle: Bundle, manifest: UpdateManifest, payload: Payload, norm: bytes, *, threads: int = 1
+) -> Active:
+    """Build what a verified update describes; `norm` comes from `pack_payload`.
+
+    Raises
+    ------
+    FormatError
+        When ONNX Runtime cannot load the model.
+    LogitsError
+        When the golden batch comes out wrong.
+    """
+    runtime = build_runtime(bundle, norm, payload.golden_logits, threads=threads)
+    return Active(runtime, manifest.version, manifest.payload, payload.domain)

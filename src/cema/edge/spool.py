@@ -12,9 +12,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cema.edge.spoolfile import PAGE_BYTES, SAMPLE_BYTES, SAMPLES, SpoolFile
+from cema.edge.spool_sqlite import PAGE_BYTES, SAMPLE_BYTES, SAMPLES, SpoolFile
 from cema.errors import SpoolError
-from cema.sample import Sample, Verdict
+from cema.formats.sample import Sample, Verdict
 
 __all__ = ["MIN_SPOOL_BYTES", "Spool"]
 

@@ -22,65 +22,16 @@ from typing import Any
 
 import msgspec
 
-from cema._files import write_atomic
-from cema.bundle import Bundle
-from cema.criteria import EntropySelector
-from cema.edge.runtime import Runtime, build_runtime
-from cema.environment import Environment, statistics_size
+from cema._util.files import write_atomic
+from cema.edge.runtime import Active, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError
-from cema.update import Payload, UpdateManifest, verify_payload, verify_update
+from cema.formats.bundle import Bundle
+from cema.formats.update import UpdateManifest, verify_payload, verify_update
+from cema.ondevice.selection.entropy_band import EntropySelector
 
-__all__ = ["Active", "Resumed", "StateFolder", "build_active", "check_fits"]
+__all__ = ["Resumed", "StateFolder"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Active:
-    """The model that serves: replaced as a whole, by one assignment.
-
-    Attributes
-    ----------
-    runtime : Runtime
-    version : int
-        0 is the norm state the device was provisioned with.
-    digest : str or None
-        SHA-256 of the update's payload.
-    environment : Environment or None
-        What the inputs looked like that it was made from.
-    """
-
-    runtime: Runtime
-    version: int = 0
-    digest: str | None = None
-    environment: Environment | None = None
-
-
-def check_fits(bundle: Bundle, payload: Payload) -> None:
-    """Raise FormatError when the norm state or the environment of a payload does not fit the bundle."""
-    bundle.pack_norm(payload.norm_state)
-    environment, inputs = payload.environment, bundle.manifest.preprocessing
-    size = statistics_size(inputs.channels, inputs.height, inputs.width)
-    if environment is not None and environment.mean.size != size:
-        raise FormatError(
-            f"expected an environment of {size} statistics, got {environment.mean.size}: the cloud and this device "
-            "describe inputs differently; bring both to one version of CEMA"
-        )
-
-
-def build_active(bundle: Bundle, manifest: UpdateManifest, payload: Payload, *, threads: int = 1) -> Active:
-    """Build what a verified update describes.
-
-    Raises
-    ------
-    FormatError
-        When the payload does not fit the bundle, or ONNX Runtime cannot load the model.
-    LogitsError
-        When the golden batch comes out wrong.
-    """
-    check_fits(bundle, payload)
-    runtime = build_runtime(bundle, payload.norm_state, payload.golden_logits, threads=threads)
-    return Active(runtime, manifest.version, manifest.payload, payload.environment)
 
 
 @dataclass(frozen=True)
@@ -194,7 +145,8 @@ class StateFolder:
             )
             floor = manifest.version
             payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
-            return Resumed(build_active(bundle, manifest, payload, threads=threads), floor)
+            norm = pack_payload(bundle, payload)
+            return Resumed(build_active(bundle, manifest, payload, norm, threads=threads), floor)
         except FileNotFoundError:
             if not floor:
                 return Resumed()

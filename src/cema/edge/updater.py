@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from cema.bundle import Bundle
-from cema.edge.link import Link
-from cema.edge.loop import Backoff, Clock, Loop, Pause
+from cema.edge.background import BackgroundThread, Clock, Pause
+from cema.edge.client import CloudClient
+from cema.edge.retry import Backoff
+from cema.edge.runtime import Active, build_active, pack_payload
 from cema.edge.spool import Spool
-from cema.edge.state import Active, Resumed, StateFolder, build_active, check_fits
+from cema.edge.state import Resumed, StateFolder
 from cema.errors import FormatError, LogitsError, UpdateRejected
-from cema.update import UpdateManifest, verify_payload, verify_update
+from cema.formats.bundle import Bundle
+from cema.formats.update import UpdateManifest, verify_payload, verify_update
 
 __all__ = ["Updater"]
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 _CURABLE = {"expired", "payload_mismatch"}
 
 
-class Updater(Loop):
+class Updater(BackgroundThread):
     """Bring the running version to the one the cloud wants, whatever happened in between.
 
     Every poll compares what runs with what is published (level-triggered): a missed, repeated or failed
@@ -50,12 +52,12 @@ class Updater(Loop):
     threads : int
         For the sessions that are built.
     clock, backoff, on_change
-        See :class:`~cema.edge.loop.Loop`.
+        See :class:`~cema.edge.background.BackgroundThread`.
     """
 
     def __init__(
         self,
-        link: Link,
+        link: CloudClient,
         bundle: Bundle,
         cohort: str,
         *,
@@ -142,11 +144,11 @@ class Updater(Loop):
         payload = verify_payload(manifest, data)
         started = self.clock.monotonic()
         try:
-            check_fits(self._bundle, payload)
+            norm = pack_payload(self._bundle, payload)
         except FormatError as error:
             raise UpdateRejected("malformed", str(error)) from error
         try:
-            active = build_active(self._bundle, manifest, payload, threads=self._threads)
+            active = build_active(self._bundle, manifest, payload, norm, threads=self._threads)
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
         self._accept(envelope, manifest, data, active)

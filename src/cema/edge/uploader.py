@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from cema.edge.link import Link
-from cema.edge.loop import Backoff, Clock, LinkError, Loop, Pause
+from cema.edge.background import BackgroundThread, Clock, Pause
+from cema.edge.client import CloudClient
+from cema.edge.retry import Backoff, LinkError
 from cema.edge.spool import Spool
-from cema.sample import CONTENT_TYPE, Sample, Verdict, encode_samples
+from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, encode_samples
 
 __all__ = ["Uploader"]
 
@@ -22,7 +23,7 @@ _TOO_LARGE = 413
 _PATIENCE, _LONGEST_PATIENCE = 8, 1024
 
 
-class Uploader(Loop):
+class Uploader(BackgroundThread):
     """Empty the spool into the cloud, at least once each; the cloud's content hashes make that exactly once.
 
     A sample leaves the spool only with a verdict of its own. A batch is sent when it is full, when its first
@@ -38,7 +39,7 @@ class Uploader(Loop):
         A batch's limits.
     linger_seconds : float
     clock, backoff, on_change
-        See :class:`~cema.edge.loop.Loop`.
+        See :class:`~cema.edge.background.BackgroundThread`.
     on_delivered : callable, optional
         Called with the samples of a batch that were answered ``stored`` or ``duplicate``.
     """
@@ -46,7 +47,7 @@ class Uploader(Loop):
     def __init__(
         self,
         spool: Spool,
-        link: Link,
+        link: CloudClient,
         *,
         batch_samples: int,
         batch_bytes: int,

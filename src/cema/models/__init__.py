@@ -11,10 +11,3 @@
 ``package.module:function``              a function of one's own
 ======================================== =================================================================
 """
-
-from __future__ import annotations
-
-from cema.models.registry import available, resolve
-from cema.models.spec import Model
-
-__all__ = ["Model", "available", "resolve"]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cema.models.loading import finish
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from torch import nn
 
 from cema.errors import ModelError
 from cema.models.spec import Model
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 __all__ = [
     "DIGITS_LABELS",
@@ -138,7 +138,7 @@ def shipped_record(name: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        What `cema.train.train_digits` recorded.
+        What `cema.recipes.digits.train_digits` recorded.
 
     Raises
     ------

@@ -9,7 +9,7 @@ import torch
 
 from cema.errors import ModelError
 from cema.models.loading import finish, import_package
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from torch import nn
 from cema.errors import ModelError
 from cema.models.loading import finish, first_line, import_package
 from cema.models.spec import Model
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ def timm(name: str, weights: Path | None, classes: int | None) -> Model:
     weights : Path, optional
         A safetensors file; without it, timm's pretrained weights, which it may download.
     classes : int, optional
-        See `cema.models.resolve`.
+        See `cema.models.registry.resolve`.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def torchvision(name: str, weights: Path | None, classes: int | None) -> Model:
     weights : Path, optional
         A safetensors file; without it, torchvision's default weights, which it may download.
     classes : int, optional
-        See `cema.models.resolve`.
+        See `cema.models.registry.resolve`.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
     ----------
     name : str
         ``package.module:function``. The function takes no arguments and returns a `Model`, or a
-        ``torch.nn.Module`` with an attribute ``preprocessing`` (`cema.preprocess.Preprocessing`) and, if it
+        ``torch.nn.Module`` with an attribute ``preprocessing`` (`cema.ondevice.preprocess.Preprocessing`) and, if it
         likes, ``labels`` (a sequence of str).
     weights : Path, optional
         A safetensors file to load over what the function returned.
@@ -173,8 +173,8 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
     preprocessing = getattr(made, "preprocessing", None)
     if not isinstance(made, nn.Module) or not isinstance(preprocessing, Preprocessing):
         raise ModelError(
-            f"{name}: expected a cema.models.Model, or a torch.nn.Module with an attribute preprocessing "
-            f"(cema.preprocess.Preprocessing), got {type(made).__name__} with preprocessing "
+            f"{name}: expected a cema.models.spec.Model, or a torch.nn.Module with an attribute preprocessing "
+            f"(cema.ondevice.preprocess.Preprocessing), got {type(made).__name__} with preprocessing "
             f"{type(preprocessing).__name__}; return one of these"
         )
     labels = getattr(made, "labels", None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from cema.errors import ModelError
 from cema.models.loading import finish, first_line, import_package, read_weights
-from cema.preprocess import Preprocessing
+from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def hugging_face(name: str, weights: Path | None, classes: int | None) -> Model:
         A safetensors file in place of the source's own, with the keys that
         save_pretrained writes.
     classes : int, optional
-        See `cema.models.resolve`.
+        See `cema.models.registry.resolve`.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from cema.models.spec import Model
 if TYPE_CHECKING:
     from torch import nn
 
-    from cema.preprocess import Preprocessing
+    from cema.ondevice.preprocess import Preprocessing
 
 __all__ = ["finish", "first_line", "import_package", "load_weights", "read_weights"]
 

@@ -10,7 +10,7 @@ from cema.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-    from cema.preprocess import Preprocessing
+    from cema.ondevice.preprocess import Preprocessing
 
 __all__ = ["Model"]
 
@@ -26,7 +26,7 @@ class Model:
     module : torch.nn.Module
         In evaluation mode, float32, on the CPU. Maps float32 images (N, channels, height, width) to float32
         logits (N, classes).
-    preprocessing : cema.preprocess.Preprocessing
+    preprocessing : cema.ondevice.preprocess.Preprocessing
         From uint8 images to the module's input.
     classes : int
         The number of logits, at least 2.

@@ -1,0 +1,111 @@
+"""Names of things: what a stranger names as ``package.module:object``, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cema.errors import ConfigError
+
+__all__ = ["did_you_mean", "is_object_name", "load_object", "merged"]
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean NAME?`` for the closest of the known names, or nothing.
+
+    Examples
+    --------
+    >>> did_you_mean("tnet", ["tent", "eta"])
+    '; did you mean tent?'
+    """
+    close = difflib.get_close_matches(wrong, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others; where both hold a mapping, key by key.
+
+    Examples
+    --------
+    >>> merged({"lr": 1, "adapt": {"a": 1, "b": 2}}, {"adapt": {"b": 3}})
+    {'lr': 1, 'adapt': {'a': 1, 'b': 3}}
+    """
+    result = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def is_object_name(name: str) -> bool:
+    """Tell whether a name has the form ``package.module:object`` or ``path/to/file.py:object``."""
+    where, colon, attribute = name.rpartition(":")
+    return bool(colon and where and attribute)
+
+
+def load_object(name: str) -> Any:
+    """Import what a name stands for.
+
+    Parameters
+    ----------
+    name : str
+        ``package.module:object``, or ``path/to/file.py:object`` with a path from the current folder.
+
+    Returns
+    -------
+    object
+        The module's attribute of that name.
+
+    Raises
+    ------
+    ConfigError
+        When the name has another form, the module cannot be imported, or has no such attribute.
+
+    Examples
+    --------
+    >>> load_object("math:tau") > 6
+    True
+    """
+    if not is_object_name(name):
+        raise ConfigError(f"expected package.module:object or path/to/file.py:object, got {name!r}")
+    where, _, attribute = name.rpartition(":")
+    try:
+        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:  # importing runs foreign code
+        raise ConfigError(
+            f"{name}: {'the file' if where.endswith('.py') else 'the module'} {where} cannot be imported "
+            f"({_first_line(error)}); install its package, or put its folder on PYTHONPATH"
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ConfigError(f"{name}: {where} has no {attribute!r}; check the name after the colon") from None
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a file once, under a name that no package has."""
+    path = path.resolve()
+    name = f"cema_file_{path.stem}_{abs(hash(str(path))):x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

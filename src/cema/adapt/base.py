@@ -1,0 +1,143 @@
+"""The protocol between the cloud's worker and the algorithm that it runs.
+
+The worker reads samples, asks a learner to learn from them, and publishes what comes of it. It knows nothing else of
+the algorithm, and the algorithm nothing of stores, updates or the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cema.adapt.config import AdaptConfig
+    from cema.models.spec import Model
+    from cema.ondevice.batch import Batch
+    from cema.ondevice.drift import Domain
+
+__all__ = ["Learner", "LearnerFactory", "Recall", "StepReport"]
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+Recall: TypeAlias = "Callable[[Sequence[T]], Sequence[npt.NDArray[np.uint8] | None]]"
+"""Returns the images of items that are replayed, in their order; None where an image is gone."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Attributes
+    ----------
+    step : int
+        Number of this step, from 1, replay-only steps included; 0 when nothing could be done.
+    fresh, replayed : int
+        Samples it learned from.
+    dropped : int
+        Items whose image could not be had any more; they will not be replayed again.
+    skipped : int
+        Parameter updates that were not made because a gradient was not finite.
+    forwards, backwards : int
+        Samples passed through any network: forward, and those of them that were passed backward.
+    losses : mapping of str to float
+        By name, before the step; what the algorithm calls them.
+    """
+
+    step: int = 0
+    fresh: int = 0
+    replayed: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+class Learner(Protocol[T_contra]):
+    """One cohort's adaptation: everything that the worker asks of an algorithm.
+
+    `T_contra` is what stands for a sample: the worker hands sequence numbers of its store, a benchmark the images
+    themselves. A call that raises may leave the learner half changed: the worker then makes a new one from the last
+    checkpoint.
+    """
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far, replay-only steps included."""
+        ...
+
+    @property
+    def replayable(self) -> int:
+        """Samples that may be replayed."""
+        ...
+
+    @property
+    def since_change(self) -> int:
+        """New samples since the domain changed last, the batch that showed the change included."""
+        ...
+
+    def learn(self, items: Sequence[T_contra], batch: Batch) -> StepReport:
+        """Make one step on new samples; `batch` holds their images, in the same order."""
+        ...
+
+    def replay(self) -> StepReport:
+        """Make one step on replayed samples only; ``step == 0`` when there are too few."""
+        ...
+
+    def skip(self, items: Sequence[T_contra]) -> None:
+        """Take new samples in for replay, without a step of their own."""
+        ...
+
+    def redraw(self) -> None:
+        """Make the next replay draw other samples: those that it would have drawn end the process."""
+        ...
+
+    def restart(self) -> None:
+        """Begin again at the source models; what may be replayed stays."""
+        ...
+
+    def edge_logits(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Return the adapted edge model's logits (N, C) on images."""
+        ...
+
+    def foundation_logits(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Return the foundation model's logits (N, C) on images."""
+        ...
+
+    def norm_state(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what an update carries: folded, float32, finite; FormatError otherwise."""
+        ...
+
+    def domain(self) -> Domain | None:
+        """Return what the inputs look like that the norm state is for; None while too few are known."""
+        ...
+
+    def dumps(self) -> bytes:
+        """Return everything that an exact continuation needs. No pickle."""
+        ...
+
+    def loads(self, data: bytes) -> None:
+        """Continue from what `dumps` returned; FormatError, and nothing changed, when it does not fit."""
+        ...
+
+
+class LearnerFactory(Protocol):
+    """The constructor that every learner has; ``[cohort.adapt] algorithm`` names it."""
+
+    def __call__(
+        self,
+        edge: Model,
+        foundation: Model,
+        config: AdaptConfig,
+        *,
+        device: str = "cpu",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        recall: Recall[T],
+        seed: int = 0,
+    ) -> Learner[T]:
+        """Make a learner that begins at the source models."""
+        ...

@@ -1,0 +1,96 @@
+"""What new uploads look like, and when that changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cema.ondevice.drift import Domain, InputAverage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ChangeDetector"]
+
+
+class ChangeDetector:
+    """The input statistics of the newest uploads of one environment.
+
+    Parameters
+    ----------
+    window : int
+        Uploads to remember.
+    limit : float
+        When the latest of a batch are farther than this from what is remembered
+        (:meth:`cema.ondevice.drift.InputAverage.distance`), the environment has changed; 0 switches this off.
+    batch : int
+        Uploads in a full batch; from less than half of one nothing is concluded.
+
+    Attributes
+    ----------
+    changes : int
+        How often the environment has changed.
+    """
+
+    def __init__(self, *, window: int, limit: float, batch: int) -> None:
+        self.changes = 0
+        self._window, self._limit, self._batch = window, limit, batch
+        self._batches: list[np.ndarray] = []
+        self._mixed = False
+
+    def observe(self, rows: np.ndarray) -> bool:
+        """Take in the statistics of a batch of new uploads, in their order.
+
+        Parameters
+        ----------
+        rows : ndarray of float32 (N, F)
+            From :func:`cema.ondevice.drift.input_statistics`.
+
+        Returns
+        -------
+        bool
+            Whether to forget everything before this batch: because it shows a change, or because the one before it
+            did and may have begun in the old environment.
+        """
+        changed = self._differs(rows)
+        reset = changed or self._mixed
+        if reset:
+            self._batches.clear()
+        self._mixed = changed
+        self.changes += changed
+        self._batches.append(np.asarray(rows, np.float32))
+        while sum(map(len, self._batches[1:])) >= self._window:
+            self._batches.pop(0)
+        return reset
+
+    def domain(self) -> Domain | None:
+        """Return what these uploads look like; None for fewer than tell how widely they lie."""
+        if not self._batches:
+            return None
+        rows = np.concatenate(self._batches)
+        return Domain.of(rows) if len(rows) >= rows.shape[1] + 3 else None
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Return the statistics as arrays, and counts, for `load`."""
+        arrays = {f"inputs.{i}": rows for i, rows in enumerate(self._batches)}
+        shapes = [list(rows.shape) for rows in self._batches]
+        return arrays, {"changes": self.changes, "mixed": self._mixed, "shapes": shapes}
+
+    def shapes(self, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays that go with values that `state` returned."""
+        return {f"inputs.{i}": tuple(shape) for i, shape in enumerate(values["shapes"])}
+
+    def load(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.changes, self._mixed = values["changes"], values["mixed"]
+        self._batches = [arrays[f"inputs.{i}"].copy() for i in range(len(values["shapes"]))]
+
+    def _differs(self, rows: np.ndarray) -> bool:
+        known = self.domain()
+        if not self._limit or known is None or 2 * len(rows) < self._batch:
+            return False
+        latest = InputAverage(rows.shape[1])
+        for row in rows:
+            latest.observe(row)
+        return latest.distance(known, known.precision()) > self._limit

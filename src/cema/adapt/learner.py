@@ -1,0 +1,360 @@
+"""CEMA's learner: adapt a foundation model, distil it into a copy of the edge model.
+
+Yaofo Chen et al., "Towards Robust and Efficient Cloud-Edge Elastic Model Adaptation via Selective Entropy
+Distillation", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from cema.adapt import checkpoint
+from cema.adapt.base import StepReport
+from cema.adapt.changes import ChangeDetector
+from cema.adapt.checkpoint import State
+from cema.adapt.config import AdaptConfig
+from cema.adapt.replay import ReplayBuffer
+from cema.adapt.steps import DistillationStep, FoundationStep
+from cema.adapt.trainable import TrainableModel
+from cema.errors import FormatError, ModelError
+from cema.models.norm_state import folded_norm_state
+from cema.ondevice.batch import Batch
+from cema.ondevice.drift import input_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from cema.adapt.base import Recall
+    from cema.models.spec import Model
+    from cema.ondevice.drift import Domain
+
+__all__ = ["CemaLearner", "images_themselves"]
+
+T = TypeVar("T")
+FORMAT = "cema.adapter/1"
+
+
+def images_themselves(items: Sequence[Any]) -> Sequence[np.ndarray]:
+    """Return items that are their own images: what a benchmark replays."""
+    return items
+
+
+class CemaLearner(Generic[T]):
+    """One cohort's adaptation state: both models, their optimisers and statistics, and the replay buffer.
+
+    Parameters
+    ----------
+    edge, foundation : cema.models.spec.Model
+        The source models; copied, never changed. Both must have the same classes in the same order.
+    config : AdaptConfig, optional
+        Settings; the defaults when left out.
+    device : str
+        A torch device such as ``"cpu"`` or ``"cuda:0"``.
+    dtype : {"float32", "bfloat16"}
+        Precision of the networks' inner computations. Parameters, statistics, losses and optimisers are
+        always float32.
+    recall : callable, optional
+        Returns the images (uint8, height x width x channels) of replayed items; None for one whose image is gone: the
+        item is dropped. By default items are their images.
+    seed : int
+        Seed of the draws from the replay buffer, the only chance in here.
+
+    Raises
+    ------
+    ModelError
+        When the models' classes differ, or one has no adaptable normalisation layer.
+    ValueError
+        When dtype is unknown or the device is not available.
+    """
+
+    def __init__(
+        self,
+        edge: Model,
+        foundation: Model,
+        config: AdaptConfig | None = None,
+        *,
+        device: str = "cpu",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        recall: Recall[T] = images_themselves,
+        seed: int = 0,
+    ) -> None:
+        self.config = config or AdaptConfig()
+        _check_pair(edge, foundation)
+        self._sources = (edge, foundation)
+        self._placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._recall = recall
+        self._seed = seed
+        self.replay_buffer: ReplayBuffer[T] = ReplayBuffer(self.config.capacity)
+        self._since_change = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make everything but the replay buffer anew, from the source models."""
+        config = self.config
+        edge, foundation = self._sources
+        self.edge = TrainableModel(edge, config, config.edge_lr, **self._placement)
+        self.foundation = TrainableModel(foundation, config, config.foundation_lr, **self._placement)
+        self.foundation_step = FoundationStep(self.foundation, config)
+        self.distillation_step = DistillationStep(self.edge, self.foundation, config)
+        self.changes = ChangeDetector(window=config.window, limit=config.change_limit, batch=config.fresh)
+        self.counters = {"steps": 0, "fresh": 0, "replayed": 0, "dropped": 0, "skipped": 0}
+        self._rng = np.random.default_rng(self._seed)
+        self._reported = (0, 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far, replay-only steps included."""
+        return self.counters["steps"]
+
+    @property
+    def replayable(self) -> int:
+        """Samples in the replay buffer."""
+        return len(self.replay_buffer)
+
+    @property
+    def since_change(self) -> int:
+        """New samples since the domain changed last, the batch that showed the change included."""
+        return self._since_change
+
+    def learn(self, items: Sequence[T], batch: Batch | None = None) -> StepReport:
+        """Make one step: statistics, foundation step and distillation step, in this order.
+
+        Parameters
+        ----------
+        items : sequence
+            New uploads, at least one; ``config.fresh`` of them for a full step. Samples replayed beside them
+            come from what was there before; then the new ones enter the buffer.
+        batch : Batch, optional
+            Their images, in the same order; made of the items, which are images then, when left out.
+
+        Returns
+        -------
+        StepReport
+            With the losses ``foundation_loss``, ``distillation_loss``, and the latter's weighted terms ``kl``, ``ce``
+            and ``entropy``; a model whose learning rate is 0 has none.
+
+        Raises
+        ------
+        ValueError
+            When there are no items, or not as many as images.
+        ImageError
+            When an image is not uint8 height x width x channels; nothing was learned and nothing stored.
+        """
+        images = Batch(self._recall(items)) if batch is None else batch  # type: ignore[arg-type]
+        if not items or len(items) != len(images):
+            raise ValueError(
+                f"expected at least one item and an image for each, got {len(items)} items and {len(images)} images; "
+                "wait for uploads, or leave out items without an image"
+            )
+        self._reported = self._passes()
+        # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
+        share = min(1.0, len(images) / self.config.fresh)
+        self._follow(images)
+        replayed, dropped = self._draw(round(self.config.replayed * share))
+        foundation = self.foundation_step(images, share)
+        edge = self.distillation_step(Batch.joined(images, replayed), share)
+        self.skip(items)
+        return self._report(
+            fresh=len(images),
+            replayed=len(replayed),
+            dropped=dropped,
+            skipped=foundation.skipped + edge.skipped,
+            losses=foundation.losses | edge.losses,
+        )
+
+    def _follow(self, images: Batch) -> None:
+        """Move the running statistics to new uploads, and start over where these show another domain."""
+        before = self.changes.changes
+        reset = self.changes.observe(input_statistics(images.inputs(self.edge.preprocessing)))
+        changed = self.changes.changes > before
+        for model in (self.foundation, self.edge):
+            model.follow(images, changed=changed, reset=reset)
+        if changed:
+            self._since_change = 0
+
+    def replay(self) -> StepReport:
+        """Make one distillation step on replayed samples only, as many as a full step has.
+
+        Returns
+        -------
+        StepReport
+            With ``step == 0`` when fewer than ``config.replay_from`` samples are stored: nothing was learned.
+        """
+        self._reported = self._passes()
+        images, dropped = self._draw(self.config.fresh + self.config.replayed)
+        if not images:
+            return self._report(dropped=dropped)
+        edge = self.distillation_step(images)
+        return self._report(replayed=len(images), dropped=dropped, skipped=edge.skipped, losses=edge.losses)
+
+    def start_at(self, images: Sequence[np.ndarray]) -> bool:
+        """Let the edge model's running statistics start at those of a batch that a device predicts.
+
+        A simulation can do that; a device that only runs forward has no batch statistics. Returns False when the model
+        has no running statistics.
+        """
+        return self.edge.observe(images)
+
+    def skip(self, items: Sequence[T]) -> None:
+        """Put new samples into the replay buffer."""
+        self.replay_buffer.add(items)
+        self._since_change += len(items)
+
+    def redraw(self) -> None:
+        """Make the next replay draw other samples."""
+        self._rng.random()
+
+    def restart(self) -> None:
+        """Begin again at the source models; the replay buffer stays."""
+        self._begin()
+
+    def norm_state(self) -> dict[str, np.ndarray]:
+        """Return the edge model's norm state, folded, float32: what an update carries.
+
+        Raises
+        ------
+        FormatError
+            When a folded value is not finite.
+        """
+        return folded_norm_state(self.edge.module)
+
+    def domain(self) -> Domain | None:
+        """Return what the inputs look like that the norm state is for; None while too few are known."""
+        return self.changes.domain()
+
+    def edge_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the edge model's logits on uint8 HWC images, running statistics, (N, C) float32."""
+        return self.edge.logits(images).cpu().numpy()
+
+    def foundation_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the foundation model's logits on uint8 HWC images, running statistics, (N, C) float32."""
+        return self.foundation.logits(images).cpu().numpy()
+
+    def state_dict(self) -> State:
+        """Return everything that an exact continuation needs.
+
+        Raises
+        ------
+        TypeError
+            When replayed items are not strings, numbers, or None, as where a benchmark replays arrays.
+        """
+        sides = {"edge": self.edge.state(), "foundation": self.foundation.state()}
+        inputs, changes = self.changes.state()
+        values = {
+            "format": FORMAT,
+            "models": {side: state.values for side, state in sides.items()},
+            "counters": dict(self.counters),
+            "since_change": self._since_change,
+            "surroundings": changes,
+            "rng": self._rng.bit_generator.state,
+            "replay": self.replay_buffer.state(),
+        }
+        tensors = {f"{side}.{key}": t for side, state in sides.items() for key, t in state.tensors.items()}
+        return State(tensors | checkpoint.as_tensors(inputs), values)
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly where `state_dict` was called, in a learner made from the same models.
+
+        Raises
+        ------
+        FormatError
+            When the state is of another format, of other models, or has missing, unknown or misshapen
+            tensors; nothing was changed then.
+        """
+        tensors, values = state
+        _check_values(values)
+        models = {"edge": self.edge, "foundation": self.foundation}
+        parts = {side: State(checkpoint.below(side, tensors), values["models"][side]) for side in models}
+        expected = checkpoint.shapes_of(self.changes.shapes(values["surroundings"]))
+        for side, model in models.items():
+            shapes = model.expected_shapes(parts[side], side)
+            expected |= {f"{side}.{key}": shape for key, shape in shapes.items()}
+        checkpoint.check_tensors(expected, tensors)
+        for side, model in models.items():
+            model.load(parts[side])
+        self.counters.update(values["counters"])
+        self._rng.bit_generator.state = values["rng"]
+        self._since_change = values["since_change"]
+        self.changes.load(checkpoint.as_arrays(tensors), values["surroundings"])
+        self.replay_buffer.load(values["replay"])
+
+    def dumps(self) -> bytes:
+        """Return `state_dict` as one safetensors file, the JSON part in its metadata."""
+        return checkpoint.encode(self.state_dict())
+
+    def loads(self, data: bytes) -> None:
+        """Continue from what `dumps` returned; raises FormatError like `load_state_dict`."""
+        self.load_state_dict(checkpoint.decode(data))
+
+    def _draw(self, count: int) -> tuple[Batch, int]:
+        """Return replayed images, and how many items had none any more."""
+        if len(self.replay_buffer) < self.config.replay_from:
+            return Batch(), 0
+        newest = self._since_change if self.config.replay_scope == "since_change" else None
+        drawn = self.replay_buffer.draw(count, self._rng, newest=newest)
+        images = self._recall(drawn)
+        gone = [item for item, image in zip(drawn, images, strict=True) if image is None]
+        self.replay_buffer.discard(gone)
+        return Batch([image for image in images if image is not None]), len(gone)
+
+    def _report(self, *, losses: dict[str, float] | None = None, **what: int) -> StepReport:
+        for name in ("fresh", "replayed", "dropped", "skipped"):
+            self.counters[name] += what.get(name, 0)
+        learned = what.get("fresh", 0) + what.get("replayed", 0) > 0
+        self.counters["steps"] += int(learned)
+        forwards, backwards = (
+            now - before for now, before in zip(self._passes(), self._reported, strict=True)
+        )
+        return StepReport(
+            step=self.steps if learned else 0,
+            forwards=forwards,
+            backwards=backwards,
+            losses=losses or {},
+            **what,
+        )
+
+    def _passes(self) -> tuple[int, int]:
+        """Return how many samples have passed forward and backward so far."""
+        models = (self.edge, self.foundation)
+        return sum(m.forwards for m in models), sum(m.backwards for m in models)
+
+
+def _check_pair(edge: Model, foundation: Model) -> None:
+    """Refuse two models that do not speak of the same classes."""
+    if edge.classes != foundation.classes:
+        raise ModelError(
+            f"expected both models to have the same classes, got {edge.classes} of {edge.name} and "
+            f"{foundation.classes} of {foundation.name}; distillation compares class by class"
+        )
+    if edge.labels and foundation.labels and edge.labels != foundation.labels:
+        raise ModelError(
+            f"expected {edge.name} and {foundation.name} to name the same classes in the same order; reorder "
+            "the foundation model's logits, or leave its labels out if only the wording differs"
+        )
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Refuse a state of another format, or one that lacks a part."""
+    if values.get("format") != FORMAT:
+        raise FormatError(
+            f"expected an adapter state of format {FORMAT}, got {values.get('format')!r}; start anew"
+        )
+    try:
+        needed = ("counters", "since_change", "surroundings", "rng", "replay")
+        complete = (
+            all(key in values for key in needed)
+            and {"changes", "mixed", "shapes"} <= values["surroundings"].keys()
+            and all(
+                {"name", "source", "started", "counts"} <= values["models"][side].keys()
+                for side in ("edge", "foundation")
+            )
+        )
+    except (KeyError, AttributeError, TypeError):
+        complete = False
+    if not complete:
+        raise FormatError(
+            "the adapter state lacks one of models, counters, surroundings, rng and replay; use another or start anew"
+        )

@@ -1,0 +1,50 @@
+"""The `cema` command: errors of the project as one line, and which extra a missing package belongs to."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+# What installs the packages that a command may miss: an edge device has no torch, a cloud no plots.
+_EXTRAS = {
+    "fastapi": "cloud",
+    "httpx2": "edge",
+    "imagecorruptions": "bench",
+    "matplotlib": "bench",
+    "onnx": "cloud",
+    "onnxruntime": "edge",
+    "onnxscript": "cloud",
+    "prometheus_client": "cloud",
+    "pydantic": "cloud",
+    "torch": "cloud",
+    "uvicorn": "cloud",
+}
+
+
+def main() -> None:
+    """Run the `cema` command.
+
+    An error of the project's own, or a package that the command needs and that is not installed, is printed as one line
+    and ends with status 1.
+    """
+    from cema.cli.app import app
+    from cema.errors import CemaError
+
+    try:
+        app()
+    except CemaError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        _fail(
+            f"this command needs the package {package}, which is not installed; "
+            f"install it with: pip install 'cema[{_EXTRAS[package]}]' (or 'cema[all]' for everything)"
+        )
+
+
+def _fail(message: str) -> None:
+    print(f"cema: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,1 @@
+"""The HTTP process of the cloud. It loads no torch."""

@@ -1,0 +1,138 @@
+"""Metrics in Prometheus' text format.
+
+What must not be lost is counted in the store, by the server and the worker alike, and read at each scrape:
+the counters go on after a restart. Only request latencies live in this process. Each application has a
+registry of its own; nothing is global.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from cema.cloud.store.sqlite import Store
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Metrics", "RequestTimer"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Counter names in the store that begin so become one metric, labelled with the rest of the name.
+FAMILIES = {
+    "samples.rejected.": ("cema_samples_rejected", "Samples refused at upload, by reason.", "reason"),
+    "samples.": ("cema_samples", "Samples answered at upload, by verdict.", "verdict"),
+    "evicted.": ("cema_samples_evicted", "Stored samples that left the store, by reason.", "reason"),
+    "worker.": ("cema_worker_events", "What the worker did, by event.", "event"),
+    "updates.": ("cema_updates", "Candidates of an update, by outcome.", "outcome"),
+    "bytes.": (
+        "cema_image_bytes",
+        "Encoded image bytes of samples answered at upload, by verdict.",
+        "verdict",
+    ),
+}
+# A label for each of these and one for all others: anybody may invent methods, and labels are never forgotten.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Metrics:
+    """One application's metrics.
+
+    Parameters
+    ----------
+    store
+        Where the durable counters are.
+    cohorts
+        The cohorts to report.
+    """
+
+    def __init__(self, store: Store, cohorts: Sequence[str]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._seconds = Histogram(
+            "cema_http_request_seconds",
+            "Time from request to the end of its answer.",
+            ("method", "route", "status"),
+            registry=self._registry,
+        )
+        self._registry.register(_StoreCollector(store, cohorts))
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Book one answered request; what is no common method becomes ``other``."""
+        method = method if method in METHODS or method == "any" else "other"
+        self._seconds.labels(method, route, str(status)).observe(seconds)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the metrics as text, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE
+
+
+class _StoreCollector(Collector):
+    """Reads the store at each scrape."""
+
+    def __init__(self, store: Store, cohorts: Sequence[str]) -> None:
+        self._store = store
+        self._cohorts = cohorts
+
+    def collect(self) -> Iterable[Metric]:
+        families = {
+            prefix: CounterMetricFamily(name, text, labels=("cohort", label))
+            for prefix, (name, text, label) in FAMILIES.items()
+        }
+        steps = SummaryMetricFamily("cema_step_seconds", "Time of the worker's steps.", labels=("cohort",))
+        gauges = {
+            key: GaugeMetricFamily(name, text, labels=("cohort",))
+            for key, name, text in (
+                ("samples", "cema_stored_samples", "Samples in the store."),
+                ("backlog", "cema_backlog_samples", "Samples that wait for the worker."),
+                ("version", "cema_update_version", "Newest published version; 0 before the first."),
+            )
+        }
+        for cohort in self._cohorts:
+            status = self._store.status(cohort)
+            counts = status["counts"]
+            for key, gauge in gauges.items():
+                gauge.add_metric((cohort,), status[key])
+            steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))
+            for name, value in counts.items():
+                prefix = next((p for p in FAMILIES if name.startswith(p)), None)
+                if prefix:
+                    families[prefix].add_metric((cohort, name.removeprefix(prefix)), value)
+        used = GaugeMetricFamily(
+            "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
+        )
+        yield from (*families.values(), steps, *gauges.values(), used)
+
+
+class RequestTimer:
+    """ASGI middleware that books each request's latency by route, never by raw path."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on and time it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if route != "unmatched" else "any"
+            self._metrics.observe(method, route, status, time.perf_counter() - begin)

@@ -1,0 +1,145 @@
+"""The server process: bind, announce, serve, stop."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.lifespan.on import LifespanOn
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.http.app import create_app
+from cema.cloud.worker.supervisor import LocalEngine
+from cema.errors import CemaError, ConfigError
+
+__all__ = ["main", "serve"]
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 512
+# What open requests may still take once the server was told to stop.
+SHUTDOWN_SECONDS = 10
+
+
+def serve(config_path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; ignore both from then on. For the main thread of a process that ends with it.
+
+    Once it accepts requests, one JSON line goes to standard output:
+    ``{"event": "listening", "url": "http://127.0.0.1:8080"}``. Logs go to standard error.
+
+    Parameters
+    ----------
+    config_path
+        The configuration file, see `CloudConfig`.
+
+    Returns
+    -------
+    int
+        Exit status: 0 after a requested stop; 1 when it could not start (the reason is on standard error).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s server %(levelname)s %(message)s")
+    try:
+        config = CloudConfig.load(config_path)
+        with _bind(config.host, config.port) as listener:
+            return _serve(config, config_path, listener)
+    except CemaError as error:
+        print(f"cema: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
+    misconfigured = False
+
+    def give_up() -> None:
+        nonlocal misconfigured
+        misconfigured = True
+        server.should_exit = True
+
+    engine = LocalEngine(config, path.resolve(), on_misconfigured=give_up)
+    server = _Server(
+        uvicorn.Config(
+            create_app(engine),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )
+    server.run(sockets=[listener])
+    if misconfigured:
+        print("cema: the worker cannot work with this configuration; see above", file=sys.stderr, flush=True)
+    return 1 if misconfigured or not server.started else 0
+
+
+class _Server(uvicorn.Server):
+    """Announces its address, and returns after a signal instead of dying of it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            url = _url(sockets[0].getsockname())
+            print(json.dumps({"event": "listening", "url": url}), flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # When forced, uvicorn leaves the application to be cancelled with the event loop. This one still has a worker
+        # to end and a store to close.
+        if isinstance(self.lifespan, LifespanOn) and not self.lifespan.shutdown_event.is_set():
+            await self.lifespan.shutdown()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            # The second Ctrl-C means: now. SIGTERM may well come twice for one stop, from a supervisor and from
+            # `--stop-on-eof`.
+            self.force_exit = self.force_exit or (self.should_exit and number == signal.SIGINT)
+            self.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            # All is closed, and the process ends with a status of its own: a late signal must not change that.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything else starts, so that a port in use is one clear error."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error}; stop what uses it, or set another host or port "
+            "(0 takes a free one)"
+        ) from error
+
+
+def _url(address: tuple[Any, ...]) -> str:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{host}:{address[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cema.cloud.http.server", description=serve.__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the configuration (TOML)")
+    return serve(parser.parse_args(arguments).config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""The cloud's durable state: samples, the worker's steps, updates and artifacts, counters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cema.cloud.store.sqlite_database import PAGE, bump
+from cema.cloud.store.sqlite_samples import (
+    SampleTable,
+)
+from cema.errors import StoreError
+
+__all__ = ["CohortState", "Fenced", "PublishedUpdate", "Store"]
+
+# Older updates are deleted: every update is complete, so nobody needs them.
+UPDATES_KEPT = 16
+
+
+class Fenced(StoreError):  # noqa: N818 - a state, not a fault
+    """A newer worker has taken the cohort over; this one must stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedUpdate:
+    """One version of a cohort's norm state, as it is served.
+
+    Attributes
+    ----------
+    version
+        1 and up.
+    digest
+        SHA-256 of `payload`, hex: the artifact's address.
+    envelope
+        The signed manifest.
+    payload
+        The encoded norm state.
+    created, expires
+        Unix seconds.
+    """
+
+    version: int
+    digest: str
+    envelope: bytes
+    payload: bytes = field(repr=False)
+    created: float
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class CohortState:
+    """Where a cohort's worker stands: what it needs to go on after a crash.
+
+    Attributes
+    ----------
+    cursor
+        Sequence number of the last sample that the worker is done with.
+    checkpoint
+        What the worker committed with it, or None before the first commit.
+    epoch
+        The claim under which the state was read; commits under an older one are refused.
+    attempts
+        How often a first step from this cursor was begun and not committed.
+    """
+
+    cursor: int
+    checkpoint: bytes | None
+    epoch: int
+    attempts: int
+
+
+class Store(SampleTable):
+    """Everything that the cloud must not lose, in one SQLite file.
+
+    Any number of threads and processes may use one file. All writes are durable when they return.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     store = Store(Path(folder) / "cema.db", max_bytes=2**24)
+    ...     store.open_cohort("north", base="0" * 64)
+    ...     store.backlog("north").samples
+    ...     store.close()
+    0
+    """
+
+    def open_cohort(self, name: str, *, base: str) -> None:
+        """Make a cohort known, for one base model.
+
+        Raises
+        ------
+        StoreError
+            The store holds the cohort's state for another base model: it cannot be carried over.
+        """
+        with self.database.write() as connection:
+            connection.execute("INSERT OR IGNORE INTO cohorts (name, base) VALUES (?, ?)", (name, base))
+            known = connection.execute("SELECT base FROM cohorts WHERE name = ?", (name,)).fetchone()[0]
+            if known != base:
+                raise StoreError(
+                    f"cohort {name!r} was started with base model {known[:12]}, its bundle now has "
+                    f"{base[:12]}; give the new bundle a cohort name of its own, or restore the old bundle"
+                )
+
+    def claim(self, cohort: str) -> CohortState:
+        """Take a cohort over: from now on only commits under the returned epoch are accepted."""
+        with self.database.write() as connection:
+            _increase(connection, cohort, "epoch")
+            row = connection.execute(
+                "SELECT cursor, checkpoint, epoch, attempts FROM cohorts WHERE name = ?", (cohort,)
+            ).fetchone()
+        if row is None:
+            raise StoreError(f"the store has no cohort {cohort!r}; open it first")
+        return CohortState(*row)
+
+    def mark_attempt(self, cohort: str) -> None:
+        """Note that a step from the present cursor begins; the next commit clears the note."""
+        with self.database.write() as connection:
+            _increase(connection, cohort, "attempts")
+
+    def commit_step(
+        self,
+        cohort: str,
+        cursor: int,
+        checkpoint: bytes,
+        update: PublishedUpdate | None = None,
+        *,
+        epoch: int,
+        now: float,
+        counts: Mapping[str, float] | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Commit a step whole: cursor, checkpoint, update if there is one, counters. All or nothing.
+
+        Raises
+        ------
+        Fenced
+            Another worker has claimed the cohort since.
+        StoreError
+            The cursor would go back, or the update is not the next version.
+        StoreFull
+            No room for the checkpoint, even after every processed sample has gone.
+        """
+        with self.database.write() as connection:
+            moved = connection.execute(
+                "UPDATE cohorts SET cursor = ?, attempts = 0, committed_at = ?, checkpoint = NULL "
+                "WHERE name = ? AND epoch = ? AND cursor <= ?",
+                (cursor, now, cohort, epoch, cursor),
+            ).rowcount
+            if moved != 1:
+                raise self._refusal(connection, cohort, cursor, epoch)
+            # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
+            size = len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0)
+            self._make_room(connection, size + 4 * PAGE, self.database.max_bytes)
+            connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (checkpoint, cohort))
+            if update is not None:
+                self._insert_update(connection, cohort, update)
+            bump(connection, cohort, counts or {})
+            if report is not None:
+                _put_report(connection, cohort, report, now)
+
+    @staticmethod
+    def _refusal(connection: Any, cohort: str, cursor: int, epoch: int) -> StoreError:
+        row = connection.execute("SELECT cursor, epoch FROM cohorts WHERE name = ?", (cohort,)).fetchone()
+        if row is None:
+            return StoreError(f"the store has no cohort {cohort!r}; open it first")
+        if row[1] != epoch:
+            return Fenced(f"cohort {cohort!r} was claimed by another worker (epoch {row[1]}, mine {epoch})")
+        return StoreError(f"the cursor of cohort {cohort!r} is at {row[0]} and cannot go back to {cursor}")
+
+    @staticmethod
+    def _insert_update(connection: Any, cohort: str, update: PublishedUpdate) -> None:
+        digest = hashlib.sha256(update.payload).hexdigest()
+        if digest != update.digest:
+            raise StoreError(
+                f"update {update.version}: the payload's digest is {digest}, not {update.digest}"
+            )
+        last = connection.execute("SELECT max(version) FROM updates WHERE cohort = ?", (cohort,)).fetchone()[
+            0
+        ]
+        if update.version != (last or 0) + 1:
+            raise StoreError(
+                f"update {update.version} of cohort {cohort!r} must follow version {last or 0} by one"
+            )
+        connection.execute(
+            "INSERT OR IGNORE INTO artifacts (digest, data) VALUES (?, ?)", (digest, update.payload)
+        )
+        connection.execute(
+            "INSERT INTO updates (cohort, version, digest, created, expires, envelope) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (cohort, update.version, digest, update.created, update.expires, update.envelope),
+        )
+        connection.execute(
+            "DELETE FROM updates WHERE cohort = ? AND version <= ?", (cohort, update.version - UPDATES_KEPT)
+        )
+        connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
+
+    def latest_update(self, cohort: str) -> PublishedUpdate | None:
+        """Return the newest update of a cohort, or None before the first."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT version, digest, envelope, data, created, expires FROM updates "
+                "JOIN artifacts USING (digest) WHERE cohort = ? ORDER BY version DESC LIMIT 1",
+                (cohort,),
+            ).fetchone()
+        return PublishedUpdate(*row) if row else None
+
+    def artifact(self, cohort: str, digest: str) -> bytes | None:
+        """Return a payload that was published to this cohort, or None."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT data FROM artifacts WHERE digest = ?1 AND EXISTS "
+                "(SELECT 1 FROM updates WHERE digest = ?1 AND cohort = ?2)",
+                (digest, cohort),
+            ).fetchone()
+        return row[0] if row else None
+
+    def count(self, cohort: str, counts: Mapping[str, float]) -> None:
+        """Add to a cohort's durable counters."""
+        with self.database.write() as connection:
+            bump(connection, cohort, counts)
+
+    def counters(self, cohort: str) -> dict[str, float]:
+        """Return a cohort's counters by name, e.g. ``samples.stored`` or ``evicted.byte_cap``."""
+        with self.database.read() as connection:
+            return dict(
+                connection.execute("SELECT name, value FROM counters WHERE cohort = ?", (cohort,)).fetchall()
+            )
+
+    def put_report(self, cohort: str, report: Mapping[str, Any], *, now: float) -> None:
+        """Say what the worker is doing; :meth:`status` shows the last such report and its time."""
+        with self.database.write() as connection:
+            _put_report(connection, cohort, report, now)
+
+    def status(self, cohort: str) -> dict[str, Any]:
+        """Return where a cohort stands, as one JSON-able snapshot."""
+        with self.database.read() as connection:
+            state = connection.execute(
+                "SELECT cursor, base, committed_at FROM cohorts WHERE name = ?", (cohort,)
+            ).fetchone()
+            stored = connection.execute(
+                "SELECT count(*), coalesce(max(seq), 0) FROM samples WHERE cohort = ?", (cohort,)
+            ).fetchone()
+            update = connection.execute(
+                "SELECT version, digest, created, expires FROM updates WHERE cohort = ? "
+                "ORDER BY version DESC LIMIT 1",
+                (cohort,),
+            ).fetchone()
+            worker = connection.execute(
+                "SELECT seen_at, report FROM workers WHERE cohort = ?", (cohort,)
+            ).fetchone()
+        if state is None:
+            raise StoreError(f"the store has no cohort {cohort!r}; open it first")
+        return {
+            "cohort": cohort,
+            "base": state[1],
+            "cursor": state[0],
+            "committed_at": state[2],
+            "samples": stored[0],
+            "last_sample": stored[1],
+            "backlog": self.backlog(cohort).samples,
+            "used_bytes": self.used_bytes(),
+            "version": update[0] if update else 0,
+            "update": dict(zip(("version", "digest", "created", "expires"), update, strict=True))
+            if update
+            else None,
+            "counts": self.counters(cohort),
+            "worker": {"seen_at": worker[0], **json.loads(worker[1])} if worker else None,
+        }
+
+
+def _increase(connection: Any, cohort: str, column: Literal["epoch", "attempts"]) -> None:
+    """Add 1, also in a full store: to change a row SQLite writes all of it before it frees what was there."""
+    row = connection.execute("SELECT checkpoint FROM cohorts WHERE name = ?", (cohort,)).fetchone()
+    if row is not None:
+        change = f"{column} = {column} + 1"
+        connection.execute(f"UPDATE cohorts SET checkpoint = NULL, {change} WHERE name = ?", (cohort,))  # noqa: S608
+        connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (row[0], cohort))
+
+
+def _put_report(connection: Any, cohort: str, report: Mapping[str, Any], now: float) -> None:
+    connection.execute(
+        "INSERT INTO workers (cohort, seen_at, report) VALUES (?, ?, ?) ON CONFLICT (cohort) DO UPDATE "
+        "SET seen_at = excluded.seen_at, report = excluded.report",
+        (cohort, now, json.dumps(report, allow_nan=False)),
+    )

@@ -1,0 +1,1 @@
+"""The worker process of the cloud: learns from samples, publishes updates."""

@@ -1,0 +1,385 @@
+"""One cohort's worker: read samples, adapt, publish, commit; resume after any crash."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema.adapt.algorithms import make_learner
+from cema.adapt.base import Learner, StepReport
+from cema.adapt.config import AdaptConfig
+from cema.cloud.config import CohortConfig, WorkerConfig
+from cema.cloud.store.sqlite import PublishedUpdate, Store
+from cema.cloud.store.sqlite_samples import StoredSample
+from cema.cloud.worker.gate import AgreementWindow, BatchAgreement, agreements
+from cema.cloud.worker.publisher import Publisher
+from cema.errors import FormatError, ImageError, StoreError
+from cema.formats.image import decode_image
+from cema.models.spec import Model
+from cema.ondevice.batch import Batch
+
+__all__ = ["CohortWorker", "WorkerFailed"]
+
+log = logging.getLogger(__name__)
+
+# First steps that died with their process, after which what they would have learned from is left out.
+ATTEMPTS = 5
+# Batches in a row that may fail before the fault must be elsewhere and the process starts anew.
+FAILURES = 3
+# Candidates in a row that were held back, after which the adaptation is lost and begins anew at the source.
+MOST_REJECTED = 16
+
+
+class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
+    """Several batches in a row could not be learned from: the fault is not in the samples."""
+
+
+class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the worker must remember beside the adapter's own state."""
+
+    since_candidate: int = 0
+    rejected_in_a_row: int = msgspec.field(name="held_back", default=0)
+    idle: int = 0
+    window: AgreementWindow = msgspec.field(name="evidence", default_factory=AgreementWindow)
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    progress: _Progress
+    adapter: bytes
+    format: str = "cema.worker/1"
+
+
+class CohortWorker:
+    """Adapts one cohort.
+
+    Parameters
+    ----------
+    store
+        Where samples come from and every step is committed to.
+    cohort
+        The cohort's settings.
+    edge, foundation
+        The source models.
+    publisher
+        Makes the cohort's updates.
+    config
+        Batches, waiting, idle steps; ``auto`` as device must have been resolved.
+    clock
+        Unix seconds.
+    seed
+        Seed of the draws from the replay buffer.
+
+    Raises
+    ------
+    FormatError
+        The committed checkpoint does not fit the models or settings.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cohort: CohortConfig,
+        *,
+        edge: Model,
+        foundation: Model,
+        publisher: Publisher,
+        config: WorkerConfig,
+        clock: Callable[[], float] = time.time,
+        seed: int = 0,
+    ) -> None:
+        self.store = store
+        self.cohort = cohort
+        self.config = config
+        self.publisher = publisher
+        self.settings: AdaptConfig = cohort.adapt
+        self._clock = clock
+        self._counts: dict[str, float] = {}
+        self._failures = 0
+        self._last: dict[str, Any] = {}
+        self._models = (edge, foundation)
+        self._seed = seed
+        self._claim()
+
+    def _claim(self) -> None:
+        store, name = self.store, self.cohort.name
+        store.open_cohort(name, base=self.publisher.bundle.manifest.base)
+        state = store.claim(name)
+        self.epoch = state.epoch
+        self.cursor = state.cursor
+        self._attempts: int | None = state.attempts
+        self._saved = state.checkpoint
+        self._restore()
+        self.publisher.resume(store.latest_update(name))
+        store.put_report(name, self.report(), now=self._clock())
+
+    def _new_learner(self) -> Learner[int]:
+        return make_learner(
+            *self._models,
+            self.settings,
+            device=self.config.device,
+            dtype=self.config.dtype,
+            recall=self._recall,
+            seed=self._seed,
+        )
+
+    def _restore(self) -> None:
+        """Go back to the last committed step."""
+        self.learner = self._new_learner()
+        self.progress = _Progress()
+        if self._saved is None:
+            return
+        try:
+            checkpoint = msgspec.msgpack.decode(self._saved, type=_Checkpoint)
+        except msgspec.MsgspecError as error:
+            raise FormatError(
+                f"the checkpoint of cohort {self.cohort.name!r} cannot be read: {error}; "
+                "run the CEMA version that wrote it, or give the cohort a new name to start anew"
+            ) from error
+        self.learner.loads(checkpoint.adapter)
+        self.progress = checkpoint.progress
+
+    def run_once(self) -> bool:
+        """Do the next thing there is to do.
+
+        Returns
+        -------
+        bool
+            False when there was nothing: samples may come later.
+
+        Raises
+        ------
+        Fenced
+            Another worker has taken the cohort over.
+        WorkerFailed
+            Three batches in a row failed.
+        """
+        backlog = self.store.backlog(self.cohort.name)
+        if backlog.samples > self.config.max_backlog:
+            self._skip(backlog.samples - self.config.max_backlog)
+            return True
+        now = self._clock()
+        size = self.settings.fresh
+        waited = backlog.oldest is not None and now - backlog.oldest >= self.config.linger_seconds
+        if backlog.samples >= size or (backlog.samples and waited):
+            self._learn(self.store.fresh(self.cohort.name, after=self.cursor, limit=size))
+            return True
+        if self.progress.idle < self.config.idle_steps and self._replay():
+            return True
+        if self.publisher.renewal_due(now):
+            self._commit(self.cursor, self.publisher.renew(now))
+            return True
+        return False
+
+    def _skip(self, excess: int) -> None:
+        """Put the oldest waiting samples into the replay buffer without a step of their own."""
+        seqs = self.store.sequence(self.cohort.name, after=self.cursor, limit=excess)
+        self.learner.skip(seqs)
+        self._count("worker.skipped_samples", len(seqs))
+        log.warning(
+            "cohort %s: %d samples behind, learning later from %d", self.cohort.name, excess, len(seqs)
+        )
+        self._commit(seqs[-1])
+
+    def _learn(self, samples: Sequence[StoredSample]) -> None:
+        cursor = samples[-1].seq
+        if self._poisoned():
+            self._count("worker.abandoned_samples", len(samples))
+            self._commit(cursor)
+            return
+        seqs, batch = self._readable(samples)
+        begin = time.perf_counter()
+        try:
+            if seqs:
+                self._after_step(self._test_then_train(seqs, batch), begin)
+                self.progress.idle = 0
+            update = self._candidate()
+        except Exception as error:
+            self._recover(error, len(samples))
+            update = None
+        else:
+            self._failures = 0
+        self._commit(cursor, update)
+        if self._failures >= FAILURES:
+            raise WorkerFailed(
+                f"cohort {self.cohort.name!r}: {FAILURES} batches in a row failed, last with: "
+                f"{self._last.get('error')}; see the log above"
+            )
+
+    def _test_then_train(self, seqs: Sequence[int], batch: Batch) -> StepReport:
+        # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
+        started = self.learner.steps > 0
+        adapted = self.learner.edge_logits(batch).argmax(axis=1)
+        others = self.publisher.predictions(batch)
+        report = self.learner.learn(seqs, batch)
+        labels = self.learner.foundation_logits(batch).argmax(axis=1)
+        counts = agreements(labels, adapted, *others)
+        # No more samples since the last change than this batch has: it is the first of its domain.
+        before_update = started and self.learner.since_change > len(batch)
+        tested = BatchAgreement(
+            count=len(batch),
+            adapted=counts[0],
+            running=counts[1],
+            source=counts[2],
+            before_update=before_update,
+        )
+        self.progress.window.add(tested, self.cohort.publish.window)
+        return report
+
+    def _poisoned(self) -> bool:
+        """Tell whether this step is what several processes in a row have died of; note the attempt."""
+        if self._attempts is None:
+            return False
+        attempts, self._attempts = self._attempts, None
+        if attempts >= ATTEMPTS:
+            log.error("cohort %s: %d processes died at this step, leaving it out", self.cohort.name, attempts)
+            return True
+        self.store.mark_attempt(self.cohort.name)
+        return False
+
+    def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[int], Batch]:
+        """Return the samples that can be decoded, and their images."""
+        seqs, images = [], []
+        for sample in samples:
+            try:
+                images.append(decode_image(sample.image))
+            except ImageError as error:
+                log.warning("cohort %s: sample %s cannot be read: %s", self.cohort.name, sample.id, error)
+                self._count("worker.unreadable_samples", 1)
+            else:
+                seqs.append(sample.seq)
+        return seqs, Batch(images)
+
+    def _replay(self) -> bool:
+        if self._poisoned():
+            self._count("worker.abandoned_replays", 1)
+            self.progress.idle = self.config.idle_steps
+            # Otherwise the next replay would draw the very same samples.
+            self.learner.redraw()
+            self._commit(self.cursor)
+            return True
+        begin = time.perf_counter()
+        report = None
+        try:
+            report = self.learner.replay()
+            self._after_step(report, begin)
+            self.progress.idle = self.progress.idle + 1 if report.step else self.config.idle_steps
+        except Exception as error:
+            self._recover(error, 0)
+            self.progress.idle = self.config.idle_steps
+        # What replay changed goes out once new samples have tested it. Also when there was nothing to replay: the
+        # attempt was noted, and must not be held against the next batch.
+        self._commit(self.cursor)
+        return report is None or report.step > 0
+
+    def _after_step(self, report: StepReport, begin: float) -> None:
+        if not report.step:
+            return
+        self.learner.norm_state()  # raises when the step left something that is not finite
+        seconds = time.perf_counter() - begin
+        self.progress.since_candidate += 1
+        self._count("steps.count", 1)
+        self._count("steps.seconds", seconds)
+        self._count("worker.fresh_steps" if report.fresh else "worker.replay_steps", 1)
+        self._count("worker.gone_samples", report.dropped)
+        self._count("worker.refused_gradients", report.skipped)
+        losses = {name: value if math.isfinite(value) else None for name, value in report.losses.items()}
+        counts = {name: getattr(report, name) for name in ("step", "fresh", "replayed", "dropped", "skipped")}
+        self._last |= {"step": counts | losses, "step_seconds": seconds}
+
+    def _candidate(self) -> PublishedUpdate | None:
+        now = self._clock()
+        if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
+            return None
+        self.progress.since_candidate = 0
+        candidate = self.publisher.consider(
+            self.learner.norm_state(), self.progress.window, now, self.learner.domain()
+        )
+        self._count(f"updates.{candidate.outcome}", 1)
+        agreement = asdict(candidate.agreement) if candidate.agreement else {}
+        self._last["candidate"] = {"outcome": candidate.outcome, **agreement}
+        if candidate.outcome == "waiting":
+            return None
+        if candidate.outcome == "reverted":
+            self.progress.window.running_is("source")
+        if candidate.outcome == "published":
+            self.progress.window.running_is("adapted")
+            self.progress.rejected_in_a_row = 0
+        else:
+            self.progress.rejected_in_a_row += 1
+        if self.progress.rejected_in_a_row >= MOST_REJECTED:
+            self._reset()
+        return candidate.update
+
+    def _reset(self) -> None:
+        """Begin anew at the source models; the replay buffer stays."""
+        log.error("cohort %s: %d candidates held back, beginning anew", self.cohort.name, MOST_REJECTED)
+        self.learner.restart()
+        self.progress.window.forget_adapted()
+        self.progress.rejected_in_a_row = 0
+        self._count("worker.resets", 1)
+
+    def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
+        """Return replayed samples' images; None where the store has evicted one or cannot read it."""
+        stored = self.store.images(seqs)
+        return [_decoded(stored.get(seq)) for seq in seqs]
+
+    def _recover(self, error: Exception, samples: int) -> None:
+        """Undo a failed step; its samples are passed over."""
+        log.error("cohort %s: a step failed and was undone", self.cohort.name, exc_info=error)
+        self._failures += 1
+        self._last["error"] = f"{type(error).__name__}: {error}"[:500]
+        self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
+        self._count("worker.failed_steps", 1)
+        self._count("worker.failed_samples", samples)
+        self._restore()
+
+    def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
+        """Make the step durable whole; only then is it true."""
+        saved = msgspec.msgpack.encode(_Checkpoint(progress=self.progress, adapter=self.learner.dumps()))
+        counts, self._counts = self._counts, {}
+        version = update.version if update else self.publisher.version
+        self.store.commit_step(
+            self.cohort.name,
+            cursor,
+            saved,
+            update,
+            epoch=self.epoch,
+            now=self._clock(),
+            counts=counts,
+            report=self.report() | {"version": version},
+        )
+        self.cursor, self._saved = cursor, saved
+        if self._attempts is not None:
+            self._attempts = 0  # as in the store: whatever processes died of, this process is past it
+        if update is not None:
+            self.publisher.published(update)
+            log.info("cohort %s: version %d published", self.cohort.name, update.version)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the worker is doing, JSON-able."""
+        return {
+            "ready": True,
+            "device": self.config.device,
+            "steps": self.learner.steps,
+            "replay": self.learner.replayable,
+            "version": self.publisher.version,
+            **self._last,
+        }
+
+    def _count(self, name: str, value: float) -> None:
+        self._counts[name] = self._counts.get(name, 0) + value
+
+
+def _decoded(data: bytes | None) -> npt.NDArray[np.uint8] | None:
+    try:
+        return None if data is None else decode_image(data)
+    except ImageError:
+        return None

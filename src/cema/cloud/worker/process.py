@@ -1,0 +1,69 @@
+"""The worker process: ``python -m cema.cloud.worker.process --config FILE``.
+
+It ends when its parent does: it holds the read end of a pipe as standard input, and the kernel closes the
+other end however the parent dies. A step that is interrupted was not committed and is done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.sqlite import Fenced
+from cema.errors import CemaError, ConfigError
+
+__all__ = ["EXIT_CONFIG", "EXIT_FENCED", "main"]
+
+log = logging.getLogger(__name__)
+
+# Exit statuses that the engine understands: sysexits.h's EX_CONFIG, and EX_TEMPFAIL for "another took over".
+EXIT_CONFIG = 78
+EXIT_FENCED = 75
+# What a step may still take once the parent is gone.
+GRACE_SECONDS = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the worker until standard input ends; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cema.cloud.worker.process", description=main.__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the cloud's configuration (TOML)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    stop, working = threading.Event(), threading.Event()
+    # Before torch is loaded, which takes seconds in which the parent may die too.
+    threading.Thread(target=_watch_parent, args=(stop, working), name="parent", daemon=True).start()
+    from cema.cloud.worker.rounds import run  # noqa: PLC0415
+
+    try:
+        run(CloudConfig.load(options.config), stop, working)
+    except Fenced as error:
+        log.error("%s", error)
+        return EXIT_FENCED
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    except CemaError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _watch_parent(stop: threading.Event, working: threading.Event) -> None:
+    # os.read, not sys.stdin: a thread inside a buffered reader would block the interpreter's end.
+    while os.read(0, 4096):
+        pass
+    stop.set()
+    if working.is_set():
+        time.sleep(GRACE_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""From a norm state to a signed update: rounding, golden logits, the signature."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cema.cloud.config import PublishConfig
+from cema.cloud.store.sqlite import PublishedUpdate
+from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
+from cema.errors import ConfigError, ModelError
+from cema.formats.bundle import Bundle, check_golden
+from cema.formats.keys import key_id
+from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
+from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
+from cema.models.norm_state import load_folded
+from cema.models.spec import Model
+from cema.ondevice.batch import Batch
+from cema.ondevice.drift import Domain
+
+__all__ = ["Candidate", "Publisher"]
+
+CHUNK = 32
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the gate said of a norm state.
+
+    Attributes
+    ----------
+    outcome
+        ``published``, ``waiting`` (too few new samples were seen to tell), ``gated`` (the adapted model agrees
+        less with the foundation model than the source or the running version), ``reverted`` (and the source model
+        better than what devices run: it goes back to them as a new version) or ``not_finite``.
+    update
+        The signed update when published or reverted.
+    agreement
+        What the decision was made on.
+    """
+
+    outcome: str
+    update: PublishedUpdate | None = None
+    agreement: Agreement | None = None
+
+
+class Publisher:
+    """Makes one cohort's updates.
+
+    Parameters
+    ----------
+    model
+        The edge model that the bundle was exported from.
+    bundle
+        What the devices were provisioned with.
+    cohort
+        The cohort's name.
+    key
+        Signs the updates; the bundle must trust its public half.
+    config
+        Lifetime and gate.
+    device
+        Where new samples are predicted. Golden logits are always computed on the CPU in float32, as devices do.
+
+    Raises
+    ------
+    ConfigError
+        The bundle does not trust the key.
+    ModelError
+        The model does not give the bundle's golden logits: it is not the one that was exported.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        bundle: Bundle,
+        cohort: str,
+        key: Ed25519PrivateKey,
+        config: PublishConfig,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        identity = key_id(key.public_key())
+        if identity not in bundle.public_keys:
+            raise ConfigError(
+                f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is "
+                f"{identity}: its devices would refuse every update; sign with a trusted key, or export the "
+                "bundle with this one"
+            )
+        self.bundle = bundle
+        self.cohort = cohort
+        self.config = config
+        self._key = key
+        self._preprocessing = model.preprocessing
+        # By the bundle's own preprocessing: what the devices feed the exported model.
+        self._golden_inputs = bundle.manifest.preprocessing(bundle.golden_images)
+        self._cpu = copy.deepcopy(model.module).eval()
+        self._fast = self._cpu if device == "cpu" else copy.deepcopy(self._cpu).to(device)
+        self._source = bundle.norm_state()
+        self._running: NormState = self._source
+        self._payload = b""  # of the last version; before the first there is nothing to renew
+        self.version = 0
+        self.created = 0.0
+        self._check_model(model)
+
+    def _check_model(self, model: Model) -> None:
+        manifest = self.bundle.manifest
+        try:
+            check_golden(self._golden(self._source), self.bundle.golden_logits, manifest.tolerance)
+        except ValueError as error:
+            raise ModelError(
+                f"model {model.name!r} is not what the bundle {self.bundle.path} was exported from "
+                f"({manifest.model!r}): {error}; name the same model and weights, or export the bundle again"
+            ) from error
+
+    def resume(self, latest: PublishedUpdate | None) -> None:
+        """Continue after the version that devices were last offered."""
+        if latest is not None:
+            self._running = decode_payload(latest.payload).norm_state
+            self._payload = latest.payload
+            self.version = latest.version
+            self.created = latest.created
+
+    def due(self, now: float) -> bool:
+        """Tell whether enough time has passed since the last version."""
+        return now >= self.created + self.config.min_seconds
+
+    def renewal_due(self, now: float) -> bool:
+        """Tell whether the last version is past half of its life: devices could soon not install it."""
+        return self.version > 0 and now >= self.created + self.config.lifetime_days * DAY / 2
+
+    def predictions(self, batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the labels (N,) that the version which devices run, and the source model, choose for images."""
+        inputs = batch.inputs(self._preprocessing)
+        running, source = (
+            _logits(self._fast, state, inputs).argmax(axis=1) for state in (self._running, self._source)
+        )
+        return running, source
+
+    def consider(
+        self,
+        norm_state: Mapping[str, npt.NDArray[np.float32]],
+        window: AgreementWindow,
+        now: float,
+        domain: Domain | None = None,
+    ) -> Candidate:
+        """Make an update of a norm state, unless devices would be worse off with it.
+
+        Parameters
+        ----------
+        norm_state
+            Folded, float32.
+        window
+            How the adapted model, the version that devices run and the source model did on new samples.
+        now
+            Unix seconds.
+        domain
+            What the inputs looked like that the norm state was learned from; devices guard themselves with it.
+        """
+        verdict = decide(window, self.config)
+        if verdict.decision == "reverted":
+            source = self._encode(self._source, self._golden(self._source))
+            return Candidate("reverted", self._sign(source, now), verdict.agreement)
+        if verdict.decision != "publish":
+            return Candidate(verdict.decision, None, verdict.agreement)
+        rounded = round_norm_state(norm_state, tolerance=self.bundle.manifest.tolerance)
+        golden = self._golden(rounded)
+        if not np.isfinite(golden).all():
+            return Candidate("not_finite", None, verdict.agreement)
+        update = self._sign(self._encode(rounded, golden, domain), now)
+        return Candidate("published", update, verdict.agreement)
+
+    def renew(self, now: float) -> PublishedUpdate:
+        """Sign the last version's payload again, as the next version with a new life.
+
+        The very same bytes, so that devices see from the digest that there is nothing to fetch.
+        """
+        return self._sign(self._payload, now)
+
+    def published(self, update: PublishedUpdate) -> None:
+        """Take note that an update is durable and offered from now on."""
+        self.resume(update)
+
+    def _encode(
+        self, norm_state: NormState, golden: npt.NDArray[np.float32], domain: Domain | None = None
+    ) -> bytes:
+        tolerance = self.bundle.manifest.tolerance
+        return encode_payload(norm_state, golden, domain=domain, tolerance=tolerance)
+
+    def _sign(self, payload: bytes, now: float) -> PublishedUpdate:
+        created = int(now)
+        manifest = UpdateManifest(
+            cohort=self.cohort,
+            version=self.version + 1,
+            base=self.bundle.manifest.base,
+            created=created,
+            expires=created + math.ceil(self.config.lifetime_days * DAY),
+            payload=hashlib.sha256(payload).hexdigest(),
+            payload_bytes=len(payload),
+            format=UPDATE_FORMAT,
+        )
+        return PublishedUpdate(
+            version=manifest.version,
+            digest=manifest.payload,
+            envelope=sign_update(manifest, self._key),
+            payload=payload,
+            created=now,
+            expires=manifest.expires,
+        )
+
+    def _golden(self, norm_state: NormState) -> npt.NDArray[np.float32]:
+        return _logits(self._cpu, norm_state, self._golden_inputs)
+
+
+@torch.inference_mode()
+def _logits(
+    module: torch.nn.Module, norm_state: NormState, inputs: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return logits (N, C) as a device with this norm state computes them."""
+    load_folded(module, norm_state)
+    device = next(module.parameters()).device
+    chunks = (torch.from_numpy(inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK))
+    # A copy: the array may be another model's input too, and a network may change its own in place.
+    parts = [module(chunk.to(device, copy=True)).float().cpu().numpy() for chunk in chunks]
+    logits: npt.NDArray[np.float32] = np.concatenate(parts)
+    return logits

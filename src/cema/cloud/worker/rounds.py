@@ -1,0 +1,111 @@
+"""What the worker process does: open every cohort, then work on them in turn."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+
+from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
+from cema.cloud.store.sqlite import Store
+from cema.cloud.worker.cohort import CohortWorker
+from cema.cloud.worker.publisher import Publisher
+from cema.errors import CemaError, ConfigError
+from cema.formats.bundle import Bundle
+from cema.formats.keys import load_private_key
+from cema.models.registry import resolve
+
+__all__ = ["open_cohort", "run"]
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+
+
+def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> CohortWorker:
+    """Load a cohort's bundle and models, check them against each other, and take the cohort over.
+
+    Raises
+    ------
+    CemaError
+        Something that the configuration names is missing or does not fit.
+    """
+    worker = _resolved(config.worker)
+    edge = resolve(cohort.model, weights=_path(cohort.model_weights))
+    foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
+    publisher = Publisher(
+        edge,
+        Bundle.load(Path(cohort.bundle)),
+        cohort.name,
+        load_private_key(Path(config.signing_key)),
+        cohort.publish,
+        device=worker.device,
+    )
+    return CohortWorker(store, cohort, edge=edge, foundation=foundation, publisher=publisher, config=worker)
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value) if value else None
+
+
+def _resolved(config: WorkerConfig) -> WorkerConfig:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"worker.device: torch cannot use {device!r} ({error}); choose 'auto' or 'cpu'"
+        ) from error
+    return msgspec.structs.replace(config, device=device)
+
+
+def run(config: CloudConfig, stop: threading.Event, working: threading.Event) -> None:
+    """Work on every cohort in turn until told to stop.
+
+    Parameters
+    ----------
+    config
+        The cloud's configuration.
+    stop
+        Set to end the loop after the present step.
+    working
+        Set here once steps begin: from then on a stop is worth waiting for.
+
+    Raises
+    ------
+    ConfigError
+        A cohort cannot be opened: the configuration, or a file that it names, has to change first.
+    CemaError
+        A cohort cannot go on, for instance as `Fenced` or `WorkerFailed`.
+    """
+    if config.worker.threads:
+        torch.set_num_threads(config.worker.threads)
+    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    try:
+        workers = []
+        for cohort in config.cohort:
+            try:
+                workers.append(open_cohort(store, config, cohort))
+            except (CemaError, ValueError, OSError) as error:
+                raise ConfigError(f"cohort {cohort.name!r} cannot be opened: {error}") from error
+            log.info("cohort %s: ready at sample %d", cohort.name, workers[-1].cursor)
+        working.set()
+        seen = time.monotonic()
+        while not stop.is_set():
+            # Every cohort gets a turn each round: one with a backlog does not starve the others.
+            busy = [worker.run_once() for worker in workers if not stop.is_set()]
+            if any(busy):
+                continue
+            if time.monotonic() - seen >= HEARTBEAT_SECONDS:
+                seen = time.monotonic()
+                for worker in workers:
+                    store.put_report(worker.cohort.name, worker.report(), now=time.time())
+            stop.wait(config.worker.poll_seconds)
+    finally:
+        store.close()

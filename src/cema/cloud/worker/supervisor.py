@@ -1,0 +1,252 @@
+"""What stands behind the HTTP application: the store, the devices, and whatever adapts."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.devices import Devices
+from cema.cloud.store.sqlite import Store
+from cema.cloud.worker.process import EXIT_CONFIG
+from cema.errors import StoreError
+from cema.formats.bundle import Bundle
+from cema.formats.keys import load_private_key
+
+__all__ = ["Engine", "LocalEngine"]
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY = 0.5
+LONGEST_DELAY = 60.0
+# A worker that lived so long did not fail at its start: the next restart is quick again.
+STEADY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+class Engine(Protocol):
+    """What the application needs; another engine may run its workers elsewhere.
+
+    Attributes
+    ----------
+    config
+        The cloud's configuration.
+    store
+        Samples, updates, counters.
+    devices
+        Who may talk to the cloud.
+    """
+
+    @property
+    def config(self) -> CloudConfig:
+        """The cloud's configuration."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Samples, updates, counters."""
+        ...
+
+    @property
+    def devices(self) -> Devices:
+        """Who may talk to the cloud."""
+        ...
+
+    def start(self) -> None:
+        """Begin to adapt. Called once, before the first request."""
+        ...
+
+    def stop(self) -> None:
+        """Stop adapting and close the store. Called once, after the last request."""
+        ...
+
+    def healthy(self) -> bool:
+        """Tell whether samples are being adapted to; quick, and never raises."""
+        ...
+
+
+class LocalEngine:
+    """One worker process on this machine, restarted when it dies.
+
+    Parameters
+    ----------
+    config
+        The configuration, as `CloudConfig.load` read it.
+    path
+        Its file: the worker reads it too.
+    on_misconfigured
+        Called, from a thread, when the worker's first start finds a fault in the configuration that no
+        restart will mend. Without it the engine goes on trying.
+
+    Raises
+    ------
+    FormatError, ConfigError
+        A bundle or the signing key cannot be read.
+    StoreError
+        The store cannot be opened, belongs to other bundles, or another cloud is using it.
+
+    Notes
+    -----
+    The worker has a process of its own so that neither its load nor its death touches uploads. Its standard
+    input is a pipe that this process holds: the worker ends when the pipe does, also after ``kill -9``.
+    Should an old worker still finish a step beside a new one, the store refuses its commit.
+    """
+
+    def __init__(
+        self, config: CloudConfig, path: Path, *, on_misconfigured: Callable[[], None] | None = None
+    ) -> None:
+        self._config = config
+        self._path = path
+        self._on_misconfigured = on_misconfigured
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._supervisor: threading.Thread | None = None
+        bases = {cohort.name: Bundle.load(Path(cohort.bundle)).manifest.base for cohort in config.cohort}
+        load_private_key(Path(config.signing_key))
+        self._lock = _lock(Path(config.data))
+        try:
+            self._store = Store(config.database, max_bytes=config.limits.store_bytes)
+        except BaseException:
+            self._lock.close()
+            raise
+        try:
+            for name, base in bases.items():
+                self._store.open_cohort(name, base=base)
+        except BaseException:
+            self._close()
+            raise
+        self._devices = Devices(self._store.database, list(bases))
+
+    @property
+    def config(self) -> CloudConfig:
+        """The cloud's configuration."""
+        return self._config
+
+    @property
+    def store(self) -> Store:
+        """Samples, updates, counters."""
+        return self._store
+
+    @property
+    def devices(self) -> Devices:
+        """Who may talk to the cloud."""
+        return self._devices
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker, or None while there is none."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the worker and the thread that watches over it."""
+        for cohort in self._config.cohort:
+            # The report of an earlier process would still say "ready".
+            self._store.put_report(cohort.name, {"ready": False}, now=time.time())
+        self._supervisor = threading.Thread(target=self._supervise, name="cema-supervisor", daemon=True)
+        self._supervisor.start()
+
+    def stop(self) -> None:
+        """Let the worker finish its step, then end it; close the store."""
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.join()
+        self._close()
+
+    def healthy(self) -> bool:
+        """Tell whether the worker process is alive."""
+        return self.worker_pid is not None
+
+    def _close(self) -> None:
+        self._store.close()
+        self._lock.close()
+
+    def _supervise(self) -> None:
+        delay = FIRST_DELAY
+        first = True
+        while not self._stopping.is_set():
+            begin = time.monotonic()
+            try:
+                status = self._run_worker()
+            except OSError as error:
+                log.error("the worker cannot be started: %s", error)
+                status = 1
+            if self._stopping.is_set():
+                return
+            if status == EXIT_CONFIG and first and self._on_misconfigured is not None:
+                self._on_misconfigured()
+                return
+            first = False
+            if time.monotonic() - begin >= STEADY_SECONDS:
+                delay = FIRST_DELAY
+            log.error("the worker ended with status %d; starting another in %.1f s", status, delay)
+            self._note_restart()
+            self._stopping.wait(delay)
+            delay = min(2 * delay, LONGEST_DELAY)
+
+    def _run_worker(self) -> int:
+        """Run one worker process to its end and return its status."""
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "cema.cloud.worker.process", "--config", str(self._path)],
+            stdin=subprocess.PIPE,
+            # Its output is a log; standard output belongs to the server's own messages.
+            stdout=2,
+            # A signal to the server's terminal must not end the worker in the middle of a step.
+            start_new_session=True,
+            # OpenMP's threads spin while they wait. On a machine whose cores are busy otherwise they spin in each
+            # other's way: a step of two threads was measured eight times slower than with threads that sleep.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        )
+        self._process = process
+        while process.poll() is None:
+            if self._stopping.wait(0.1):
+                return _end(process)
+        assert process.stdin is not None  # noqa: S101 - it was asked for above
+        process.stdin.close()
+        return process.returncode
+
+    def _note_restart(self) -> None:
+        try:
+            for cohort in self._config.cohort:
+                self._store.put_report(cohort.name, {"ready": False}, now=time.time())
+                self._store.count(cohort.name, {"worker.restarts": 1})
+        except (StoreError, sqlite3.Error) as error:
+            # Locked for too long, or the disk fails: the worker is restarted all the same.
+            log.error("the worker's restart could not be noted: %s", error)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        return process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Take the data folder for this process; the kernel gives it back when the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "server.lock", "ab")  # noqa: SIM115 - held as long as the engine
+    except OSError as error:
+        raise StoreError(f"the data folder {folder} cannot be written: {error}; choose another") from error
+    try:
+        os.set_inheritable(file.fileno(), False)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StoreError(
+            f"another cloud is using the data folder {folder}; stop it, or configure another folder"
+        ) from error
+    return file

@@ -1,0 +1,100 @@
+"""What an agent reports: a prediction, and how things are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EdgeStatus", "Prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model says about a batch, and what the agent makes of it.
+
+    Attributes
+    ----------
+    logits : ndarray of float32 (N, C)
+    labels : ndarray of int64 (N,)
+    entropy : ndarray of float64 (N,)
+        In nats.
+    selected : ndarray of bool (N,)
+        Whether the sample is worth sending.
+    version : int
+        Of the norm state that predicted; 0 is the one the device was provisioned with.
+    guarded : bool
+        Whether that is so because the inputs are not what the installed update was made for.
+    captured_at : float
+        Unix seconds; the samples of this prediction that are sent carry it too.
+    """
+
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    entropy: npt.NDArray[np.float64]
+    selected: npt.NDArray[np.bool_]
+    version: int
+    guarded: bool
+    captured_at: float
+
+
+class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is doing. Counts go on over restarts; the latest may be lost when the process is killed.
+
+    Attributes
+    ----------
+    version : int
+        The newest one that was installed; it serves unless `drifted`.
+    drifted : bool
+        Whether the source model serves, because the latest inputs are not what the update was made for.
+    digest : str or None
+        SHA-256 of its payload; None for the one the device was provisioned with.
+    model, cohort : str, str or None
+    predicted, selected, guarded : int
+        Images: all, those worth sending, and those that the source model predicted in an update's place.
+    queued, spooled : int
+        Samples waiting for the spool, and in it.
+    uploaded : int
+        Samples the cloud answered ``stored`` or ``duplicate`` on.
+    bytes_up : int
+        Their encoded image bytes.
+    bytes_down : int
+        Bytes of update envelopes and payloads.
+    requests : int
+        Uploads tried.
+    dropped : dict of str to int
+        Selected samples that were lost, by reason.
+    rejected_updates : dict of str to int
+        By reason.
+    swaps : int
+        Updates that came to serve while the agent ran.
+    e_max : float
+        The selection's upper threshold now, in nats.
+    spool_bytes : int
+        Encoded image bytes in the spool.
+    last_error : str or None
+        What is wrong in the background right now; None when everything works.
+    """
+
+    version: int
+    drifted: bool
+    digest: str | None
+    model: str
+    cohort: str | None
+    predicted: int
+    selected: int
+    guarded: int
+    queued: int
+    spooled: int
+    uploaded: int
+    bytes_up: int
+    bytes_down: int
+    requests: int
+    dropped: dict[str, int]
+    rejected_updates: dict[str, int]
+    swaps: int
+    e_max: float
+    spool_bytes: int
+    last_error: str | None

@@ -1,0 +1,1 @@
+"""From a torch model to the bundle that a device is provisioned with."""

@@ -1,0 +1,308 @@
+"""From a torch model to a bundle that a device runs and can update.
+
+The exported graph contains every normalisation layer folded to a scale and a shift (see `cema.models.norm_state`).
+Their values lie in an external file of their own, and an update replaces that file in memory. Whether this works is
+not taken on trust: the graph is compared with torch at the source norm state and at a perturbed one.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cema._version import __version__
+from cema.errors import ExportError, LogitsError
+from cema.export.onnx_graph import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    build_graph,
+    initializer_name,
+    move_norm_parameters,
+)
+from cema.formats.bundle import Bundle, check_golden, norm_layout, write_bundle
+from cema.formats.bundle_manifest import NORM_FILE, pack_norm
+from cema.formats.keys import load_public_key
+from cema.models.norm_state import (
+    ensure_affine,
+    folded_norm_state,
+    has_running_statistics,
+    load_folded,
+    norm_layers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cema.formats.bundle_manifest import NormTensor
+    from cema.models.spec import Model
+    from cema.ondevice.preprocess import Preprocessing
+
+__all__ = ["ExportReport", "export_bundle"]
+
+# How far the check moves the norm state: much farther than an update does, near enough to stay finite.
+_PERTURBATION = 0.1
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made, and how well it agrees with torch.
+
+    Attributes
+    ----------
+    bundle : Bundle
+        As written.
+    max_abs_difference : float
+        The largest absolute difference between a logit of ONNX Runtime and of torch, over all checks.
+    norm_layers : int
+        How many normalisation layers an update changes.
+    norm_bytes, model_bytes : int
+        The sizes of ``norm.bin`` and ``model.onnx``.
+    seconds : float
+        How long it took.
+    """
+
+    bundle: Bundle
+    max_abs_difference: float
+    norm_layers: int
+    norm_bytes: int
+    model_bytes: int
+    seconds: float
+
+
+def export_bundle(
+    model: Model,
+    path: Path | str,
+    *,
+    public_keys: Sequence[Path | Ed25519PublicKey],
+    labels: Sequence[str] | None = None,
+    upload_side: int | None = None,
+    golden: int = 4,
+    seed: int = 0,
+    tolerance: float = 1e-3,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Export a model for devices.
+
+    Parameters
+    ----------
+    model : Model
+        Not changed.
+    path : Path or str
+        The folder to write.
+    public_keys : sequence of Path or Ed25519PublicKey
+        Whose updates the device accepts.
+    labels : sequence of str, optional
+        In place of the model's own.
+    upload_side : int, optional
+        The shorter side, in pixels, beyond which an uploaded image is of no further use.
+    golden : int, default 4
+        How many golden images the bundle carries.
+    seed : int, default 0
+        Of the golden images and the checks.
+    tolerance : float, default 1e-3
+        The largest difference allowed between ONNX Runtime and torch, relative to the largest logit
+        (`cema.formats.bundle.check_golden`). It becomes the bundle's.
+    overwrite : bool, default False
+        Replace a bundle that is there already.
+
+    Returns
+    -------
+    ExportReport
+        The bundle and the measured difference.
+
+    Raises
+    ------
+    ExportError
+        When the model has no norm layer that can be updated, cannot be exported, or the exported graph
+        differs from torch by more than `tolerance`; the message names the layer or operation and what to do.
+    """
+    started = time.perf_counter()
+    if golden < 1:
+        raise ExportError(
+            f"expected at least 1 golden image, got {golden}; a device checks updates with them"
+        )
+    rng = np.random.default_rng(seed)
+    subject = _prepare(model, max(golden, 3), rng)
+    graph = _graph(subject, rng)
+    difference = _check(subject, graph, tolerance, rng)
+    bundle = write_bundle(
+        Path(path),
+        model=model.name,
+        model_bytes=graph,
+        norm_state=subject.norm_state,
+        norm=subject.layout,
+        golden_images=subject.images[:golden],
+        golden_logits=subject.logits[:golden],
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        labels=model.labels if labels is None else tuple(labels),
+        input_name=INPUT_NAME,
+        output_name=OUTPUT_NAME,
+        upload_side=upload_side,
+        tolerance=tolerance,
+        created_by=f"cema {__version__}",
+        public_keys=[load_public_key(key) if isinstance(key, (str, Path)) else key for key in public_keys],
+        overwrite=overwrite,
+    )
+    return ExportReport(
+        bundle=bundle,
+        max_abs_difference=difference,
+        norm_layers=len(subject.layout) // 2,
+        norm_bytes=bundle.norm_path.stat().st_size,
+        model_bytes=len(graph),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A copy of the model, its norm state, and what torch makes of some images before anything is changed."""
+
+    name: str
+    module: nn.Module
+    norm_state: dict[str, np.ndarray]
+    layout: tuple[NormTensor, ...]
+    images: np.ndarray
+    inputs: np.ndarray
+    logits: np.ndarray
+
+
+def _prepare(model: Model, count: int, rng: np.random.Generator) -> _Subject:
+    module = _checked_copy(model)
+    norm_state = folded_norm_state(module)
+    images = _random_images(model.preprocessing, count, rng)
+    inputs = model.preprocessing(images)
+    logits = _torch_logits(module, inputs)
+    if logits.shape != (count, model.classes):
+        raise ExportError(
+            f"{model.name}: expected logits of shape {(count, model.classes)}, got {logits.shape}; "
+            "say the number of classes that the module has"
+        )
+    return _Subject(model.name, module, norm_state, norm_layout(norm_state), images, inputs, logits)
+
+
+def _checked_copy(model: Model) -> nn.Module:
+    module = copy.deepcopy(model.module).to("cpu", torch.float32).eval().requires_grad_(False)
+    layers = norm_layers(module)
+    if not layers:
+        raise ExportError(
+            f"{model.name}: has no BatchNorm, LayerNorm, GroupNorm or InstanceNorm layer, so there is "
+            "nothing to adapt; choose a model that has some"
+        )
+    for name, layer in layers.items():
+        if isinstance(layer, _BatchNorm) and not has_running_statistics(layer):
+            raise ExportError(
+                f"{model.name}: {name} is a BatchNorm without running statistics, which makes an image's "
+                "answer depend on its batch; train it with track_running_stats=True, or use GroupNorm"
+            )
+    ensure_affine(module)
+    return module
+
+
+def _graph(subject: _Subject, rng: np.random.Generator) -> bytes:
+    """Export the folded module with its norm parameters outside."""
+    load_folded(subject.module, subject.norm_state)
+    proto = build_graph(subject.module, torch.from_numpy(subject.inputs[:2]))
+    absent = move_norm_parameters(proto, subject.layout, NORM_FILE)
+    _check_unused(subject, absent, rng)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _check_unused(subject: _Subject, absent: Sequence[str], rng: np.random.Generator) -> None:
+    """A parameter that is not in the graph may only be one that torch does not use either."""
+    module, norm_state = subject.module, subject.norm_state
+    before = _torch_logits(module, subject.inputs) if absent else subject.logits
+    for key in absent:
+        load_folded(module, norm_state | _perturb({key: norm_state[key]}, rng))
+        changed = not np.array_equal(before, _torch_logits(module, subject.inputs))
+        load_folded(module, norm_state)
+        if changed:
+            name = key.rpartition(".")[0]
+            raise ExportError(
+                f"{name}: the exported graph has no parameter {initializer_name(key)}, so updates could not "
+                f"change this {type(norm_layers(module)[name]).__name__}; let forward call the layer as it is"
+            )
+
+
+def _check(subject: _Subject, graph: bytes, tolerance: float, rng: np.random.Generator) -> float:
+    """Compare the graph with torch at the source norm state and at another one."""
+    perturbed = _perturb(subject.norm_state, rng)
+    load_folded(subject.module, perturbed)
+    changed = _torch_logits(subject.module, subject.inputs)
+    if np.array_equal(subject.logits, changed):
+        raise ExportError(
+            f"{subject.name}: its logits do not depend on its norm layers, so there is nothing to adapt; "
+            "check that forward uses them"
+        )
+    largest = 0.0
+    for norm_state, expected, where in (
+        (subject.norm_state, subject.logits, "at its own norm state"),
+        (perturbed, changed, "after a change of the norm state, as an update makes it"),
+    ):
+        session = _session(graph, pack_norm(subject.layout, norm_state))
+        # One image alone and then the others together, which also tries the dynamic batch.
+        parts = (subject.inputs[:1], subject.inputs[1:])
+        got = np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: part})[0] for part in parts])
+        try:
+            check_golden(got, expected, tolerance)
+        except LogitsError as error:
+            raise ExportError(
+                f"{subject.name}: the exported model differs from torch {where}: {error}. A forward that "
+                "leaves torch, or stores tensors made from norm parameters, does this; so does a tolerance "
+                "below what float32 holds"
+            ) from error
+        largest = max(largest, float(np.abs(got - expected).max()))
+    return largest
+
+
+def _perturb(norm_state: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    changed = {}
+    for key, value in norm_state.items():
+        size = max(float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))), 0.1)
+        noise = rng.standard_normal(value.shape) * _PERTURBATION
+        changed[key] = (value + noise * size).astype(np.float32)
+    return changed
+
+
+def _random_images(preprocessing: Preprocessing, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Make images with coarse and fine structure, in the size that no resizing changes."""
+    height, width = (round(side / preprocessing.crop) for side in (preprocessing.height, preprocessing.width))
+    shape = (count, height, width, preprocessing.channels)
+    coarse = rng.uniform(0, 255, (count, 8, 8, preprocessing.channels))
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    images = coarse[:, rows[:, None], columns] + rng.normal(0, 20, shape)
+    return np.asarray(np.clip(np.round(images), 0, 255), np.uint8)
+
+
+def _torch_logits(module: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        logits: np.ndarray = module(torch.from_numpy(inputs)).numpy()
+    return logits
+
+
+def _session(graph: bytes, norm: bytes) -> Any:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ExportError("checking an export needs onnxruntime; pip install 'cema[cloud]'")
+    import onnxruntime  # noqa: PLC0415 - only here
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_external_initializers_from_files_in_memory([NORM_FILE], [norm], [len(norm)])
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses the exported graph: {error}; "
+            "try a newer onnxruntime"
+        ) from error

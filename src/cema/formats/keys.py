@@ -1,0 +1,198 @@
+"""Ed25519 keys on disk: the cloud signs updates with a private key, devices verify with the public one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cema._util.files import write_new
+from cema.errors import ConfigError
+
+__all__ = [
+    "generate_key",
+    "key_id",
+    "load_private_key",
+    "load_public_key",
+    "load_public_keys",
+    "public_key_pem",
+]
+
+
+def generate_key(path: Path) -> Ed25519PrivateKey:
+    """Make a new key pair and write it to disk.
+
+    Parameters
+    ----------
+    path : Path
+        Where the private key goes (PEM, PKCS #8, unencrypted, readable by its user alone); the public key is
+        written beside it, with the suffix ``.pub``. A folder that does not exist is made, for its user alone.
+
+    Returns
+    -------
+    Ed25519PrivateKey
+        The new key.
+
+    Raises
+    ------
+    ConfigError
+        If either file exists already or cannot be written. An existing file is never touched: devices that
+        trust a lost key can never be updated again.
+    """
+    path = Path(path)
+    public_path = path.with_suffix(".pub")
+    if public_path == path:
+        raise ConfigError(
+            f"{path}: .pub is the public key's suffix; name the private key otherwise, for example .pem"
+        )
+    for existing in (path, public_path):
+        if existing.exists() or existing.is_symlink():
+            raise ConfigError(
+                f"{existing}: exists already and is never overwritten; choose another path, or move it away"
+            )
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_new(path, pem, mode=0o600)
+        write_new(public_path, public_key_pem(key.public_key()))
+    except OSError as error:
+        raise ConfigError(f"{path}: the key pair cannot be written: {error}") from error
+    return key
+
+
+def load_private_key(path: Path) -> Ed25519PrivateKey:
+    """Read a private key.
+
+    Parameters
+    ----------
+    path : Path
+        A PEM file as `generate_key` writes it.
+
+    Returns
+    -------
+    Ed25519PrivateKey
+        The key.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, or is not an unencrypted Ed25519 private key in PEM.
+    """
+    data = _read(path)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{path}: expected an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path}: expected an Ed25519 private key, got {type(key).__name__}")
+    return key
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """Read a public key.
+
+    Parameters
+    ----------
+    path : Path
+        A PEM file as `generate_key` writes it.
+
+    Returns
+    -------
+    Ed25519PublicKey
+        The key.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, or is not an Ed25519 public key in PEM.
+    """
+    data = _read(path)
+    try:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        hint = "; this is a private key, use the .pub file beside it" if b"PRIVATE KEY" in data else ""
+        raise ConfigError(f"{path}: expected an Ed25519 public key in PEM{hint}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{path}: expected an Ed25519 public key, got {type(key).__name__}")
+    return key
+
+
+def load_public_keys(paths: Path | Iterable[Path]) -> dict[str, Ed25519PublicKey]:
+    """Read several public keys.
+
+    Parameters
+    ----------
+    paths : Path or iterable of Path
+        A folder, of which every ``*.pub`` is read; a file; or several files.
+
+    Returns
+    -------
+    dict of str to Ed25519PublicKey
+        The keys under their `key_id`.
+
+    Raises
+    ------
+    ConfigError
+        If a file or the folder is missing, or a file is not an Ed25519 public key in PEM.
+    """
+    files = (
+        (sorted(paths.glob("*.pub")) if paths.is_dir() else [paths])
+        if isinstance(paths, Path)
+        else list(paths)
+    )
+    keys = [load_public_key(file) for file in files]
+    return {key_id(key): key for key in keys}
+
+
+def key_id(public_key: Ed25519PublicKey) -> str:
+    """Return a key's short name: the first 16 hexadecimal digits of the SHA-256 of its 32 raw bytes.
+
+    It only says which key to try; trust comes from the signature.
+
+    Parameters
+    ----------
+    public_key : Ed25519PublicKey
+        The key.
+
+    Returns
+    -------
+    str
+        16 lowercase hexadecimal digits.
+    """
+    return hashlib.sha256(public_key.public_bytes_raw()).hexdigest()[:16]
+
+
+def public_key_pem(public_key: Ed25519PublicKey) -> bytes:
+    """Return a public key as PEM.
+
+    Parameters
+    ----------
+    public_key : Ed25519PublicKey
+        The key.
+
+    Returns
+    -------
+    bytes
+        PEM (SubjectPublicKeyInfo).
+    """
+    return public_key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the key file cannot be read: {error.strerror or error}; check the path"
+        ) from error

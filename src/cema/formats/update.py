@@ -1,0 +1,263 @@
+r"""One version of a model's norm state on its way to the devices: payload, manifest, signature.
+
+*Payload*: safetensors with the metadata ``{"format": "cema.payload/1"}``; one tensor per norm parameter
+(``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or float32; optionally the environment
+it was made for. Every update is complete.
+
+*Manifest*: JSON that names the payload by its digest and says for whom it is meant and until when.
+
+*Envelope*: ``{"manifest": base64, "signatures": [{"key": id, "signature": base64}]}``. A signature is Ed25519
+over ``b"cema.update/1\0"`` followed by the manifest's bytes. A verifier MUST refuse an envelope that is not,
+byte for byte, what encoding its content again gives, so that no two envelopes say the same; and a manifest
+likewise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cema.errors import FormatError, UpdateRejected
+from cema.formats.keys import key_id
+from cema.formats.payload import (
+    Payload,
+    decode_payload,
+)
+
+__all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update"]
+
+UPDATE_FORMAT = "cema.update/1"
+"""What a manifest says that it is."""
+
+_CONTEXT = UPDATE_FORMAT.encode() + b"\0"
+_MAX_ENVELOPE_BYTES = 64 * 1024
+_HEX = frozenset("0123456789abcdef")
+
+
+class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an update is, for whom, and until when; this is what gets signed.
+
+    Attributes
+    ----------
+    cohort : str
+        The cohort it is made for.
+    version : int
+        Its number in the cohort's line of versions, at least 1.
+    base : str
+        SHA-256 of the ``model.onnx`` it is made for.
+    created, expires : int
+        Unix times in seconds; a device refuses it from `expires` on.
+    payload : str
+        SHA-256 of the payload.
+    payload_bytes : int
+        The payload's size.
+    format : str
+        `UPDATE_FORMAT`; there is no default, so that a manifest without it is refused.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range.
+    """
+
+    cohort: str
+    version: int
+    base: str
+    created: int
+    expires: int
+    payload: str
+    payload_bytes: int
+    format: str
+
+    def __post_init__(self) -> None:
+        if self.format != UPDATE_FORMAT:
+            raise ValueError(f"expected the format {UPDATE_FORMAT!r}, got {self.format!r}")
+        if not 1 <= self.version < 2**63:
+            raise ValueError(f"expected a version of at least 1, got {self.version}")
+        for name, digest in (("base", self.base), ("payload", self.payload)):
+            if len(digest) != 64 or not _HEX.issuperset(digest):
+                raise ValueError(f"expected {name} to be a SHA-256 in lowercase hex, got {digest[:80]!r}")
+        if self.payload_bytes < 1:
+            raise ValueError(f"expected a payload of at least 1 byte, got {self.payload_bytes}")
+
+
+class _Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    key: str
+    signature: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    manifest: str
+    signatures: tuple[_Signature, ...] = ()
+
+
+def sign_update(manifest: UpdateManifest, key: Ed25519PrivateKey) -> bytes:
+    """Sign a manifest.
+
+    Parameters
+    ----------
+    manifest : UpdateManifest
+        What to sign.
+    key : Ed25519PrivateKey
+        A key whose public half the devices hold.
+
+    Returns
+    -------
+    bytes
+        The envelope.
+    """
+    content = _canonical(manifest)
+    signature = _Signature(
+        key=key_id(key.public_key()), signature=base64.b64encode(key.sign(_CONTEXT + content)).decode()
+    )
+    envelope = _Envelope(manifest=base64.b64encode(content).decode(), signatures=(signature,))
+    return msgspec.json.encode(envelope)
+
+
+def verify_update(
+    envelope: bytes,
+    *,
+    public_keys: Mapping[str, Ed25519PublicKey],
+    cohort: str,
+    base: str,
+    running_version: int,
+    now: float,
+) -> UpdateManifest:
+    """Verify an envelope and everything its manifest says.
+
+    Parameters
+    ----------
+    envelope : bytes
+        What `sign_update` returned.
+    public_keys : mapping of str to Ed25519PublicKey
+        The keys this device trusts, by `cema.formats.keys.key_id`. One of them must have signed; every signature by
+        one of them must be right.
+    cohort : str
+        This device's cohort.
+    base : str
+        SHA-256 of this device's ``model.onnx``.
+    running_version : int
+        The version this device runs; 0 is the one it was provisioned with.
+    now : float
+        Unix time in seconds.
+
+    Returns
+    -------
+    UpdateManifest
+        The manifest, which can be trusted.
+
+    Raises
+    ------
+    UpdateRejected
+        For anything that is not right; nothing of the manifest is looked at before a signature is verified.
+    """
+    content = _verify_signatures(envelope, public_keys)
+    try:
+        manifest = msgspec.json.decode(content, type=UpdateManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UpdateRejected("malformed", f"the manifest does not follow {UPDATE_FORMAT}: {error}") from error
+    if _canonical(manifest) != content:
+        # Signed or not: of two members of one name every reader would take the one it likes.
+        raise UpdateRejected(
+            "malformed", "the manifest is not in its canonical encoding, or has a member twice"
+        )
+    if manifest.cohort != cohort:
+        raise UpdateRejected(
+            "wrong_cohort", f"it is made for {manifest.cohort!r}, this device is in {cohort!r}"
+        )
+    if manifest.base != base:
+        raise UpdateRejected(
+            "wrong_base", f"it is made for the model {manifest.base}, this device has {base}"
+        )
+    if now >= manifest.expires:
+        raise UpdateRejected(
+            "expired", f"it expired at {manifest.expires}, now is {now:.0f}: check the device's clock"
+        )
+    if manifest.version <= running_version:
+        raise UpdateRejected(
+            "old", f"version {manifest.version} is not newer than the running {running_version}"
+        )
+    return manifest
+
+
+def verify_payload(manifest: UpdateManifest, payload: bytes) -> Payload:
+    """Verify that a payload is the one that a verified manifest names, and decode it.
+
+    Parameters
+    ----------
+    manifest : UpdateManifest
+        What `verify_update` returned.
+    payload : bytes
+        What came from the network or the disk.
+
+    Returns
+    -------
+    Payload
+        The decoded payload.
+
+    Raises
+    ------
+    UpdateRejected
+        With the reason ``payload_mismatch`` if size or digest differ, ``malformed`` if they agree and it
+        still cannot be decoded.
+    """
+    if len(payload) != manifest.payload_bytes:
+        raise UpdateRejected(
+            "payload_mismatch", f"the manifest promises {manifest.payload_bytes} bytes, {len(payload)} came"
+        )
+    digest = hashlib.sha256(payload).hexdigest()
+    if digest != manifest.payload:
+        raise UpdateRejected("payload_mismatch", f"the manifest names {manifest.payload}, {digest} came")
+    try:
+        return decode_payload(payload)
+    except FormatError as error:
+        raise UpdateRejected("malformed", str(error)) from error
+
+
+def _verify_signatures(data: bytes, public_keys: Mapping[str, Ed25519PublicKey]) -> bytes:
+    """Return the manifest's bytes once a trusted key has signed them."""
+    if len(data) > _MAX_ENVELOPE_BYTES:
+        raise UpdateRejected(
+            "malformed", f"an envelope has at most {_MAX_ENVELOPE_BYTES} bytes, {len(data)} came"
+        )
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+        content = _decode_base64(envelope.manifest)
+        signatures = [(item.key, _decode_base64(item.signature)) for item in envelope.signatures]
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UpdateRejected("malformed", f"the envelope cannot be read: {error}") from error
+    if not signatures:
+        raise UpdateRejected("unsigned", "the envelope carries no signature")
+    if msgspec.json.encode(envelope) != data:
+        raise UpdateRejected("malformed", "the envelope is not in its canonical encoding")
+    trusted = [(public_keys[key], signature) for key, signature in signatures if key in public_keys]
+    if not trusted:
+        names = ", ".join(key[:32] for key, _ in signatures[:4])
+        raise UpdateRejected("unknown_key", f"signed by {names}; this device trusts {sorted(public_keys)}")
+    try:
+        for key, signature in trusted:
+            key.verify(signature, _CONTEXT + content)
+    except InvalidSignature:
+        raise UpdateRejected("bad_signature", "the signature does not fit the manifest") from None
+    return content
+
+
+def _canonical(manifest: UpdateManifest) -> bytes:
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 strictly: the one text that stands for these bytes, and no other."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from error
+    if base64.b64encode(data).decode() != text:
+        raise ValueError("base64 is not in its canonical form")
+    return data

@@ -1,0 +1,148 @@
+"""BN adaptation: normalise every batch with its own statistics.
+
+Nado et al., "Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift", 2020;
+Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from cema._util.checks import require
+from cema.adapt.adaptable import AdaptableModel
+from cema.adapt.norm import normalising
+from cema.adapt.optimizers import as_array
+from cema.methods.base import NotApplicable, StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from cema.adapt.norm import AdaptiveBatchNorm
+    from cema.methods.base import MethodContext
+    from cema.models.spec import Model
+
+__all__ = ["BN", "BNConfig", "require_batch_norm"]
+
+
+class BNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `BN`.
+
+    Attributes
+    ----------
+    prior : float
+        How many images the source statistics count for beside the n of the batch (N of Schneider et al., who
+        recommend 16 or 256 for small batches); 0 for the batch's statistics alone.
+    """
+
+    prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require(
+            math.isfinite(self.prior) and self.prior >= 0,
+            "prior",
+            "a finite number of at least 0",
+            self.prior,
+        )
+
+
+def prior_defaults() -> BNConfig:
+    """Return the settings of Schneider et al.: source statistics that count for 16 images, for small batches."""
+    return BNConfig(prior=16.0)
+
+
+class BN:
+    """Predict every batch with BatchNorm statistics of its own; nothing is kept from one batch to the next.
+
+    With a prior of N images, mean and variance of every layer are N / (N + n) times the source model's plus
+    n / (N + n) times those of the batch of n images; the batch's variance is the unbiased one, as in the authors'
+    program.
+
+    Parameters
+    ----------
+    edge : cema.models.spec.Model
+        The source; copied.
+    config : BNConfig, optional
+        None for the defaults.
+    context : Context
+        Device and precision.
+
+    Raises
+    ------
+    NotApplicable
+        When the model has no BatchNorm with running statistics.
+
+    Notes
+    -----
+    A layer that sees a single value per channel (one image, after global pooling) uses the source statistics.
+    """
+
+    def __init__(self, edge: Model, config: BNConfig | None = None, *, context: MethodContext) -> None:
+        self.config = config or BNConfig()
+        self.model = AdaptableModel(edge, device=context.device, dtype=context.dtype)
+        require_batch_norm(self.model, "BN adaptation")
+
+    @torch.no_grad()
+    def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
+        """Predict a batch."""
+        layers = self.model.layers.values()
+        if self.config.prior:
+            share = self.config.prior / (self.config.prior + len(images))
+            with _mixing(list(layers), share):
+                logits = self.model.forward(images)
+        else:
+            with normalising(layers, "batch"):
+                logits = self.model.forward(images)
+        return StepResult(logits=as_array(logits), uploads=0, bytes_up=0, forwards=len(images), backwards=0)
+
+
+def require_batch_norm(model: AdaptableModel, method: str) -> None:
+    """Raise NotApplicable unless a model has BatchNorm layers whose statistics can be replaced."""
+    if not model.layers:
+        raise NotApplicable(
+            f"{method} changes the statistics of BatchNorm layers and {model.name} has none (LayerNorm and GroupNorm "
+            "keep no statistics): choose a method that learns affine parameters, such as tent or cema"
+        )
+
+
+@contextmanager
+def _mixing(layers: Sequence[AdaptiveBatchNorm], share: float) -> Iterator[None]:
+    """Let every layer normalise with `share` of its running statistics and the rest of what it is given."""
+    source = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+    hooks = [
+        layer.register_forward_pre_hook(partial(_mix, share=share, mean=mean, variance=variance))
+        for layer, (mean, variance) in zip(layers, source, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook, layer, (mean, variance) in zip(hooks, layers, source, strict=True):
+            hook.remove()
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+
+
+def _mix(
+    layer: AdaptiveBatchNorm,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    share: float,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+) -> None:
+    """Set the running statistics that the layer is about to use."""
+    x = inputs[0].detach().to(variance.dtype)
+    if x.numel() // x.shape[1] < 2:
+        share, batch_mean, batch_variance = 1.0, mean, variance
+    else:
+        batch_variance, batch_mean = torch.var_mean(x, dim=(0, *range(2, x.dim())), correction=1)
+    layer.running_mean.copy_(torch.lerp(batch_mean, mean, share))
+    layer.running_var.copy_(torch.lerp(batch_variance, variance, share))

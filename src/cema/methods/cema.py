@@ -1,0 +1,283 @@
+"""CEMA over a stream: edges that select, a link, the cloud's learner, and updates that take their time.
+
+Chen et al., "Towards Robust and Efficient Cloud-Edge Elastic Model Adaptation via Selective Entropy Distillation",
+ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import torch
+
+from cema._util.checks import require, require_fraction, require_rate
+from cema.adapt.adaptable import AdaptableModel
+from cema.adapt.algorithms import make_learner
+from cema.adapt.base import Learner, StepReport
+from cema.adapt.config import AdaptConfig
+from cema.adapt.learner import CemaLearner, images_themselves
+from cema.adapt.optimizers import as_array
+from cema.errors import ConfigError
+from cema.formats.payload import round_norm_state
+from cema.methods.base import NotApplicable, StepResult, Uplink
+from cema.models.norm_state import load_folded
+from cema.ondevice.batch import Batch
+from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
+from cema.ondevice.selection.entropy import softmax_entropy
+from cema.ondevice.selection.entropy_band import Average, EntropySelector
+from cema.ondevice.selection.redundancy import RedundancyFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cema.formats.payload import NormState
+    from cema.methods.base import MethodContext
+    from cema.models.spec import Model
+
+__all__ = ["Cema", "CemaConfig", "reference_defaults"]
+
+
+class CemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `Cema`.
+
+    Attributes
+    ----------
+    adapt : AdaptConfig
+        The cloud's.
+    delay : int
+        Batches of the stream, of all edges together, that an update takes to arrive; with 0 it serves the next one.
+    replay_steps : bool
+        Whether a batch that completes no step of new uploads is followed by one on replayed samples only.
+    guard : float
+        How far an edge's inputs must be from those an update was made from for the source model to predict them
+        (`cema.ondevice.drift.DriftMonitor`); 0 for never.
+    e_min, e_max, decay, average, momentum, group, floor
+        The edges' selection: see `cema.ondevice.selection.entropy_band.EntropySelector`.
+    d_margin : float
+        Of what that selects, upload only what passes ETA's second filter with this margin
+        (`cema.ondevice.selection.redundancy.RedundancyFilter`); 0 for no such filter.
+    first_inferred : bool
+        Whether running statistics start, on edge and cloud, at those of the first batch that an edge predicts, which a
+        simulation can compute and a forward-only device cannot; with ``adapt.statistics = "step"`` only.
+    """
+
+    adapt: AdaptConfig = AdaptConfig()
+    delay: int = 0
+    replay_steps: bool = False
+    guard: float = 36.0
+    e_min: float = 0.02
+    e_max: float = 0.4
+    decay: float = 1.0
+    average: Average = "running"
+    momentum: float = 0.1
+    group: int = 64
+    floor: float = 1.0
+    d_margin: float = 0.0
+    first_inferred: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require_fraction("d_margin", self.d_margin)
+        fits = not self.first_inferred or self.adapt.statistics == "step"
+        require(fits, "first_inferred", 'false unless adapt.statistics = "step"', self.first_inferred)
+        require(self.delay >= 0, "delay", "a whole number of at least 0", self.delay)
+        require_rate("guard", self.guard)
+        self.selector(2)
+
+    def selector(self, classes: int) -> EntropySelector:
+        """Return a new edge's selector for a model of so many classes."""
+        return EntropySelector(
+            classes,
+            e_min=self.e_min,
+            e_max=self.e_max,
+            decay=self.decay,
+            average=self.average,
+            momentum=self.momentum,
+            group=self.group,
+            floor=self.floor,
+        )
+
+
+# The authors' configuration never reaches the number of samples after which the threshold would begin to move.
+_NEVER = 10**12
+
+
+def reference_defaults() -> CemaConfig:
+    """Return the settings that do what the authors' program does with its configuration for ImageNet-C.
+
+    A fixed upper threshold, no lower one, and ETA's second filter; statistics that start at the first batch predicted
+    and follow every training pass; its weights of the losses; a step on replayed samples alone wherever no batch of
+    uploads is full; and nothing that notices a change of the environment, neither on the edge nor in the cloud.
+    """
+    adapt = AdaptConfig(preset="reference", statistics="step", change_limit=0.0, replay_scope="all")
+    return CemaConfig(
+        adapt=adapt,
+        replay_steps=True,
+        guard=0.0,
+        e_min=0.0,
+        group=_NEVER,
+        floor=0.0,
+        d_margin=0.05,
+        first_inferred=True,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """A norm state on its way to the edges."""
+
+    due: int
+    norm_state: NormState
+    domain: Domain | None
+
+
+class Cema:
+    """Edges that only run forward, and the cloud that learns for them.
+
+    A step is what happens around one batch of one edge. The edge predicts it with the newest update that has arrived,
+    or with the source model while its inputs are of another environment than that update's; selects by entropy what to
+    upload; and the cloud, which sees what the codec leaves of it, makes a step on every full batch of new uploads. What
+    it then publishes is rounded as an update's payload is, and arrives after the delay.
+
+    Parameters
+    ----------
+    edge : cema.models.spec.Model
+        The source; copied.
+    config : CemaStreamConfig, optional
+        None for the defaults.
+    context : Context
+        The foundation model, how many edges there are, device, precision, codec and seed.
+
+    Attributes
+    ----------
+    learner : cema.adapt.base.Learner
+        The cloud's.
+    uplink : Uplink
+        What was sent.
+
+    Raises
+    ------
+    NotApplicable
+        When there is no foundation model.
+    ModelError
+        When the models' classes differ, or one has no adaptable normalisation layer.
+
+    Notes
+    -----
+    The selector and the watch are an edge's own. The network that runs an update is shared, as all edges get an update
+    at once. The service's test of updates before they are published is not part of this: it is about which version a
+    fleet may run, not about learning. Uploads that fill no batch at the end of a stream are not learned from.
+    """
+
+    def __init__(self, edge: Model, config: CemaConfig | None = None, *, context: MethodContext) -> None:
+        self.config = config or CemaConfig()
+        if context.foundation is None:
+            raise NotApplicable(
+                "CEMA distils a foundation model and was given none: name one (--foundation), such as the larger model "
+                "of the same family"
+            )
+        self.uplink = Uplink(context.codec)
+        self.learner: Learner[np.ndarray] = make_learner(
+            edge,
+            context.foundation,
+            self.config.adapt,
+            device=context.device,
+            dtype=context.dtype,
+            recall=images_themselves,
+            seed=context.seed,
+        )
+        self._source, self._serving = (
+            AdaptableModel(edge, device=context.device, dtype=context.dtype) for _ in range(2)
+        )
+        self._selectors = [self.config.selector(edge.classes) for _ in range(context.edges)]
+        self._watches = [DriftMonitor(self.config.guard) for _ in range(context.edges)]
+        self._redundancy = [RedundancyFilter(self.config.d_margin) for _ in range(context.edges)]
+        self._queue: deque[np.ndarray] = deque()
+        self._coming: deque[_Update] = deque()
+        self._batches = 0
+        if self.config.first_inferred and not isinstance(self.learner, CemaLearner):
+            raise ConfigError("first_inferred: expected the algorithm cema, got another; set it to false")
+
+    @property
+    def drifted(self) -> tuple[bool, ...]:
+        """For each edge, whether the source model predicts for it until its inputs are like the update's again."""
+        return tuple(watch.drifted for watch in self._watches)
+
+    def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
+        """Predict a batch of one edge, then learn from what it uploads; see `cema.methods.base.Adapter`.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such edge.
+        """
+        if not 0 <= edge < len(self._selectors):
+            raise ConfigError(
+                f"expected an edge from 0 to {len(self._selectors) - 1}, got {edge}; set Context.edges"
+            )
+        if self.config.first_inferred and not self._batches:
+            self._start_at(images)
+        self._receive()
+        logits = self._predict(images, edge)
+        selected = self._select(logits, edge)
+        before = self.uplink.bytes
+        self._queue.extend(self.uplink.send([images[i] for i in np.flatnonzero(selected).tolist()]))
+        reports = self._learn()
+        self._batches += 1
+        return StepResult(
+            logits=logits,
+            uploads=int(selected.sum()),
+            bytes_up=self.uplink.bytes - before,
+            forwards=len(images) + sum(report.forwards for report in reports),
+            backwards=sum(report.backwards for report in reports),
+        )
+
+    def _start_at(self, images: Sequence[np.ndarray]) -> None:
+        """Let running statistics start at those of a batch, if the model has any."""
+        if isinstance(self.learner, CemaLearner) and self.learner.start_at(images):
+            load_folded(self._serving.module, round_norm_state(self.learner.norm_state()))
+
+    def _select(self, logits: np.ndarray, edge: int) -> np.ndarray:
+        """Return which of a batch to upload, (N,) bool."""
+        selected = self._selectors[edge].select(softmax_entropy(logits)).selected
+        if self.config.d_margin:
+            selected[selected] = self._redundancy[edge].passes(logits[selected])
+        return selected
+
+    def _receive(self) -> None:
+        """Install what has arrived by now; of several updates the newest."""
+        arrived = None
+        while self._coming and self._coming[0].due <= self._batches:
+            arrived = self._coming.popleft()
+        if arrived is None:
+            return
+        load_folded(self._serving.module, arrived.norm_state)
+        for watch in self._watches:
+            watch.enter(arrived.domain)
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[np.ndarray], edge: int) -> np.ndarray:
+        inputs = self._serving.inputs(images)
+        watch = self._watches[edge]
+        if self.config.guard:
+            watch.observe(input_statistics(inputs.cpu().numpy()))
+        model = self._source if watch.drifted else self._serving
+        return as_array(model.run(inputs))
+
+    def _learn(self) -> list[StepReport]:
+        """Make a step on every full batch of uploads, and publish what came of it."""
+        fresh, reports = self.config.adapt.fresh, []
+        while len(self._queue) >= fresh:
+            images = [self._queue.popleft() for _ in range(fresh)]
+            reports.append(self.learner.learn(images, Batch(images)))
+        if not reports and self.config.replay_steps:
+            reports.append(self.learner.replay())
+        if any(report.step for report in reports):
+            norm_state = round_norm_state(self.learner.norm_state())
+            due = self._batches + 1 + self.config.delay
+            self._coming.append(_Update(due, norm_state, self.learner.domain()))
+        return reports

@@ -1,0 +1,1 @@
+"""What device, cloud and benchmark compute alike, with numpy alone: preprocessing, selection, drift."""

@@ -1,0 +1,245 @@
+"""What a model's inputs look like, in a handful of numbers: enough to tell one environment from another.
+
+Weather, dust and cameras show in brightness, contrast, colour cast and in how much detail there is at which scale.
+A device measures these on its own inputs; an update says what they were for the inputs it was made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cema.errors import FormatError
+
+__all__ = ["Domain", "DriftMonitor", "InputAverage", "input_statistics", "statistics_size"]
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+# The middle of the input says as much, in a third of the time that all 224 x 224 pixels take.
+_SIDE = 128
+_SCALES = 3
+# Keeps logarithms finite; about half a step of 8 bits in inputs of unit variance.
+_FLOOR = 0.01
+# A device sees its inputs before they were compressed for the upload, and never twice the same: differences below a
+# tenth of the spread, or 0.02, mean nothing.
+_SPREAD, _LEAST = 0.1, 0.02
+# The latest nine or so inputs: (2 - rate) / rate.
+_RATE = 0.2
+# The share of the limit below which inputs are of the environment again.
+_RETURN = 0.5
+
+
+def input_statistics(batch: Float32) -> Float32:
+    """Describe each input by brightness, contrast, colour cast and detail at three scales.
+
+    Parameters
+    ----------
+    batch : ndarray of float32 (N, C, H, W)
+        Preprocessed inputs.
+
+    Returns
+    -------
+    ndarray of float32 (N, F)
+        Mean and log deviation of the grey image; for three channels how far red and blue are from green; at each of
+        three scales, each half of the one before, the log of the mean absolute difference of neighbours, along rows
+        and along columns. F is at most 10, and the same for all batches of one shape.
+    """
+    _, channels, height, width = batch.shape
+    top, left = max(0, height - _SIDE) // 2, max(0, width - _SIDE) // 2
+    middle = batch[:, :, top : top + _SIDE, left : left + _SIDE]
+    grey = middle.mean(axis=1)
+    columns = [grey.mean(axis=(1, 2)), _log(grey.std(axis=(1, 2)))]
+    if channels == 3:
+        colour = middle.mean(axis=(2, 3))
+        columns += [colour[:, 0] - colour[:, 1], colour[:, 2] - colour[:, 1]]
+    for _ in range(_SCALES):
+        if min(grey.shape[1:]) < 2:
+            break
+        columns += [_log(np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2))) for axis in (2, 1)]
+        grey = _halve(grey)
+    statistics: Float32 = np.stack(columns, axis=1).astype(np.float32)
+    return statistics
+
+
+def statistics_size(channels: int, height: int, width: int) -> int:
+    """Return F of `input_statistics` for inputs of that shape."""
+    return int(input_statistics(np.zeros((1, channels, height, width), np.float32)).shape[1])
+
+
+def _log(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    logs: npt.NDArray[Any] = np.log(values + np.float32(_FLOOR))
+    return logs
+
+
+def _halve(grey: Float32) -> Float32:
+    even = grey[:, : grey.shape[1] // 2 * 2, : grey.shape[2] // 2 * 2]
+    rows = even[:, ::2] + even[:, 1::2]
+    halved: Float32 = (rows[:, :, ::2] + rows[:, :, 1::2]) * np.float32(0.25)
+    return halved
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Where, and how widely, the statistics of a further input are to be expected.
+
+    Attributes
+    ----------
+    mean : ndarray of float32 (F,)
+    covariance : ndarray of float32 (F, F)
+
+    Raises
+    ------
+    FormatError
+        When they are not finite, do not fit each other, or the covariance is not symmetric with a diagonal of at
+        least 0.
+    """
+
+    mean: Float32
+    covariance: Float32
+
+    def __post_init__(self) -> None:
+        size = self.mean.size
+        if self.mean.ndim != 1 or not size or self.covariance.shape != (size, size):
+            raise FormatError(
+                f"expected an environment's mean (F,) and covariance (F, F), got shapes {self.mean.shape} and "
+                f"{self.covariance.shape}"
+            )
+        if not np.isfinite(self.mean).all() or not np.isfinite(self.covariance).all():
+            raise FormatError("expected an environment of finite numbers, got NaN or infinity")
+        if (self.covariance != self.covariance.T).any() or (np.diag(self.covariance) < 0).any():
+            raise FormatError("expected a covariance that is symmetric, with a diagonal of at least 0")
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[Any]) -> Domain:
+        r"""Return the environment of inputs with these statistics, (N, F).
+
+        The covariance is that of another input given these, wider than theirs because N is finite:
+
+        .. math:: \frac{N + 1}{N} \frac{N - 1}{N - F - 2} S
+
+        Its inverse is what S, of so few, overstates: by four for N = 16 and F = 10.
+
+        Raises
+        ------
+        ValueError
+            When N is not at least F + 3: how widely they lie is not known.
+        """
+        count, size = rows.shape
+        if count < size + 3:
+            raise ValueError(f"expected at least {size + 3} inputs for {size} statistics, got {count}")
+        wide = np.asarray(rows, np.float64)
+        covariance = np.cov(wide, rowvar=False).reshape(size, size)
+        covariance *= (count + 1) / count * (count - 1) / (count - size - 2)
+        return cls(
+            wide.mean(axis=0).astype(np.float32), (0.5 * (covariance + covariance.T)).astype(np.float32)
+        )
+
+    def precision(self) -> Float64:
+        """Return the inverse of the covariance with differences that mean nothing added to it, float64 (F, F).
+
+        Raises
+        ------
+        FormatError
+            When the covariance is so far from being one that there is no such inverse.
+        """
+        spread = np.diag(self.covariance).astype(np.float64)
+        widened = self.covariance.astype(np.float64) + np.diag(_SPREAD**2 * spread + _LEAST**2)
+        if np.linalg.eigvalsh(widened)[0] <= 0:
+            raise FormatError("expected a covariance, got a matrix with a negative eigenvalue")
+        inverse: Float64 = np.linalg.inv(widened).astype(np.float64)
+        return inverse
+
+
+class InputAverage:
+    """The exponentially weighted mean of the latest inputs' statistics, and how far it is from an environment.
+
+    A multivariate exponentially weighted control chart (Lowry, Woodall, Champ and Rigdon, "A Multivariate
+    Exponentially Weighted Moving Average Control Chart", Technometrics 34(1), 1992), made fit for cameras: their
+    consecutive images resemble one another, so that the mean of nine may say no more than one. How much it does is
+    read from how widely the latest inputs lie, compared with the environment.
+
+    Parameters
+    ----------
+    size : int
+        F.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._weight = 0.0
+        self._squares = 0.0
+        self._mean = np.zeros(size)
+        self._moment = np.zeros((size, size))
+
+    def observe(self, row: npt.NDArray[Any]) -> None:
+        """Take in the statistics (F,) of one input; ones that are not finite say nothing."""
+        wide = row.astype(np.float64)
+        if not np.isfinite(wide).all():
+            return
+        keep = 1.0 - _RATE
+        self._weight = keep * self._weight + _RATE
+        self._squares = keep**2 * self._squares + _RATE**2
+        self._mean = keep * self._mean + _RATE * wide
+        self._moment = keep * self._moment + _RATE * np.outer(wide, wide)
+
+    def distance(self, domain: Domain, precision: Float64) -> float:
+        r"""Return how unlikely the latest inputs are in an environment, in squared standard deviations of their mean.
+
+        .. math:: T^2 = \frac{d^T P d}{v + (1 - v)(1 - r)}
+
+        with d from the environment's mean to the mean of the inputs, P the `precision`, v the sum of the squared
+        weights, and r in [0, 1] how widely the inputs lie, as a share of what independent ones would. About F in the
+        environment itself; 0 before the first input.
+        """
+        if not self._weight:
+            return 0.0
+        mean = self._mean / self._weight
+        shift = mean - domain.mean
+        squared = float(shift @ precision @ shift)
+        noise = self._squares / self._weight**2
+        within = float(np.sum(precision * (self._moment / self._weight - np.outer(mean, mean))))
+        independent = len(mean) * (1.0 - noise)
+        alike = 1.0 - min(1.0, max(0.0, within / independent)) if independent > 1e-9 else 0.0
+        return squared / (noise + (1.0 - noise) * alike)
+
+
+class DriftMonitor:
+    """Tells whether the latest inputs are of the environment that an update was made for.
+
+    Parameters
+    ----------
+    limit : float
+        The distance (:meth:`InputAverage.distance`) above which they are not; then they are again within half of it.
+
+    Attributes
+    ----------
+    drifted : bool
+        Whether they are not.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.drifted = False
+        self._limit = limit
+        self._average: InputAverage | None = None
+        self._environment: Domain | None = None
+        self._precision: Float64 = np.empty((0, 0))
+
+    def enter(self, domain: Domain | None) -> None:
+        """Compare with this environment from now on; None goes with any input. Forget what was found of another."""
+        self.drifted = False
+        self._environment = domain
+        if domain is not None:
+            self._precision = domain.precision()
+
+    def observe(self, rows: Float32) -> None:
+        """Take in the statistics (N, F) of inputs, in their order."""
+        if self._average is None:
+            self._average = InputAverage(rows.shape[1])
+        for row in rows:
+            self._average.observe(row)
+            if self._environment is not None:
+                limit = self._limit * (_RETURN if self.drifted else 1.0)
+                self.drifted = self._average.distance(self._environment, self._precision) > limit

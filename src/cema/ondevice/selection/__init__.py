@@ -1,0 +1,1 @@
+"""Which samples are worth sending: one rule a file."""

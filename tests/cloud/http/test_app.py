@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import numpy as np
+import pytest
+from cloud_support import StillEngine, make_samples, samples_of, serving, write_config
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.sqlite import PublishedUpdate
+from cema.cloud.store.sqlite_database import PAGE
+from cema.cloud.store.sqlite_samples import ROW_BYTES
+from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
+
+LIMITS = """
+[limits]
+store_bytes = 4194304
+body_bytes = 100000
+batch_samples = 8
+backlog_samples = 20
+retry_after_seconds = 7
+"""
+SOUTH = """
+[[cohort]]
+name = "south"
+bundle = "bundle"
+model = "cloud_tiny_models:edge"
+foundation = "cloud_tiny_models:foundation"
+"""
+
+
+class Cloud:
+    """A served engine and one token of every kind."""
+
+    def __init__(self, engine: StillEngine, url: str) -> None:
+        self.engine = engine
+        self.store = engine.store
+        self.url = url
+        self.http = httpx2.Client(base_url=url)
+        add = engine.devices.add
+        self.token = add("cam", cohort="north")
+        self.southern = add("far", cohort="south")
+        self.operator = add("ops", cohort=None, role="operator")
+        self.northern_operator = add("ops-north", cohort="north", role="operator")
+
+    def get(
+        self, path: str, *, token: str | None = None, headers: dict[str, str] | None = None
+    ) -> httpx2.Response:
+        return self.http.get(path, headers={**auth(token or self.token), **(headers or {})})
+
+    def post(self, body: bytes, *, cohort: str = "north", **headers: str) -> httpx2.Response:
+        sent = {**auth(self.token), "Content-Type": CONTENT_TYPE}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.http.post(f"/v1/cohorts/{cohort}/samples", content=body, headers=sent)
+
+    def send(self, samples: list[Sample]) -> list[tuple[str, str]]:
+        response = self.post(encode_samples(samples))
+        assert response.status_code == 200
+        return [(v["id"], v["verdict"]) for v in response.json()["verdicts"]]
+
+    def publish(self, version: int, payload: bytes) -> PublishedUpdate:
+        epoch = self.store.claim("north").epoch
+        update = PublishedUpdate(
+            version, hashlib.sha256(payload).hexdigest(), b'{"manifest": "..."}', payload, 1.0, 1e12
+        )
+        self.store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0)
+        return update
+
+
+def auth(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def refused(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """Check that a response is an error of the protocol and return it."""
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert error["code"] == code
+    assert error.keys() == {"code", "message", "remedy"}
+    assert all(error.values())
+    return error
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    engine = StillEngine(CloudConfig.load(write_config(tmp_path, extra=LIMITS, cohorts=SOUTH)))
+    with serving(engine) as url:
+        made = Cloud(engine, url)
+        yield made
+        made.http.close()
+
+
+def test_samples_are_stored_once_and_answered_in_order(cloud: Cloud) -> None:
+    samples = make_samples(4)
+    assert cloud.send(samples[:3]) == [(s.id, "stored") for s in samples[:3]]
+    assert [v for _, v in cloud.send(samples[1:])] == ["duplicate", "duplicate", "stored"]
+    assert [s.id for s in cloud.store.fresh("north", after=0, limit=9)] == [s.id for s in samples]
+    assert cloud.send([]) == []
+
+
+def test_a_bad_sample_gets_its_own_verdict_and_the_rest_is_stored(cloud: Cloud) -> None:
+    good = make_samples(3)
+    tampered = msgspec.structs.replace(good[0], image=good[0].image[:-1] + b"!")
+    garbage = b"no image at all"
+    unreadable = msgspec.structs.replace(good[0], image=garbage, id=hashlib.sha256(garbage).hexdigest())
+    wild = msgspec.structs.replace(good[0], entropy=math.inf)
+    strange = msgspec.structs.replace(good[0], id="x")
+    response = cloud.post(encode_samples([tampered, good[1], unreadable, wild, strange, good[2]]))
+    verdicts = response.json()["verdicts"]
+    assert [v["verdict"] for v in verdicts] == [
+        "rejected",
+        "stored",
+        "rejected",
+        "rejected",
+        "rejected",
+        "stored",
+    ]
+    assert [v["reason"] is None for v in verdicts] == [v["verdict"] == "stored" for v in verdicts]
+    assert cloud.store.counters("north")["samples.rejected.format"] == 3
+    assert cloud.store.counters("north")["samples.rejected.image"] == 1
+    assert cloud.store.backlog("north").samples == 2
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage", b"\xc1", b"\x81\xa6format\xa1x", b"\x91" * 5000])
+def test_a_malformed_frame_is_400(cloud: Cloud, body: bytes) -> None:
+    refused(cloud.post(body), 400, "malformed")
+
+
+def test_everything_but_health_wants_a_token(cloud: Cloud) -> None:
+    ours = [f"/v1/cohorts/north/{p}" for p in ("status", "updates/latest", "artifacts/" + "0" * 64)]
+    for path in ("/metrics", *ours):
+        for header in (b"", b"Bearer", b"Bearer wrong", b"Basic abc", b"Bearer \xff"):
+            response = cloud.http.get(path, headers={b"Authorization": header} if header else {})
+            refused(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_uploads_want_a_token_before_they_want_anything_else(cloud: Cloud) -> None:
+    refused(
+        cloud.post(b"x" * 200_000, Authorization="Bearer wrong", Content_Type="text/plain"),
+        401,
+        "unauthorized",
+    )
+
+
+def test_a_revoked_token_is_403(cloud: Cloud) -> None:
+    cloud.engine.devices.revoke("cam")
+    refused(cloud.post(encode_samples(make_samples(1))), 403, "revoked")
+    refused(cloud.get("/v1/cohorts/north/updates/latest"), 403, "revoked")
+
+
+def test_a_device_speaks_for_its_own_cohort_only(cloud: Cloud) -> None:
+    refused(cloud.post(b"", cohort="south"), 403, "wrong_cohort")
+    refused(cloud.get("/v1/cohorts/south/updates/latest"), 403, "wrong_cohort")
+    refused(cloud.get("/v1/cohorts/south/status", token=cloud.northern_operator), 403, "wrong_cohort")
+    assert cloud.get("/v1/cohorts/south/status", token=cloud.operator).status_code == 200
+
+
+def test_an_unknown_cohort_is_404(cloud: Cloud) -> None:
+    refused(cloud.post(b"", cohort="west"), 404, "unknown_cohort")
+    refused(cloud.get("/v1/cohorts/west/updates/latest"), 404, "unknown_cohort")
+
+
+def test_operators_read_and_do_not_upload(cloud: Cloud) -> None:
+    refused(cloud.post(b"", Authorization=f"Bearer {cloud.operator}"), 403, "not_a_device")
+    refused(cloud.get("/metrics"), 403, "not_an_operator")
+    refused(cloud.get("/metrics", token=cloud.northern_operator), 403, "not_an_operator")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain; charset=utf-8", ""])
+def test_another_media_type_is_415(cloud: Cloud, kind: str) -> None:
+    refused(cloud.post(b"{}", Content_Type=kind), 415, "unsupported_media_type")
+
+
+def test_a_compressed_body_is_415(cloud: Cloud) -> None:
+    refused(cloud.post(b"", Content_Encoding="gzip"), 415, "unsupported_media_type")
+
+
+def test_a_large_body_is_413_announced_or_not(cloud: Cloud) -> None:
+    refused(cloud.post(b"x" * 100_001), 413, "too_large")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 50_000
+
+    response = cloud.http.post(
+        "/v1/cohorts/north/samples",
+        content=chunks(),
+        headers={**auth(cloud.token), "Content-Type": CONTENT_TYPE},
+    )
+    refused(response, 413, "too_large")
+
+
+def test_a_body_that_is_absurdly_large_is_answered_without_being_read(cloud: Cloud) -> None:
+    host, port = cloud.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as link:
+        link.sendall(
+            f"POST /v1/cohorts/north/samples HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {cloud.token}\r\n"
+            f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {10**12}\r\n\r\n".encode()
+        )
+        assert link.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_too_many_samples_are_413(cloud: Cloud) -> None:
+    refused(cloud.post(encode_samples(make_samples(9))), 413, "too_many_samples")
+
+
+def test_a_full_backlog_is_429_with_retry_after_and_nothing_is_stored(cloud: Cloud) -> None:
+    samples = make_samples(24)
+    for i in (0, 8):
+        cloud.send(samples[i : i + 8])
+    response = cloud.post(encode_samples(samples[16:]))
+    refused(response, 429, "backlog_full")
+    assert response.headers["retry-after"] == "7"
+    assert cloud.store.backlog("north").samples == 16
+
+
+def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
+    cloud.store.database.max_bytes = 300_000  # as if its owner had configured less
+    rng = np.random.default_rng(0)
+    response = None
+    for _ in range(10):
+        image = rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)
+        from cema.formats.image import CodecConfig, encode_image
+        from cema.formats.sample import sample_id
+
+        encoded = encode_image(image, CodecConfig(codec="raw"))
+        sample = Sample(
+            id=sample_id(encoded), image=encoded, entropy=0.1, label=0, version=0, captured_at=0.0
+        )
+        response = cloud.post(encode_samples([sample]))
+        if response.status_code != 200:
+            break
+    assert response is not None
+    refused(response, 429, "store_full")
+    assert response.headers["retry-after"] == "7"
+
+
+def test_what_could_never_fit_is_413_and_not_429_for_ever(cloud: Cloud) -> None:
+    cloud.store.database.max_bytes = 300_000  # as if its owner had configured less
+    pieces = samples_of(np.random.default_rng(0).integers(0, 256, (2, 82, 200, 3), dtype=np.uint8))
+    error = refused(cloud.post(encode_samples(pieces[:2])), 413, "too_large")
+    assert "empty store" in error["message"]
+    assert cloud.store.backlog("north").samples == 0
+    assert cloud.send(pieces[:1]) == [(pieces[0].id, "stored")]
+
+
+def test_the_largest_request_fits_an_empty_store(tmp_path: Path) -> None:
+    most = 2**22 // 2 // (ROW_BYTES + PAGE)
+    extra = f"[limits]\nstore_bytes = {2**22}\nbody_bytes = {2**20}\nbatch_samples = {most}\n"
+    engine = StillEngine(CloudConfig.load(write_config(tmp_path, extra=extra)))
+    # The worst that a body can hold: each image begins one more page.
+    size = 2**20 // most - 300
+    samples = []
+    for i in range(most):
+        image = np.random.default_rng(i).bytes(size)
+        digest = hashlib.sha256(image).hexdigest()
+        samples.append(Sample(id=digest, image=image, entropy=0.1, label=0, version=0, captured_at=0.0))
+    assert len(encode_samples(samples)) <= 2**20
+    verdicts = engine.store.put("north", samples, device="d", now=0.0, max_backlog=most)
+    assert {v.verdict for v in verdicts} == {"stored"}
+    engine.stop()
+
+
+def test_there_is_no_update_before_the_first(cloud: Cloud) -> None:
+    response = cloud.get("/v1/cohorts/north/updates/latest")
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["cache-control"] == "no-cache"
+
+
+def test_the_latest_update_is_revalidated_by_its_entity_tag(cloud: Cloud) -> None:
+    update = cloud.publish(1, b"payload")
+    response = cloud.get("/v1/cohorts/north/updates/latest")
+    etag = f'"{update.digest}-1"'
+    assert (response.status_code, response.content) == (200, update.envelope)
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["etag"] == etag
+    assert response.headers["cache-control"] == "no-cache"
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = cloud.get("/v1/cohorts/north/updates/latest", headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    # The same payload as a new version is a new envelope.
+    cloud.publish(2, b"payload")
+    newer = cloud.get("/v1/cohorts/north/updates/latest", headers={"If-None-Match": etag})
+    assert (newer.status_code, newer.headers["etag"]) == (200, f'"{update.digest}-2"')
+
+
+def test_artifacts_are_immutable(cloud: Cloud) -> None:
+    update = cloud.publish(1, b"payload")
+    path = f"/v1/cohorts/north/artifacts/{update.digest}"
+    response = cloud.get(path)
+    assert (response.status_code, response.content) == (200, b"payload")
+    assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert response.headers["content-type"] == "application/octet-stream"
+    again = cloud.get(path, headers={"If-None-Match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    refused(cloud.get("/v1/cohorts/north/artifacts/" + "0" * 64), 404, "unknown_artifact")
+    refused(cloud.get("/v1/cohorts/north/artifacts/short"), 404, "unknown_artifact")
+    # Another cohort's artifact is as good as none.
+    south = cloud.get(f"/v1/cohorts/south/artifacts/{update.digest}", token=cloud.southern)
+    refused(south, 404, "unknown_artifact")
+
+
+def test_status_says_where_the_cohort_stands(cloud: Cloud) -> None:
+    status = cloud.get("/v1/cohorts/north/status").json()
+    assert status["version"] == 0
+    assert status["update"] is None
+    assert status["worker"] == {"ready": False}
+    cloud.send(make_samples(3))
+    update = cloud.publish(1, b"payload")
+    cloud.store.put_report("north", {"ready": True, "steps": 4}, now=9.0)
+    status = cloud.get("/v1/cohorts/north/status").json()
+    assert (status["version"], status["update"]["digest"]) == (1, update.digest)
+    assert (status["samples"], status["backlog"], status["cursor"]) == (3, 3, 0)
+    assert status["counts"]["samples.stored"] == 3
+    assert status["worker"] == {"ready": True, "steps": 4, "seen_at": 9.0}
+    assert status["healthy"] is True
+
+
+def test_health_needs_no_token(cloud: Cloud) -> None:
+    response = cloud.http.get("/healthz")
+    assert (response.status_code, response.json()["status"]) == (200, "ok")
+    cloud.engine.well = False
+    refused(cloud.http.get("/healthz"), 503, "unhealthy")
+    assert cloud.send(make_samples(1))[0][1] == "stored"
+
+
+def test_metrics_count_what_happened(cloud: Cloud) -> None:
+    samples = make_samples(3)
+    cloud.send(samples)
+    cloud.send(samples[:1])
+    cloud.store.count("north", {"updates.gated": 2, "steps.count": 5, "steps.seconds": 1.5})
+    cloud.publish(1, b"payload")
+    cloud.http.get("/no/such/place")
+    response = cloud.get("/metrics", token=cloud.operator)
+    assert response.status_code == 200
+    values = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
+    assert float(values['cema_samples_total{cohort="north",verdict="stored"}']) == 3
+    assert float(values['cema_samples_total{cohort="north",verdict="duplicate"}']) == 1
+    stored, again = (
+        f'cema_image_bytes_total{{cohort="north",verdict="{v}"}}' for v in ("stored", "duplicate")
+    )
+    assert float(values[stored]) == sum(len(s.image) for s in samples)
+    assert float(values[again]) == len(samples[0].image)
+    assert float(values['cema_backlog_samples{cohort="north"}']) == 3
+    assert float(values['cema_update_version{cohort="north"}']) == 1
+    assert float(values['cema_updates_total{cohort="north",outcome="gated"}']) == 2
+    assert float(values['cema_step_seconds_count{cohort="north"}']) == 5
+    assert float(values['cema_step_seconds_sum{cohort="north"}']) == 1.5
+    route = 'method="POST",route="/v1/cohorts/{cohort}/samples",status="200"'
+    assert float(values[f"cema_http_request_seconds_count{{{route}}}"]) == 2
+    assert 'route="unmatched",status="404"' in response.text
+
+
+def test_invented_methods_are_one_label(cloud: Cloud) -> None:
+    for i in range(5):
+        cloud.http.request(f"BREW{i}", "/healthz")
+    cloud.http.request("DELETE", "/healthz")
+    text = cloud.get("/metrics", token=cloud.operator).text
+    assert "BREW" not in text
+    assert 'cema_http_request_seconds_count{method="other",route="/healthz",status="405"} 5.0' in text
+    assert 'cema_http_request_seconds_count{method="DELETE",route="/healthz",status="405"} 1.0' in text
+
+
+def test_two_applications_share_no_metrics(cloud: Cloud, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    other = StillEngine(CloudConfig.load(write_config(tmp_path / "second")))
+    cloud.send(make_samples(1))
+    token = other.devices.add("ops", cohort=None, role="operator")
+    with serving(other) as url:
+        text = httpx2.get(url + "/metrics", headers=auth(token)).text
+    assert "POST" not in text
+
+
+def test_unknown_addresses_and_methods_are_errors_of_the_same_form(cloud: Cloud) -> None:
+    refused(cloud.get("/no/such/place"), 404, "not_found")
+    response = cloud.get("/v1/cohorts/north/samples")
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_store_that_cannot_be_written_is_503_with_retry_after(cloud: Cloud) -> None:
+    with cloud.store.database.write() as connection:
+        connection.execute("ALTER TABLE evicted RENAME TO lost")
+    response = cloud.post(encode_samples(make_samples(1)))
+    refused(response, 503, "store_unavailable")
+    assert response.headers["retry-after"] == "7"
+
+
+def test_a_fault_of_our_own_is_a_500_that_tells_nothing(cloud: Cloud) -> None:
+    with cloud.store.database.write() as connection:
+        connection.execute("ALTER TABLE updates RENAME TO lost")
+    response = cloud.get("/v1/cohorts/north/updates/latest")
+    error = refused(response, 500, "internal")
+    assert "updates" not in json.dumps(error)

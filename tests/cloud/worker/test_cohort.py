@@ -1,0 +1,574 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from cloud_support import samples_of
+from cloud_tiny_models import PREPROCESSING, edge, quadrants, train
+from safetensors.torch import save_file
+
+from cema.cloud.config import CloudConfig, CohortConfig, PublishConfig
+from cema.cloud.store.sqlite import Fenced, Store
+from cema.cloud.worker.cohort import ATTEMPTS, MOST_REJECTED, CohortWorker, WorkerFailed
+from cema.cloud.worker.gate import AgreementWindow, BatchAgreement
+from cema.cloud.worker.publisher import Publisher
+from cema.cloud.worker.rounds import open_cohort
+from cema.errors import ConfigError, ModelError, StoreError
+from cema.formats.bundle import Bundle
+from cema.formats.image import decode_image
+from cema.formats.keys import generate_key, load_private_key
+from cema.formats.payload import decode_payload
+from cema.formats.update import verify_payload, verify_update
+from cema.models.norm_state import load_folded
+from cema.models.registry import resolve
+from cema.ondevice.drift import Domain, InputAverage, input_statistics
+
+
+@dataclass
+class Cloud:
+    """A store, the configuration of one cohort, and a clock that only moves when told to."""
+
+    folder: Path
+    config: CloudConfig
+    store: Store
+    now: float = 1000.0
+    sent: int = field(default=0)
+
+    @property
+    def cohort(self) -> CohortConfig:
+        return self.config.cohort[0]
+
+    def adapt(self, **values: Any) -> None:
+        self._replace(adapt=msgspec.structs.replace(self.cohort.adapt, **values))
+
+    def publish(self, **values: Any) -> None:
+        self._replace(publish=msgspec.structs.replace(self.cohort.publish, **values))
+
+    def worker_config(self, **values: Any) -> None:
+        worker = msgspec.structs.replace(self.config.worker, **values)
+        self.config = msgspec.structs.replace(self.config, worker=worker)
+
+    def _replace(self, **values: Any) -> None:
+        cohort = msgspec.structs.replace(self.cohort, **values)
+        self.config = msgspec.structs.replace(self.config, cohort=(cohort,))
+
+    def open(self) -> CohortWorker:
+        worker = open_cohort(self.store, self.config, self.cohort)
+        worker._clock = lambda: self.now
+        return worker
+
+    def send(self, count: int, *, drift: bool = True) -> None:
+        images, _ = quadrants(count, 1000 + self.sent, drift=drift)
+        self.sent += count
+        self.store.put("north", samples_of(images), device="d", now=self.now, max_backlog=10**6)
+
+    def counters(self) -> dict[str, float]:
+        return self.store.counters("north")
+
+
+@pytest.fixture
+def cloud(factory: Path, tmp_path: Path) -> Iterator[Cloud]:
+    shutil.copytree(factory, tmp_path / "f")
+    path = tmp_path / "f" / "cloud.toml"
+    path.write_text(path.read_text().replace("[worker]", "[worker]\nidle_steps = 0"))
+    config = CloudConfig.load(path)
+    store = Store(config.database, max_bytes=64 * 2**20)
+    made = Cloud(tmp_path / "f", config, store)
+    made.worker_config(max_backlog=1000)  # tests send all at once, and mean each sample to be learned from
+    yield made
+    store.close()
+
+
+def drain(worker: CohortWorker) -> int:
+    """Run until there is nothing to do; returns how often there was."""
+    turns = 0
+    while worker.run_once():
+        turns += 1
+        assert turns < 500
+    return turns
+
+
+def accuracy(norm_state: dict[str, np.ndarray], folder: Path, *, drift: bool) -> float:
+    module = resolve("cloud_tiny_models:edge", weights=folder / "edge.safetensors").module
+    load_folded(module, norm_state)
+    images, labels = quadrants(500, 5, drift=drift)
+    with torch.inference_mode():
+        return float((module(torch.from_numpy(PREPROCESSING(images))).argmax(1).numpy() == labels).mean())
+
+
+def test_drifted_samples_make_a_signed_version_that_is_better(cloud: Cloud) -> None:
+    cloud.send(160)
+    assert drain(cloud.open()) == 10
+    bundle = Bundle.load(cloud.folder / "bundle")
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    manifest = verify_update(
+        update.envelope,
+        public_keys=bundle.public_keys,
+        cohort="north",
+        base=bundle.manifest.base,
+        running_version=0,
+        now=cloud.now,
+    )
+    assert manifest.version == update.version >= 3
+    assert manifest.expires == int(cloud.now) + 30 * 86_400
+    payload = verify_payload(manifest, update.payload)
+    source = accuracy(bundle.norm_state(), cloud.folder, drift=True)
+    assert accuracy(payload.norm_state, cloud.folder, drift=True) > source + 0.1
+    # The golden logits are those of the rounded norm state that devices will run.
+    module = resolve("cloud_tiny_models:edge", weights=cloud.folder / "edge.safetensors").module
+    load_folded(module, payload.norm_state)
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(PREPROCESSING(bundle.golden_images))).numpy()
+    np.testing.assert_allclose(payload.golden_logits, logits, rtol=2e-3, atol=2e-3)
+
+
+def test_a_version_says_what_the_inputs_looked_like_that_it_was_made_from(cloud: Cloud) -> None:
+    cloud.send(160)
+    drain(cloud.open())
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    domain = decode_payload(update.payload).domain
+    assert domain is not None
+    images = [decode_image(sample.image) for sample in cloud.store.fresh("north", after=0, limit=160)]
+    rows = input_statistics(PREPROCESSING(images))
+    # Whole batches, at most as many as the statistics average over; the last candidate may have been held back.
+    ends = range(16, 161, 16)
+    means = [rows[a:b].mean(0) for b in ends for a in range(max(0, b - 96), b, 16)]
+    assert min(np.abs(domain.mean - mean).max() for mean in means) < 1e-5
+    quiet, _ = quadrants(200, 7, drift=False)
+    drifted, _ = quadrants(200, 7, drift=True)
+    average = {True: InputAverage(len(domain.mean)), False: InputAverage(len(domain.mean))}
+    for drift, batch in ((True, drifted), (False, quiet)):
+        for row in input_statistics(PREPROCESSING(batch)):
+            average[drift].observe(row)
+    precision = domain.precision()
+    assert average[True].distance(domain, precision) < 36 < average[False].distance(domain, precision)
+
+
+def test_no_version_that_is_ever_published_is_worse_than_the_source(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1)
+    worker = cloud.open()
+    source = accuracy(Bundle.load(cloud.folder / "bundle").norm_state(), cloud.folder, drift=True)
+    for _ in range(8):
+        cloud.send(16)
+        assert worker.run_once()
+        update = cloud.store.latest_update("north")
+        if update is not None:
+            state = decode_payload(update.payload).norm_state
+            assert accuracy(state, cloud.folder, drift=True) >= source - 0.02
+
+
+def test_only_full_batches_until_the_oldest_sample_has_lingered(cloud: Cloud) -> None:
+    worker = cloud.open()
+    cloud.send(16 + 5)
+    assert drain(worker) == 1
+    assert cloud.store.backlog("north").samples == 5
+    cloud.now += cloud.config.worker.linger_seconds - 0.1
+    assert not worker.run_once()
+    cloud.now += 0.1
+    assert worker.run_once()
+    assert cloud.store.backlog("north").samples == 0
+    assert cloud.counters()["worker.fresh_steps"] == 2
+
+
+def test_idle_steps_replay_and_are_bounded_until_new_samples_come(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=3)
+    worker = cloud.open()
+    cloud.send(48)
+    assert drain(worker) == 3  # too few are stored to replay
+    cloud.send(32)
+    assert drain(worker) == 2 + 3
+    assert cloud.counters()["worker.replay_steps"] == 3
+    # A restart does not begin to count anew.
+    assert drain(cloud.open()) == 0
+    worker = cloud.open()
+    cloud.send(16)
+    assert drain(worker) == 1 + 3
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the worker catches it."""
+
+
+def dying_commit(worker: CohortWorker) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    worker._commit = die  # type: ignore[method-assign]
+
+
+def final_state(cloud: Cloud) -> tuple[bytes | None, int, int]:
+    state = cloud.store.claim("north")
+    update = cloud.store.latest_update("north")
+    return state.checkpoint, state.cursor, update.version if update else 0
+
+
+def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(cloud: Cloud, factory: Path) -> None:
+    cloud.worker_config(idle_steps=2)
+    cloud.send(160)
+    copy = cloud.store.database.path.parent / "copy.db"
+    with sqlite3.connect(copy) as target, cloud.store.database.read() as source:
+        source.backup(target)
+    target.close()
+    drain(cloud.open())
+    uninterrupted = final_state(cloud)
+    payload = cloud.store.latest_update("north")
+
+    other = Store(copy, max_bytes=64 * 2**20)
+    shadow = Cloud(cloud.folder, cloud.config, other)
+    for turn in range(200):
+        worker = shadow.open()
+        if turn % 3 == 1:
+            # Dies when the step is done and not yet committed.
+            dying_commit(worker)
+            try:
+                worker.run_once()
+            except Killed:
+                continue
+            break
+        if not worker.run_once():
+            break
+    assert final_state(shadow) == uninterrupted
+    assert uninterrupted[2] > 0
+    again = other.latest_update("north")
+    assert payload is not None
+    assert again is not None
+    assert again.payload == payload.payload
+    other.close()
+
+
+def test_a_fault_inside_the_commit_leaves_the_step_undone(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1)
+    worker = cloud.open()
+    cloud.send(32)
+    assert worker.run_once()
+    before = cloud.store.status("north")
+    with cloud.store.database.write() as connection:
+        connection.execute(
+            "CREATE TRIGGER fault BEFORE INSERT ON updates BEGIN SELECT raise(ABORT, 'x'); END"
+        )
+    with pytest.raises(sqlite3.IntegrityError):
+        worker.run_once()
+    assert cloud.store.status("north") == before
+    with cloud.store.database.write() as connection:
+        connection.execute("DROP TRIGGER fault")
+    assert cloud.open().run_once()
+    assert cloud.store.status("north")["version"] == before["version"] + 1
+
+
+def test_samples_that_cannot_be_read_are_passed_over(cloud: Cloud) -> None:
+    worker = cloud.open()
+    cloud.send(32)
+    with cloud.store.database.write() as connection:
+        connection.execute("UPDATE samples SET image = x'00ff00ff' WHERE seq IN (2, 5)")
+        connection.execute("UPDATE samples SET image = x'00ff00ff' WHERE seq > 16")
+    assert drain(worker) == 2
+    assert cloud.counters()["worker.unreadable_samples"] == 2 + 16
+    assert cloud.counters()["worker.fresh_steps"] == 1
+    cloud.send(16)
+    assert drain(worker) == 1
+    assert cloud.counters()["worker.fresh_steps"] == 2
+
+
+def test_replayed_samples_that_were_evicted_are_forgotten(cloud: Cloud) -> None:
+    cloud.adapt(replay_scope="all")
+    cloud.worker_config(idle_steps=1)
+    worker = cloud.open()
+    cloud.send(96)
+    drain(worker)
+    with cloud.store.database.write() as connection:
+        connection.execute("DELETE FROM samples WHERE seq <= 40")
+    cloud.send(64)
+    drain(worker)
+    assert cloud.counters()["worker.gone_samples"] > 0
+    drain(cloud.open())
+
+
+def test_a_failed_step_is_undone_and_its_samples_passed_over(cloud: Cloud) -> None:
+    worker = cloud.open()
+    cloud.send(32)
+    worker.run_once()
+    before = worker.learner.dumps()
+    learn = worker.learner.learn
+
+    def spoil(*arguments: Any) -> Any:
+        learn(*arguments)
+        raise RuntimeError("out of memory")
+
+    worker.learner.learn = spoil  # type: ignore[method-assign]
+    assert worker.run_once()
+    assert worker.learner.dumps() == before
+    assert cloud.counters()["worker.failed_samples"] == 16
+    assert "out of memory" in cloud.store.status("north")["worker"]["error"]
+    cloud.send(16)
+    assert worker.run_once()
+    assert cloud.counters()["worker.fresh_steps"] == 2
+
+
+def test_a_fault_that_is_not_in_the_samples_ends_the_worker(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    worker = cloud.open()
+    monkeypatch.setattr("cema.adapt.learner.CemaLearner.learn", broken)
+    cloud.send(64)
+    assert worker.run_once()
+    assert worker.run_once()
+    with pytest.raises(WorkerFailed, match="device lost"):
+        worker.run_once()
+    assert cloud.store.backlog("north").samples == 16
+
+
+def test_a_step_that_diverges_never_reaches_a_device(cloud: Cloud) -> None:
+    cloud.adapt(edge_lr=1e30)
+    cloud.send(32)
+    drain(cloud.open())
+    assert cloud.store.latest_update("north") is None
+    counts = cloud.counters()
+    rejected_in_a_row = ("worker.failed_steps", "updates.not_finite", "updates.gated")
+    assert sum(counts.get(name, 0) for name in rejected_in_a_row) > 0
+
+
+def test_an_adaptation_that_is_lost_begins_anew_and_keeps_its_samples(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1)
+    sane = cloud.config
+    cloud.adapt(edge_lr=1e30)
+    cloud.send(16 * (MOST_REJECTED + 1))
+    drain(cloud.open())
+    assert cloud.store.latest_update("north") is None
+    assert cloud.counters()["worker.resets"] == 1
+    cloud.config = sane
+    worker = cloud.open()
+    assert worker.learner.replayable == 16 * (MOST_REJECTED + 1)
+    cloud.send(64)
+    drain(worker)
+    assert cloud.store.latest_update("north") is not None
+
+
+def test_the_gate_holds_back_what_agrees_less_with_the_foundation_model(cloud: Cloud) -> None:
+    cloud.adapt(edge_lr=3.0, foundation_lr=0.0)
+    cloud.publish(every_steps=1)
+    # Clean samples: the source is right about them, and the absurd learning rate can only spoil it.
+    cloud.send(80, drift=False)
+    drain(cloud.open())
+    counts = cloud.counters()
+    assert counts["updates.gated"] >= 2
+    update = cloud.store.latest_update("north")
+    if update is not None:
+        assert accuracy(decode_payload(update.payload).norm_state, cloud.folder, drift=False) > 0.9
+
+
+def make_publisher(cloud: Cloud, **values: Any) -> Publisher:
+    return Publisher(
+        resolve("cloud_tiny_models:edge", weights=cloud.folder / "edge.safetensors"),
+        Bundle.load(cloud.folder / "bundle"),
+        "north",
+        load_private_key(cloud.folder / "signing.key"),
+        PublishConfig(**values),
+    )
+
+
+def seen(
+    adapted: int, running: int, source: int, *, count: int = 64, before_update: bool = True
+) -> AgreementWindow:
+    """Return evidence of one batch."""
+    return AgreementWindow(
+        batches=[
+            BatchAgreement(
+                count=count, adapted=adapted, running=running, source=source, before_update=before_update
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "outcome"),
+    [
+        (seen(60, 60, 60), "published"),
+        (seen(50, 51, 40), "published"),  # within the gate's slack of what devices run
+        (seen(50, 53, 40), "gated"),
+        (seen(50, 50, 51), "gated"),  # no slack to the source model
+        (seen(30, 40, 50), "reverted"),
+        (seen(60, 20, 20, count=63), "waiting"),
+        (seen(0, 20, 20, before_update=False), "waiting"),
+        (seen(0, 20, 50, before_update=False), "reverted"),
+        (seen(0, 8, 15, count=32, before_update=False), "reverted"),  # by more than 1 / sqrt(32)
+        (seen(0, 8, 12, count=32, before_update=False), "waiting"),
+    ],
+)
+def test_the_gate(cloud: Cloud, window: AgreementWindow, outcome: str) -> None:
+    publisher = make_publisher(cloud, gate=0.02, evidence=64)
+    source = publisher.bundle.norm_state()
+    state = {key: value * np.float32(1.25) for key, value in source.items()}
+    candidate = publisher.consider(state, window, 5.0, Domain.of(np.eye(8)[:, :4]))
+    assert candidate.outcome == outcome
+    assert (candidate.update is not None) == (outcome in ("published", "reverted"))
+    if candidate.update is not None:
+        payload = decode_payload(candidate.update.payload)
+        sent = payload.norm_state
+        # The source model goes with any input.
+        assert (payload.domain is not None) == (outcome == "published")
+        expected = state if outcome == "published" else source
+        assert all(np.allclose(sent[key], expected[key], rtol=1e-3, atol=1e-3) for key in source)
+
+
+@pytest.mark.parametrize("gate", [0.02, 1.0])
+def test_a_state_that_overflows_is_never_published(cloud: Cloud, gate: float) -> None:
+    publisher = make_publisher(cloud, gate=gate)
+    state = {key: np.full_like(value, 3e38) for key, value in publisher.bundle.norm_state().items()}
+    assert publisher.consider(state, seen(64, 0, 0), 5.0).outcome == "not_finite"
+
+
+def test_a_gate_of_one_publishes_whatever_is_finite(cloud: Cloud) -> None:
+    publisher = make_publisher(cloud, gate=1.0)
+    state = {key: -value for key, value in publisher.bundle.norm_state().items()}
+    assert publisher.consider(state, seen(0, 64, 64), 5.0).outcome == "published"
+
+
+def test_a_backlog_goes_to_the_replay_buffer_in_part(cloud: Cloud) -> None:
+    cloud.worker_config(max_backlog=32)
+    worker = cloud.open()
+    cloud.send(100)
+    assert drain(worker) == 1 + 2
+    assert cloud.counters()["worker.skipped_samples"] == 68
+    assert worker.learner.replayable == 100
+
+
+def test_a_batch_that_processes_die_of_is_left_out(cloud: Cloud) -> None:
+    cloud.send(32)
+    for _ in range(ATTEMPTS):
+        worker = cloud.open()
+
+        def die(*_: object) -> Any:
+            raise Killed
+
+        worker.learner.learn = die  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            worker.run_once()
+    worker = cloud.open()
+    assert drain(worker) == 2
+    assert cloud.counters()["worker.abandoned_samples"] == 16
+    assert cloud.counters()["worker.fresh_steps"] == 1
+
+
+def marked(cloud: Cloud, attempts: int) -> CohortWorker:
+    """Return a worker after so many that died in their first step."""
+    for _ in range(attempts):
+        cloud.store.mark_attempt("north")
+    return cloud.open()
+
+
+def test_a_batch_after_skipped_ones_is_not_the_one_that_processes_died_of(cloud: Cloud) -> None:
+    cloud.worker_config(max_backlog=16)
+    cloud.open()
+    cloud.send(20)
+    worker = marked(cloud, ATTEMPTS)
+    assert drain(worker) == 2
+    assert cloud.counters()["worker.skipped_samples"] == 4
+    assert "worker.abandoned_samples" not in cloud.counters()
+    assert cloud.counters()["worker.fresh_steps"] == 1
+
+
+def test_a_replay_that_processes_die_of_is_left_out_and_does_not_come_back(cloud: Cloud) -> None:
+    cloud.send(80)
+    drain(cloud.open())
+    cloud.worker_config(idle_steps=2)
+    drawn: list[list[int]] = []
+
+    def die(items: list[int]) -> Any:
+        drawn.append(list(items))
+        raise Killed
+
+    for _ in range(ATTEMPTS):
+        worker = cloud.open()
+        worker.learner._recall = die  # type: ignore[attr-defined]
+        with pytest.raises(Killed):
+            worker.run_once()
+    assert all(items == drawn[0] for items in drawn)
+    worker = cloud.open()
+    assert drain(worker) == 1
+    assert cloud.counters()["worker.abandoned_replays"] == 1
+    assert "worker.replay_steps" not in cloud.counters()
+    assert drain(cloud.open()) == 0
+    worker = cloud.open()
+    worker.progress.idle = 0
+    worker.learner._recall = die  # type: ignore[attr-defined]
+    with pytest.raises(Killed):
+        worker.run_once()
+    assert drawn[-1] != drawn[0]
+
+
+def test_restarts_with_nothing_to_replay_are_no_deaths(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=2)
+    for _ in range(ATTEMPTS + 1):
+        assert drain(cloud.open()) == 0
+    cloud.send(16)
+    assert drain(cloud.open()) == 1
+    assert cloud.counters()["worker.fresh_steps"] == 1
+
+
+def test_an_older_worker_cannot_commit(cloud: Cloud) -> None:
+    cloud.send(16)
+    old, new = cloud.open(), cloud.open()
+    with pytest.raises(Fenced):
+        old.run_once()
+    assert new.run_once()
+
+
+def test_versions_keep_their_distance_in_time(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1, min_seconds=60.0, gate=1.0)
+    worker = cloud.open()
+    cloud.send(48)
+    drain(worker)
+    assert cloud.store.status("north")["version"] == 1
+    cloud.now += 60
+    cloud.send(16)
+    drain(worker)
+    assert cloud.store.status("north")["version"] == 2
+
+
+def test_a_version_is_signed_anew_before_it_expires(cloud: Cloud) -> None:
+    worker = cloud.open()
+    cloud.send(32)
+    drain(worker)
+    first = cloud.store.latest_update("north")
+    assert first is not None
+    cloud.now += 15 * 86_400
+    assert drain(worker) == 1
+    second = cloud.store.latest_update("north")
+    assert second is not None
+    assert (second.version, second.digest) == (first.version + 1, first.digest)
+    assert second.expires == first.expires + 15 * 86_400
+
+
+def test_a_model_that_is_not_the_bundles_is_refused(cloud: Cloud) -> None:
+    other = edge()
+    train(other.module, 77)
+    save_file(other.module.state_dict(), cloud.folder / "edge.safetensors")
+    with pytest.raises(ModelError, match="not what the bundle"):
+        cloud.open()
+
+
+def test_a_key_that_devices_do_not_trust_is_refused(cloud: Cloud) -> None:
+    (cloud.folder / "signing.key").unlink()
+    (cloud.folder / "signing.pub").unlink()
+    generate_key(cloud.folder / "signing.key")
+    with pytest.raises(ConfigError, match="would refuse every update"):
+        cloud.open()
+
+
+def test_a_store_of_another_base_model_is_refused(cloud: Cloud) -> None:
+    cloud.store.open_cohort("north", base="1" * 64)
+    with pytest.raises(StoreError, match="base model"):
+        cloud.open()

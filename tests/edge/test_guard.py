@@ -1,0 +1,131 @@
+"""The guard: the source model serves, at once, where an update was not made for what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from edge_support import PREPROCESSING, SIDE, Cloud, Update, make_update, norm_state, reference
+
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import EdgeConfig, GuardConfig
+from cema.edge.guard import Guard
+from cema.edge.runtime import Active, Runtime
+from cema.errors import ConfigError
+from cema.formats.bundle import Bundle
+from cema.formats.payload import encode_payload, round_norm_state
+from cema.ondevice.drift import Domain, input_statistics
+
+Make = Callable[..., EdgeConfig]
+
+
+def scenes(n: int, seed: int, *, dark: bool = False) -> np.ndarray:
+    """Smooth pictures, bright or dark."""
+    rng = np.random.default_rng(seed)
+    slopes = rng.normal(size=(n, 2, 1, 1, 3)) * np.arange(SIDE).reshape(1, 1, SIDE, 1, 1)
+    picture = slopes[:, 0] + slopes[:, 1].transpose(0, 2, 1, 3) + rng.normal(150, 15, (n, 1, 1, 3))
+    noisy = picture + rng.normal(0, 4, (n, SIDE, SIDE, 3))
+    return (noisy * (0.2 if dark else 1.0)).clip(0, 255).astype(np.uint8)
+
+
+def domain(images: np.ndarray) -> Domain:
+    return Domain.of(input_statistics(PREPROCESSING(images)))
+
+
+def update_for(bundle: Bundle, key: Ed25519PrivateKey, version: int, images: np.ndarray | None) -> Update:
+    state = round_norm_state(norm_state(seed=version))
+    golden = reference(state, bundle.golden_images).astype(np.float32)
+    made_for = None if images is None else domain(images)
+    payload = encode_payload(state, golden, domain=made_for)
+    return make_update(bundle, key, version, payload=payload)
+
+
+def test_it_leaves_and_returns(bundle: Bundle) -> None:
+    source, installed = (
+        Active(Runtime(bundle), version, None, made_for)
+        for version, made_for in ((0, None), (1, domain(scenes(96, 0))))
+    )
+    guard = Guard(source, 36.0)
+    for seed in (1, 2, 3):
+        assert guard.choose(installed, PREPROCESSING(scenes(8, seed))) is installed
+    assert guard.choose(installed, PREPROCESSING(scenes(8, 4, dark=True))) is source
+    assert guard.drifted
+    chosen = [guard.choose(installed, PREPROCESSING(scenes(8, seed))) for seed in range(5, 15)]
+    assert chosen[-1] is installed
+    assert not guard.drifted
+
+
+def test_one_image_at_a_time_is_enough(bundle: Bundle) -> None:
+    source = Active(Runtime(bundle))
+    installed = Active(source.runtime, 1, None, domain(scenes(96, 0)))
+    guard = Guard(source, 36.0)
+    assert guard.choose(installed, PREPROCESSING(scenes(1, 1))) is installed
+    dark = scenes(4, 2, dark=True)
+    assert [guard.choose(installed, PREPROCESSING(dark[i : i + 1])) for i in range(4)][-1] is source
+
+
+def test_an_update_without_an_environment_goes_with_any_input(bundle: Bundle) -> None:
+    source = Active(Runtime(bundle))
+    installed = Active(source.runtime, 1)
+    guard = Guard(source, 36.0)
+    for dark in (False, True, False):
+        assert guard.choose(installed, PREPROCESSING(scenes(8, 1, dark=dark))) is installed
+
+
+def test_an_update_for_what_comes_in_now_serves_at_once(bundle: Bundle) -> None:
+    source = Active(Runtime(bundle))
+    bright, dark = (Active(source.runtime, v, None, domain(scenes(96, v, dark=v == 2))) for v in (1, 2))
+    guard = Guard(source, 36.0)
+    guard.choose(bright, PREPROCESSING(scenes(32, 3)))
+    for seed in range(4, 8):
+        guard.choose(bright, PREPROCESSING(scenes(8, seed, dark=True)))
+    assert guard.drifted
+    assert guard.choose(dark, PREPROCESSING(scenes(1, 9, dark=True))) is dark
+    assert guard.choose(bright, PREPROCESSING(scenes(1, 10, dark=True))) is source, (
+        "known from what came before"
+    )
+
+
+def test_the_agent_falls_back_and_says_so(
+    make_config: Make, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey
+) -> None:
+    with EdgeAgent(make_config(cloud)) as agent:
+        agent.predict(scenes(8, 1))
+        cloud.publish(update_for(bundle, key, 1, scenes(96, 0)))
+        assert agent.wait_for_version(1, 20)
+        served = agent.predict(scenes(8, 2))
+        assert (served.version, served.guarded) == (1, False)
+        dark = scenes(8, 3, dark=True)
+        guarded = agent.predict(dark)
+        assert (guarded.version, guarded.guarded) == (0, True)
+        np.testing.assert_allclose(guarded.logits, reference(norm_state(), dark), rtol=1e-3, atol=1e-3)
+        status = agent.status()
+        assert (status.version, status.drifted, status.guarded) == (1, True, 8)
+        # A batch larger than the model takes at once: its first part chooses for all of it.
+        assert agent.predict(scenes(100, 4, dark=True)).guarded
+        assert agent.status().guarded == 108
+    with EdgeAgent(make_config(cloud)) as agent:  # the environment is remembered with the update
+        assert agent.predict(scenes(8, 5, dark=True)).guarded
+
+
+def test_it_can_be_switched_off(
+    make_config: Make, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey
+) -> None:
+    with EdgeAgent(make_config(cloud, guard=GuardConfig(limit=0))) as agent:
+        cloud.publish(update_for(bundle, key, 1, scenes(96, 0)))
+        assert agent.wait_for_version(1, 20)
+        assert agent.predict(scenes(8, 1, dark=True)).version == 1
+    with pytest.raises(ValueError, match="limit"):
+        GuardConfig(limit=-1)
+
+
+def test_toml_knows_the_section(tmp_path: Path) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text('bundle = "b"\nstate = "s"\n[guard]\nlimit = 50\n')
+    assert EdgeConfig.load(path).guard.limit == 50
+    path.write_text('bundle = "b"\nstate = "s"\n[guard]\nlimits = 50\n')
+    with pytest.raises(ConfigError, match="limits"):
+        EdgeConfig.load(path)

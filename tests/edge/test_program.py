@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from edge_support import Cloud, images, make_update, norm_state, reference
+from PIL import Image
+
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import EdgeConfig
+from cema.edge.program import _read_image, run
+from cema.errors import ConfigError, ImageError
+from cema.formats.bundle import Bundle
+
+Make = Callable[..., EdgeConfig]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for i, image in enumerate(images(5)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    Image.fromarray(images(1, 9)[0, :, :, 0]).save(folder / "sub" / "grey.png")
+    (folder / "2a.png").write_bytes(b"not an image")
+    (folder / "2b.jpg").write_bytes((folder / "1.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image, and none by name")
+    return folder
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """More images than a run of the tests could see: what ends such a run is what the test does."""
+    np.save(tmp_path / "many.npy", images(5000))
+    return tmp_path / "many.npy"
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_folder_is_predicted_in_order_and_bad_files_are_reported(make_config: Make, folder: Path) -> None:
+    out = io.StringIO()
+    assert run(make_config(), folder, batch=2, out=out) == 0
+    events = lines(out.getvalue())
+    assert all(event["time"] > 1e9 for event in events)
+    assert (events[0]["event"], events[0]["images"], events[0]["version"]) == ("started", 8, 0)
+    errors = [event for event in events if event["event"] == "error"]
+    assert [Path(event["file"]).name for event in errors] == ["2a.png", "2b.jpg"]
+    assert all(event["message"] for event in errors)
+    predictions = [event for event in events if event["event"] == "prediction"]
+    assert [event["index"] for event in predictions] == [0, 2, 4]
+    expected = reference(norm_state(), images(5)).argmax(1).tolist()
+    assert [label for event in predictions for label in event["labels"]][:5] == expected
+    for event in predictions:
+        assert len(event["entropy"]) == len(event["selected"]) == len(event["labels"]) == 2
+        assert event["version"] == 0
+        assert event["seconds"] > 0
+    last = events[-1]
+    assert (last["event"], last["reason"], last["images"], last["predicted"]) == ("finished", "end", 6, 6)
+    assert last["selected"] == last["spooled"], "everything selected is durable when it has finished"
+
+
+def test_an_array_is_predicted_with_rate_and_linger_until_everything_is_delivered(
+    make_config: Make, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", images(120))
+    cloud.publish(make_update(bundle, key, 4))
+    out = io.StringIO()
+    assert run(make_config(cloud), tmp_path / "x.npy", rate=60, batch=9, linger=30, out=out) == 0
+    events = lines(out.getvalue())
+    (swap,) = [event for event in events if event["event"] == "swap"]
+    assert (swap["version"], swap["previous"], len(swap["digest"])) == (4, 0, 64)
+    assert "status" in {event["event"] for event in events}
+    assert sum(len(event["labels"]) for event in events if event["event"] == "prediction") == 120
+    assert events[-1]["version"] == 4
+    assert events[-1]["uploaded"] == events[-1]["selected"] == len(cloud.stored)
+    sent = [event for event in events if event["event"] == "uploaded"]
+    moments = {event["captured_at"] for event in events if event["event"] == "prediction"}
+    assert {moment for event in sent for moment in event["captured_at"]} <= moments
+    assert sum(sum(event["bytes"]) for event in sent) == events[-1]["bytes_up"]
+    assert swap["bytes"] == events[-1]["bytes_down"] > 0
+
+
+def test_a_source_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="found none"):
+        run(make_config(), tmp_path, out=io.StringIO())
+    with pytest.raises(ImageError, match="folder of images"):
+        run(make_config(), tmp_path / "nowhere", out=io.StringIO())
+    np.save(tmp_path / "float.npy", np.zeros((2, 3, 3, 3)))
+    with pytest.raises(ImageError, match="uint8"):
+        run(make_config(), tmp_path / "float.npy", out=io.StringIO())
+    (tmp_path / "bad.npy").write_bytes(b"nothing")
+    with pytest.raises(ImageError, match="cannot be read"):
+        run(make_config(), tmp_path / "bad.npy", out=io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rate", 0.0), ("rate", math.nan), ("batch", 0), ("linger", -1.0), ("linger", math.nan)],
+)
+def test_a_number_that_makes_no_sense_is_refused(
+    make_config: Make, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: expected"):
+        run(make_config(), tmp_path, out=io.StringIO(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("state", "arguments", "expected"),
+    [
+        ('"s"', ["--rate", "0"], "rate: expected"),
+        ('"s"', ["--linger", "-1"], "linger: expected"),
+        ('"images/0.png/s"', [], "state: the folder"),
+        ('"images/0.png"', [], "state: the folder"),
+        ('"/proc/nowhere"', [], "state: the folder"),
+        ('"a\\u0000b"', [], "state: the folder"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    bundle: Bundle, folder: Path, tmp_path: Path, *, state: str, arguments: list[str], expected: str
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text(f'bundle = "{bundle.path}"\nstate = {state}\n')
+    command = ["edge", "run", "--config", str(config), "--source", str(folder), *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", "from cema.cli.main import main; main()", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"cema: {expected}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_files_of_16_bits_are_scaled_and_of_32_refused_and_alpha_is_ignored(tmp_path: Path) -> None:
+    wide = np.array([[0, 128, 129, 257], [32768, 65280, 65406, 65535]], np.uint16)
+    narrow = np.array([[0, 0, 1, 1], [128, 254, 254, 255]], np.uint8)
+    for name in ("grey.png", "grey.tif", "grey.ppm"):
+        Image.fromarray(wide).save(tmp_path / name)
+        np.testing.assert_array_equal(_read_image(tmp_path / name), narrow[:, :, None], err_msg=name)
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(wide.astype(dtype)).save(tmp_path / "grey32.tif")
+        with pytest.raises(ImageError, match="convert the file to 8 bits"):
+            _read_image(tmp_path / "grey32.tif")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(_read_image(tmp_path / "alpha.png"), pixels[:, :, :3])
+
+
+def test_a_swap_of_the_last_moment_has_its_line(
+    make_config: Make,
+    cloud: Cloud,
+    folder: Path,
+    *,
+    bundle: Bundle,
+    key: Ed25519PrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(EdgeAgent):
+        def close(self) -> None:
+            if not self._closed:
+                cloud.publish(make_update(bundle, key, 3))
+                assert self.wait_for_version(3, 20)
+            super().close()
+
+    monkeypatch.setattr("cema.edge.program.EdgeAgent", Late)
+    out = io.StringIO()
+    assert run(make_config(cloud), folder, out=out) == 0
+    events = lines(out.getvalue())
+    (swap,) = [event for event in events if event["event"] == "swap"]
+    assert (swap["version"], swap["previous"]) == (3, 0)
+    assert (events[-1]["event"], events[-1]["version"]) == ("finished", 3)
+
+
+def test_it_runs_outside_the_main_thread(make_config: Make, folder: Path) -> None:
+    out, codes = io.StringIO(), []
+    thread = threading.Thread(target=lambda: codes.append(run(make_config(), folder, out=out)))
+    thread.start()
+    thread.join(30)
+    assert codes == [0]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import msgspec
+from cema import EdgeConfig
+from cema.edge.program import run
+config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
+sys.exit(run(config, Path(sys.argv[2]), rate=50, batch=1, linger=60))
+"""
+
+
+def start(config: EdgeConfig, source: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(config).decode(), str(source)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(make_config: Make, many: Path, number: signal.Signals) -> None:
+    with start(make_config(), many) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while json.loads(process.stdout.readline())["event"] != "prediction":
+            pass
+        process.send_signal(number)
+        events = lines(process.stdout.read())
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    assert (events[-1]["event"], events[-1]["reason"]) == ("finished", "signal")
+    assert events[-1]["selected"] == events[-1]["spooled"] + sum(events[-1]["dropped"].values())
+
+
+def test_a_reader_that_goes_away_ends_it_cleanly(make_config: Make, many: Path) -> None:
+    with start(make_config(), many) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == ""

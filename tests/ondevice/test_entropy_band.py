@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cema.errors import ConfigError, FormatError, LogitsError
+from cema.ondevice.selection.entropy import softmax_entropy
+from cema.ondevice.selection.entropy_band import EntropySelector, Reason
+
+
+def exact_entropy(logits: Sequence[float]) -> Decimal:
+    """Return the entropy by its definition, with 60 decimal digits."""
+    with localcontext() as context:
+        context.prec = 60
+        values = [Decimal(float(value)) for value in logits]
+        top = max(values)
+        # Below e^-745 float64 has no number for what a class adds.
+        weights = [(value - top).exp() if value - top > -760 else Decimal(0) for value in values]
+        total = sum(weights)
+        shares = [weight / total for weight in weights if weight > 0]
+        return -sum((share * share.ln() for share in shares), Decimal(0))
+
+
+def rows(dtype: Any) -> st.SearchStrategy[np.ndarray]:
+    width = np.dtype(dtype).itemsize * 8
+    return hnp.arrays(
+        dtype, st.integers(2, 12), elements=st.floats(width=width, allow_nan=False, allow_infinity=False)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_entropy_of_any_finite_logits_is_right(dtype: Any) -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(rows(dtype))
+    def check(logits: np.ndarray) -> None:
+        expected = float(exact_entropy(logits.tolist()))
+        got = softmax_entropy(logits)
+        assert got.dtype == np.float64
+        assert got.shape == ()
+        assert 0.0 <= float(got) <= math.log(logits.size)
+        assert float(got) == pytest.approx(expected, rel=1e-12, abs=1e-46)
+
+    check()
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float64, st.integers(2, 12), elements=st.floats(-40, 40)))
+def test_entropy_of_ordinary_logits_is_right(logits: np.ndarray) -> None:
+    assert float(softmax_entropy(logits)) == pytest.approx(float(exact_entropy(logits.tolist())), rel=1e-12)
+
+
+def test_entropy_keeps_its_digits_when_one_class_has_all_the_mass() -> None:
+    # 1 - p underflows in the textbook formula: E is about 41 e^-40.
+    assert float(softmax_entropy([40.0, 0.0])) == pytest.approx(float(exact_entropy([40.0, 0.0])), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        (np.array([65504, -65504, 0], np.float16), 0.0),
+        (np.array([65504, 65504], np.float16), math.log(2)),
+        (np.array([-65504, -65504, -65504], np.float16), math.log(3)),
+        (np.array([6e-8, -6e-8], np.float16), math.log(2)),
+        (np.array([3.4e38, -3.4e38], np.float32), 0.0),
+        (np.array([1.7e308, -1.7e308, 1.7e308]), math.log(2)),
+        (np.array([3, 3, 3, 3], np.int64), math.log(4)),
+    ],
+)
+def test_entropy_at_the_ends_of_the_number_line(logits: np.ndarray, expected: float) -> None:
+    assert float(softmax_entropy(logits)) == pytest.approx(expected, rel=1e-7, abs=1e-300)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(0, 4), st.integers(2, 6)), elements=st.floats(-30, 30, width=32)
+    )
+)
+def test_rows_do_not_depend_on_each_other(logits: np.ndarray) -> None:
+    together = softmax_entropy(logits)
+    assert together.shape == logits.shape[:1]
+    for row, value in zip(logits, together, strict=True):
+        assert float(softmax_entropy(row)) == float(value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(np.float64, st.integers(2, 8), elements=st.floats(-30, 30)), st.randoms(use_true_random=False)
+)
+def test_entropy_does_not_see_order_or_offset(logits: np.ndarray, random: Any) -> None:
+    order = list(range(logits.size))
+    random.shuffle(order)
+    shuffled = softmax_entropy(logits[order] + 3.0)
+    assert float(shuffled) == pytest.approx(float(softmax_entropy(logits)), rel=1e-9, abs=1e-12)
+
+
+def test_leading_dimensions_are_kept() -> None:
+    assert softmax_entropy(np.zeros((2, 3, 5))).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.float32(1.0), r"shape \(..., C\)"),
+        (np.zeros((3, 1)), "C >= 2"),
+        (np.zeros((3, 0)), "C >= 2"),
+        (np.array([[0.0, np.nan], [0.0, 1.0]]), "in 1 of 2 samples"),
+        (np.array([0.0, np.inf]), "in 1 of 1 samples"),
+        (np.array([0.0, -np.inf], np.float16), "NaN or infinity"),
+        (np.array([True, False]), "dtype bool"),
+        (np.array([1 + 1j, 0]), "dtype complex128"),
+    ],
+)
+def test_damaged_logits_are_refused(logits: Any, message: str) -> None:
+    with pytest.raises(LogitsError, match=message):
+        softmax_entropy(logits)
+
+
+def reference_thresholds(
+    stream: Sequence[Sequence[float]],
+    *,
+    classes: int,
+    decay: float,
+    average: str,
+    momentum: float,
+    group: int,
+) -> list[float]:
+    """Return E_max after every call, written as a plain loop over the formula."""
+    top, low, e_max = math.log(classes), 0.02 * math.log(classes), 0.4 * math.log(classes)
+    everything: list[float] = []
+    pending: list[float] = []
+    previous: float | None = None
+    thresholds = []
+    for call in stream:
+        pending.extend(call)
+        if call and len(pending) >= group:
+            everything.extend(pending)
+            batch_mean = math.fsum(pending) / len(pending)
+            if average == "running":
+                current = math.fsum(everything) / len(everything)
+            else:
+                current = (
+                    batch_mean if previous is None else (1 - momentum) * previous + momentum * batch_mean
+                )
+            if previous is not None:
+                ratio = current / previous if min(current, previous) >= 1e-12 else 1.0
+                e_max = min(top, max(low, decay * e_max * ratio))
+            previous = current
+            pending = []
+        thresholds.append(e_max)
+    return thresholds
+
+
+streams = st.lists(st.lists(st.floats(0, math.log(10)), max_size=12), max_size=25)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    streams,
+    st.sampled_from([1.0, 0.9, 0.5, 1.1]),
+    st.sampled_from(["running", "exponential"]),
+    st.sampled_from([0.1, 0.7, 1.0]),
+    st.sampled_from([1, 4, 16]),
+)
+def test_the_threshold_follows_the_formula(
+    stream: list[list[float]], decay: float, average: Any, momentum: float, group: int
+) -> None:
+    selector = EntropySelector(10, decay=decay, average=average, momentum=momentum, group=group, floor=0)
+    expected = reference_thresholds(
+        stream, classes=10, decay=decay, average=average, momentum=momentum, group=group
+    )
+    for call, e_max in zip(stream, expected, strict=True):
+        decision = selector.select(np.array(call))
+        assert decision.e_max == selector.e_max == pytest.approx(e_max, rel=1e-9)
+        for value, chosen, reason in zip(call, decision.selected.tolist(), decision.reasons, strict=True):
+            assert chosen == (selector.e_min < value < decision.e_max) == (reason is Reason.SELECTED)
+            if not chosen:
+                assert reason is (Reason.UNINFORMATIVE if value <= selector.e_min else Reason.UNRELIABLE)
+
+
+def test_a_recorded_stream() -> None:
+    selector = EntropySelector(10, group=1, floor=0)
+    start = 0.4 * math.log(10)
+    assert selector.select([1.0, 1.0]).e_max == pytest.approx(start)
+    assert selector.select([2.0, 2.0]).e_max == pytest.approx(start * 1.5)
+    assert selector.select([0.0, 0.0]).e_max == pytest.approx(start)
+    assert selector.select([0.2, 0.2]).e_max == pytest.approx(start * 0.8)
+
+
+def test_decay_compounds_and_is_clamped() -> None:
+    selector = EntropySelector(10, decay=0.9, group=1, floor=0)
+    selector.select([1.0])
+    for step in range(1, 12):
+        assert selector.select([1.0]).e_max == pytest.approx(0.4 * math.log(10) * 0.9**step)
+    for _ in range(100):
+        selector.select([1.0])
+    assert selector.e_max == selector.e_min
+    assert not selector.select([selector.e_min]).selected.any()
+    rising = EntropySelector(10, decay=2.0, group=1)
+    for _ in range(10):
+        rising.select([1.0])
+    assert rising.e_max == math.log(10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams, st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.9, 1.0]), st.sampled_from([1, 4, 16]))
+def test_the_floor_bounds_what_decides_and_leaves_the_recursion(
+    stream: list[list[float]], floor: float, decay: float, group: int
+) -> None:
+    paper, ours = (EntropySelector(10, decay=decay, group=group, floor=value) for value in (0, floor))
+    for call in stream:
+        expected, got = paper.select(call), ours.select(call)
+        average = ours.state()["average"] or 0.0
+        assert got.e_max == min(max(expected.e_max, floor * average), math.log(10))
+        assert set(np.flatnonzero(expected.selected)) <= set(np.flatnonzero(got.selected))
+        assert ours.state()["e_max"] == paper.state()["e_max"]
+
+
+def test_a_stream_that_is_hard_from_its_start_is_not_starved() -> None:
+    entropies = np.random.default_rng(0).uniform(1.0, 2.2, (10, 64))
+    paper, ours = EntropySelector(10, floor=0), EntropySelector(10)
+    assert sum(int(paper.select(batch).selected.sum()) for batch in entropies) == 0
+    assert 0.4 < np.mean([ours.select(batch).selected for batch in entropies]) < 0.6
+
+
+def test_single_samples_are_grouped() -> None:
+    selector = EntropySelector(10, group=4, floor=0)
+    thresholds = [selector.select([value]).e_max for value in [1.0] * 4 + [2.0] * 4]
+    assert thresholds[:7] == [0.4 * math.log(10)] * 7
+    assert thresholds[7] == pytest.approx(0.4 * math.log(10) * 1.5)
+
+
+def test_silence_has_no_ratio() -> None:
+    selector = EntropySelector(10, group=1)
+    for _ in range(3):
+        assert selector.select([0.0, 0.0]).e_max == 0.4 * math.log(10)
+    assert selector.select([1.0]).e_max == 0.4 * math.log(10)
+
+
+def test_an_empty_call_changes_nothing() -> None:
+    selector = EntropySelector(10, group=1)
+    before = selector.state()
+    decision = selector.select(np.array([]))
+    assert decision.selected.shape == (0,)
+    assert decision.reasons == ()
+    assert selector.state() == before
+
+
+@pytest.mark.parametrize("entropy", [[math.nan], [math.inf], [[1.0]], 1.0])
+def test_damaged_entropies_leave_the_selector_as_it_was(entropy: Any) -> None:
+    selector = EntropySelector(10, group=1)
+    selector.select([1.0])
+    before = selector.state()
+    with pytest.raises(LogitsError):
+        selector.select(entropy)
+    assert selector.state() == before
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams, st.integers(0, 25), st.sampled_from(["running", "exponential"]), st.sampled_from([0.95, 1.0]))
+def test_saving_and_restoring_in_the_middle_changes_nothing(
+    stream: list[list[float]], cut: int, average: Any, decay: float
+) -> None:
+    def fresh() -> EntropySelector:
+        return EntropySelector(10, decay=decay, average=average, group=8)
+
+    whole, first = fresh(), fresh()
+    for call in stream[:cut]:
+        whole.select(call)
+        first.select(call)
+    second = fresh()
+    second.load_state(json.loads(json.dumps(first.state())))
+    for call in stream[cut:]:
+        expected, got = whole.select(call), second.select(call)
+        assert got.e_max == expected.e_max
+        assert got.reasons == expected.reasons
+    assert second.state() == whole.state()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"e_max": math.nan},
+        {"e_max": 100.0},
+        {"e_max": "1"},
+        {"count": -1},
+        {"count": True},
+        {"pending_count": 0.5},
+        {"average": None},
+        {"total": None},
+        {"extra": 1},
+        {"settings": {}},
+    ],
+)
+def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
+    source, selector = EntropySelector(10, group=1), EntropySelector(10, group=1)
+    source.select([1.0, 0.5])
+    before = selector.state()
+    with pytest.raises(FormatError, match="fresh selector"):
+        selector.load_state(source.state() | change)
+    assert selector.state() == before
+
+
+def test_a_state_of_other_settings_is_refused() -> None:
+    with pytest.raises(FormatError, match="made with the settings"):
+        EntropySelector(10, group=2).load_state(EntropySelector(10, group=1).state())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": 1},
+        {"e_min": 0.5},
+        {"e_min": -0.1},
+        {"e_max": 1.1},
+        {"decay": 0.0},
+        {"decay": math.inf},
+        {"average": "median"},
+        {"momentum": 0.0},
+        {"momentum": 1.5},
+        {"group": 0},
+        {"floor": -0.1},
+        {"floor": math.inf},
+    ],
+)
+def test_settings_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        EntropySelector(**({"num_classes": 10} | arguments))

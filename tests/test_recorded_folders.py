@@ -1,0 +1,118 @@
+"""State folders of devices and data folders of clouds from an earlier version go on working."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.devices import Devices
+from cema.cloud.store.sqlite import Store
+from cema.cloud.worker.rounds import open_cohort
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import EdgeConfig
+
+RECORDED = Path(__file__).parent / "recorded"
+EXPECTED: dict[str, Any] = json.loads((RECORDED / "expected.json").read_text())
+IMAGES = np.load(RECORDED / "images.npy")
+# Another processor or version of the runtimes may round otherwise.
+CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a copy of what was recorded, with its models on the path."""
+    copy = tmp_path / "recorded"
+    shutil.copytree(RECORDED, copy)
+    monkeypatch.syspath_prepend(str(copy))
+    yield copy
+    sys.modules.pop("recorded_models", None)
+
+
+def test_a_device_goes_on(folder: Path) -> None:
+    expected = EXPECTED["device"]
+    config = msgspec.structs.replace(EdgeConfig.load(folder / "edge.toml"), cloud=None)
+    with EdgeAgent(config) as agent:
+        status = msgspec.to_builtins(agent.status())
+        known = expected["status"]
+        known["drifted"] = known.pop("away")
+        assert {name: status[name] for name in known} == known
+        prediction = agent.predict(IMAGES)
+    np.testing.assert_allclose(prediction.logits, expected["predict"]["logits"], **CLOSE)
+    assert prediction.labels.tolist() == expected["predict"]["labels"]
+    assert prediction.version == expected["version"]
+
+
+def test_a_cloud_goes_on(folder: Path) -> None:
+    expected = EXPECTED["cloud"]
+    config = CloudConfig.load(folder / "cloud.toml")
+    with Devices.open(config) as devices:
+        device = devices.authenticate((folder / "camera.token").read_text().strip())
+        assert device is not None
+        assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
+    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    status = store.status("north")
+    for name in (
+        "cohort",
+        "base",
+        "cursor",
+        "samples",
+        "last_sample",
+        "backlog",
+        "version",
+        "update",
+        "counts",
+    ):
+        assert status[name] == expected["status"][name], name
+    latest = store.latest_update("north")
+    assert latest is not None
+    assert hashlib.sha256(latest.envelope).hexdigest() == expected["envelope_sha256"]
+    worker = open_cohort(store, config, config.cohort[0])
+    assert (worker.cursor, worker.epoch) == (120, 2)
+    assert worker.progress.rejected_in_a_row == expected["worker"]["held_back"]
+    window = [msgspec.to_builtins(batch) for batch in worker.progress.window.batches]
+    assert window == expected["worker"]["evidence_batches"]
+    store.close()
+
+
+def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(folder: Path) -> None:
+    expected = EXPECTED["cloud"]["adapter"]
+    config = CloudConfig.load(folder / "cloud.toml")
+    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    worker = open_cohort(store, config, config.cohort[0])
+    learner: Any = worker.learner
+    assert (learner.steps, learner.since_change) == (expected["steps"], expected["since_change"])
+    assert learner.counters == expected["counters"]
+    assert list(learner.replay_buffer.items()) == expected["replay"]
+    assert learner.changes.changes == expected["changes"]
+    np.testing.assert_allclose(learner.domain().mean, expected["environment_mean"], **CLOSE)
+    for key, value in learner.norm_state().items():
+        np.testing.assert_allclose(value, expected["norm_state"][key], **CLOSE)
+    np.testing.assert_allclose(learner.edge_logits(IMAGES), expected["edge_logits"], **CLOSE)
+    # The same samples are drawn next, and the same is learned from them.
+    continued = EXPECTED["cloud"]["continued"]
+    seqs, batch = worker._readable(store.fresh("north", after=worker.cursor, limit=3))
+    assert seqs == continued["learned_seqs"]
+    for report, known in (
+        (learner.replay(), continued["replay_step"]),
+        (learner.learn(seqs, batch), continued["learn"]),
+    ):
+        made = asdict(report)
+        made |= made.pop("losses")
+        for name, value in known.items():
+            assert made.get(name) == (None if value is None else pytest.approx(value, rel=1e-2)), name
+    np.testing.assert_allclose(learner.edge_logits(IMAGES), continued["edge_logits"], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(
+        learner.foundation_logits(IMAGES), continued["foundation_logits"], rtol=1e-2, atol=1e-2
+    )
+    store.close()
