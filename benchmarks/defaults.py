@@ -33,8 +33,9 @@ from cema.adapt.learner import CemaLearner
 from cema.data.corruptions import corrupt_images
 from cema.models.norm_state import load_folded
 from cema.models.registry import resolve
+from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropySelector
+from cema.ondevice.selection.entropy_band import EntropyBand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,7 +118,7 @@ def make_stream(pool: Pool, spec: str, samples: int, seed: int) -> list[Stretch]
 class Device:
     """An edge that predicts with the norm state published `delay` batches ago."""
 
-    def __init__(self, model: Model, selector: EntropySelector, delay: int) -> None:
+    def __init__(self, model: Model, selector: EntropyBand, delay: int) -> None:
         self.module = copy.deepcopy(model.module).eval()
         self.preprocessing = model.preprocessing
         self.selector = selector
@@ -127,7 +128,7 @@ class Device:
     def predict(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return predicted classes and which images to upload."""
         logits = self.module(torch.from_numpy(self.preprocessing(images))).numpy()
-        return logits.argmax(1), self.selector.select(softmax_entropy(logits)).selected
+        return logits.argmax(1), self.selector.decide(softmax_entropy(logits))
 
     def receive(self, norm_state: dict[str, np.ndarray] | None) -> None:
         """Take note of what was published after this batch; it arrives later."""
@@ -151,7 +152,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Predict and learn along a stream; without a config nothing is learned. Returns one row per stretch."""
     edge, foundation = models
-    device = Device(edge, EntropySelector(edge.classes, group=options.batch), options.delay)
+    device = Device(edge, EntropyBand(edge.classes, SelectionConfig(group=options.batch)), options.delay)
     adapter: CemaLearner[np.ndarray] | None = None
     if config:
         adapter = CemaLearner(edge, foundation, config, device=options.device, seed=options.seed)

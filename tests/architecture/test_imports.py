@@ -30,6 +30,7 @@ ALLOWED = {
     "methods": MODELS | {"adapt", "methods"},
     "cloud": MODELS | {"adapt", "cloud"},
     "bench": MODELS | {"adapt", "methods", "data", "bench"},
+    "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
     "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
 }
 OPEN = {"errors", "_util", "_version"}

@@ -122,12 +122,16 @@ class TrainableModel(AdaptableModel):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Let layers renormalise, and activations be recomputed if so configured, inside a ``with`` block.
+        """Train inside a ``with`` block: layers renormalise, gradients are kept, activations are recomputed if configured.
 
         With ``statistics = "step"`` the running statistics move when the block is left, by one full batch
         however many images there were, as in the published code.
         """
-        with normalising(self.layers.values(), "renorm"), checkpointing(self.module, self._config.checkpoint):
+        with (
+            torch.enable_grad(),
+            normalising(self.layers.values(), "renorm"),
+            checkpointing(self.module, self._config.checkpoint),
+        ):
             yield
         if self._config.statistics == "step":
             self.statistics.observe(self._config.fresh)

@@ -21,8 +21,9 @@ import msgspec
 from cema._util.toml import load_toml, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.ondevice.selection.config import SelectionConfig
 
-__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "SelectionConfig", "UpdateConfig", "UploadConfig"]
+__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
 
 
 def _at_least(section: msgspec.Struct, least: float, *names: str) -> None:
@@ -76,18 +77,6 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 "expected the device's token as printable ASCII, got none; ask the cloud for one"
             )
         return token
-
-
-class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[selection]``: see :class:`cema.ondevice.selection.entropy_band.EntropySelector`, whose arguments these are."""
-
-    e_min: float = 0.02
-    e_max: float = 0.4
-    decay: float = 1.0
-    average: Literal["running", "exponential"] = "running"
-    momentum: float = 0.1
-    group: int = 64
-    floor: float = 1.0
 
 
 class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ import torch
 from cema._util.checks import require
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
-from cema.methods.base import StepResult
+from cema.methods.base import StepResult, method
 from cema.methods.bn import require_batch_norm
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ONDAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require(self.every >= 1, "every", "a whole number of at least 1", self.every)
 
 
+@method("onda", config=ONDAConfig, cost=1.3, colour="#56b4e9", short={"cifar/batchnorm": {"momentum": 0.05}})
 class ONDA:
     """Predict with running statistics, and move them after every n_t images.
 
