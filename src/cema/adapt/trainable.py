@@ -122,7 +122,7 @@ class TrainableModel(AdaptableModel):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Train inside a ``with`` block: layers renormalise, gradients are kept, activations are recomputed if configured.
+        """Train inside a ``with`` block: layers renormalise, gradients are kept, activations recomputed if configured.
 
         With ``statistics = "step"`` the running statistics move when the block is left, by one full batch
         however many images there were, as in the published code.

@@ -139,7 +139,8 @@ def _check_settings(
 ) -> None:
     check_names(f"{what} {where}", list(asked), list(known))
     for name, value in asked.items():
-        if isinstance(value, dict) and isinstance(known[name], dict):
+        # An empty table is one whose keys belong to somebody else: `options`.
+        if isinstance(value, dict) and isinstance(known[name], dict) and known[name]:
             _check_settings(f"{where}.{name}", value, known[name], what)
 
 
