@@ -104,8 +104,8 @@ class TrainableModel(AdaptableModel):
         ----------
         fresh : sequence of ndarray
             New uploads.
-        changed, anew : bool
-            Whether they show that the environment has changed, and whether a window of statistics begins with them.
+        changed, reset : bool
+            Whether they show that the domain has changed, and whether the window of statistics is cleared first.
         """
         first = self._config.statistics == "step" and not self.statistics.started
         if first or self._config.statistics in {"window", "fresh"}:

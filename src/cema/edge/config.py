@@ -42,7 +42,7 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ``https://HOST[:PORT][/PREFIX]``.
     cohort : str
     token, token_file : str or None
-        Exactly one: the device's token, or a file with it, read anew for every request.
+        Exactly one: the device's token, or a file with it, read again for every request.
     """
 
     url: str

@@ -47,12 +47,12 @@ class NotApplicable(ModelError):  # noqa: N818 - a finding about a method and a 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step answered, and what it cost.
+    """What a step predicted, and what it cost.
 
     Attributes
     ----------
     logits : ndarray of float32 (N, C)
-        What the device answers to this batch.
+        What the device predicts for this batch.
     uploads : int
         Samples of this batch that had to reach the cloud.
     bytes_up : int

@@ -83,7 +83,7 @@ def reference_defaults() -> CemaConfig:
 
     A fixed upper threshold, no lower one, and ETA's second filter; statistics that start at the first batch predicted
     and follow every training pass; its weights of the losses; a step on replayed samples alone wherever no batch of
-    uploads is full; and nothing that notices a change of the environment, neither on the edge nor in the cloud.
+    uploads is full; and nothing that notices a change of domain, neither on the edge nor in the cloud.
     """
     adapt = AdaptConfig(preset="reference", statistics="step", change_limit=0.0, replay_scope="all")
     return CemaConfig(
@@ -135,7 +135,7 @@ class Cema:
     """Edges that only run forward, and the cloud that learns for them.
 
     A step is what happens around one batch of one edge. The edge predicts it with the newest update that has arrived,
-    or with the source model while its inputs are of another environment than that update's; selects by entropy what to
+    or with the source model while its inputs are of another domain than that update's; selects by entropy what to
     upload; and the cloud, which sees what the codec leaves of it, makes a step on every full batch of new uploads. What
     it then publishes is rounded as an update's payload is, and arrives after the delay.
 

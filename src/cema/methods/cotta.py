@@ -104,7 +104,7 @@ class CoTTA:
     .. math:: L = -\sum_c softmax(y')_c \log softmax(f_\theta(x))_c
 
     then theta' follows, theta' <- a theta' + (1 - a) theta, and each weight of theta goes back to theta_0's with a
-    small probability. The answers are y'.
+    small probability. The predictions are y'.
 
     Parameters
     ----------

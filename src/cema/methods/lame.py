@@ -1,4 +1,4 @@
-"""LAME: leave the model alone and correct its answers to a batch by those to similar images of the batch.
+"""LAME: leave the model alone and correct its predictions by those for similar images of the batch.
 
 Boudiaf et al., "Parameter-free Online Test-time Adaptation", CVPR 2022.
 """

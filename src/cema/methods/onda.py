@@ -57,7 +57,7 @@ class ONDA:
     mu <- (1 - alpha) mu + alpha mu_t,  sigma^2 <- (1 - alpha) sigma^2 + alpha n / (n - 1) sigma_t^2,
 
     where mu_t and sigma_t^2 are those of what a layer was given while the n_t images were predicted, n values per
-    channel. How the stream is cut into batches makes no difference: a batch is predicted in pieces that end where
+    channel. How the stream is cut into batches makes no difference: a batch is predicted in chunks that end where
     the statistics move.
 
     Parameters
@@ -94,10 +94,10 @@ class ONDA:
         """Predict a batch, moving the running statistics on the way."""
         parts, start = [], 0
         while start < len(images):
-            piece = images[start : start + max(1, self.config.every - self._pending)]
-            parts.append(self.model.forward(piece))
-            start += len(piece)
-            self._pending += len(piece)
+            chunk = images[start : start + max(1, self.config.every - self._pending)]
+            parts.append(self.model.forward(chunk))
+            start += len(chunk)
+            self._pending += len(chunk)
             if self._pending >= self.config.every:
                 self._move()
         logits = as_array(torch.cat(parts))
