@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import Store
 from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
@@ -56,11 +54,10 @@ def test_a_device_goes_on(folder: Path) -> None:
 def test_a_cloud_goes_on(folder: Path) -> None:
     expected = EXPECTED["cloud"]
     config = CloudConfig.load(folder / "cloud.toml")
-    with Devices.open(config) as devices:
-        device = devices.authenticate((folder / "camera.token").read_text().strip())
-        assert device is not None
-        assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
+    device = store.devices(["north"]).authenticate((folder / "camera.token").read_text().strip())
+    assert device is not None
+    assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
     status = store.status("north")
     for name in (
         "cohort",
@@ -88,7 +85,7 @@ def test_a_cloud_goes_on(folder: Path) -> None:
 def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(folder: Path) -> None:
     expected = EXPECTED["cloud"]["adapter"]
     config = CloudConfig.load(folder / "cloud.toml")
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     worker = open_cohort(store, config, config.cohort[0])
     learner: Any = worker.learner
     assert (learner.steps, learner.since_change) == (expected["steps"], expected["since_change"])
