@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.sqlite import Fenced
+from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
 
 __all__ = ["EXIT_CONFIG", "EXIT_FENCED", "main"]
