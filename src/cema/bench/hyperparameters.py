@@ -25,13 +25,13 @@ one with BatchNorm, and on small images one with LayerNorm takes ViT's rates and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cema.bench.config import Rates, check_names, merge_settings
+from cema._util.names import merged
+from cema.bench.config import Rates, check_names
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ __all__ = [
     "Family",
     "architecture",
     "method_settings",
-    "settings_toml",
     "table_settings",
 ]
 
@@ -164,7 +163,7 @@ def table_settings(
     """Return what the tables have for a method: `TABLE`'s values and, for short streams, `SHORT`'s over them."""
     settings = TABLE[family][kind].get(method, {})
     if rates == "short":
-        settings = merge_settings(settings, SHORT.get(family, {}).get(kind, {}).get(method, {}))
+        settings = merged(settings, SHORT.get(family, {}).get(kind, {}).get(method, {}))
     return dict(settings)
 
 
@@ -205,12 +204,12 @@ def method_settings(
     from cema.methods.registry import METHODS, default_settings  # noqa: PLC0415 - loads torch
 
     check_names("method", [method, *(given or {})], list(METHODS))
-    settings = merge_settings(default_settings(method), table_settings(method, family, kind, rates))
+    settings = merged(default_settings(method), table_settings(method, family, kind, rates))
     if delay is not None and "delay" in settings:
         settings["delay"] = delay
     asked = (given or {}).get(method, {})
     _check_settings(method, asked, settings)
-    settings = merge_settings(settings, asked)
+    settings = merged(settings, asked)
     try:
         checked = msgspec.convert(settings, METHODS[method].config)
     except msgspec.ValidationError as error:
@@ -226,31 +225,3 @@ def _check_settings(
     for name, value in asked.items():
         if isinstance(value, dict) and isinstance(known[name], dict):
             _check_settings(f"{where}.{name}", value, known[name], what)
-
-
-def settings_toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write settings as the tables of a TOML file for ``--config``; what is not set is left out.
-
-    Examples
-    --------
-    >>> print(settings_toml({"tent": {"lr": 0.001}}))
-    [settings.tent]
-    lr = 0.001
-    """
-    lines: list[str] = []
-    for method, values in settings.items():
-        _toml_table(f"settings.{method}", values, lines)
-    return "\n".join(lines)
-
-
-def _toml_table(name: str, values: Mapping[str, Any], lines: list[str]) -> None:
-    lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
-    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    # JSON's strings, numbers, booleans and lists are TOML's too.
-    lines += [
-        f"{key} = {json.dumps(value)}"
-        for key, value in values.items()
-        if key not in nested and value is not None
-    ]
-    for key, value in nested.items():
-        _toml_table(f"{name}.{key}", value, lines)
