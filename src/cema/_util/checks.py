@@ -6,8 +6,17 @@ They raise ValueError, which msgspec reports with the place of the setting in a 
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["require", "require_at_least", "require_fraction", "require_rate"]
+__all__ = ["is_sha256", "require", "require_at_least", "require_fraction", "require_rate"]
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a SHA-256 as all formats write it: 64 lowercase hexadecimal digits."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def require(
