@@ -1,25 +1,23 @@
 """Measure the choices behind the defaults of `cema.adapt.config.AdaptConfig`.
 
-An edge model predicts a stream with the norm state published some batches ago and selects what to upload; the
-adapter learns from every 32 uploads. Streams are stretches of corruption, one after the other, over shuffled
-images. The classes are those of the service. Examples::
+Runs the benchmark's row `cema.methods.cema.Cema` along a stream: segments of corruption, one after the other, over
+shuffled images. Unless a variant says otherwise the edge has no guard, an update arrives some batches after it was
+made, and uploads are sent without loss. Examples::
 
     python benchmarks/defaults.py cifar --data DATA --stream gaussian_noise:5 --samples 2000 \
         --variant default --variant source-step:start=source,statistics=step
     python benchmarks/defaults.py efficientnet --data DATA --stream contrast:4 --samples 500 \
         --variant statistics-only:edge_lr=0,foundation_lr=0
     python benchmarks/defaults.py digits --stream clean,gaussian_noise:4,clean,fog:4 --samples 2000 \
-        --variant default --output digits.json
+        --variant default --variant guarded:guard=36 --output digits.json
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +29,10 @@ import torch
 from cema.adapt.config import AdaptConfig
 from cema.adapt.learner import CemaLearner
 from cema.data.corruptions import corrupt_images
-from cema.models.norm_state import load_folded
+from cema.formats.image import CodecConfig
+from cema.methods.base import MethodContext
+from cema.methods.cema import Cema, CemaConfig
 from cema.models.registry import resolve
-from cema.ondevice.selection.config import SelectionConfig
-from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropyBand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +44,8 @@ PAIRS = {
     "efficientnet": ("efficientnet-lite0", "efficientnet-lite2"),
     "digits": ("digits-cnn", "digits-cnn-foundation"),
 }
+# So many uploads never gather: a cloud that waits for them never learns.
+NEVER = 10**12
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """A part of a stream under one condition."""
 
     corruption: str
@@ -99,8 +98,8 @@ def load_models(pair: str, data: Path | None) -> tuple[Model, Model]:
     )
 
 
-def make_stream(pool: Pool, spec: str, samples: int, seed: int) -> list[Stretch]:
-    """Shuffle the pool once, walk through it, and corrupt each stretch."""
+def make_stream(pool: Pool, spec: str, samples: int, seed: int) -> list[Segment]:
+    """Shuffle the pool once, walk through it, and corrupt each segment."""
     order = np.random.default_rng(seed).permutation(len(pool.labels))
     stream, position = [], 0
     for part in spec.split(","):
@@ -111,109 +110,77 @@ def make_stream(pool: Pool, spec: str, samples: int, seed: int) -> list[Stretch]
         level = int(severity or 0)
         if name != "clean":
             images = corrupt_images(images, name, level, seed=seed)
-        stream.append(Stretch(name, level, images, pool.labels[chosen]))
+        stream.append(Segment(name, level, images, pool.labels[chosen]))
     return stream
 
 
-class Device:
-    """An edge that predicts with the norm state published `delay` batches ago."""
-
-    def __init__(self, model: Model, selector: EntropyBand, delay: int) -> None:
-        self.module = copy.deepcopy(model.module).eval()
-        self.preprocessing = model.preprocessing
-        self.selector = selector
-        self.coming: deque[dict[str, np.ndarray] | None] = deque([None] * delay)
-
-    @torch.no_grad()
-    def predict(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return predicted classes and which images to upload."""
-        logits = self.module(torch.from_numpy(self.preprocessing(images))).numpy()
-        return logits.argmax(1), self.selector.decide(softmax_entropy(logits))
-
-    def receive(self, norm_state: dict[str, np.ndarray] | None) -> None:
-        """Take note of what was published after this batch; it arrives later."""
-        self.coming.append(norm_state)
-        arrived = self.coming.popleft()
-        if arrived is not None:
-            load_folded(self.module, arrived)
-
-
-def batches(stretch: Stretch, size: int) -> Iterator[tuple[Sequence[np.ndarray], np.ndarray]]:
-    """Cut a stretch into batches."""
-    for i in range(0, len(stretch.labels), size):
-        yield stretch.images[i : i + size], stretch.labels[i : i + size]
+def batches(segment: Segment, size: int) -> Iterator[tuple[Sequence[np.ndarray], np.ndarray]]:
+    """Cut a segment into batches."""
+    for i in range(0, len(segment.labels), size):
+        yield segment.images[i : i + size], segment.labels[i : i + size]
 
 
 def run(
-    models: tuple[Model, Model],
-    stream: list[Stretch],
-    config: AdaptConfig | None,
-    options: argparse.Namespace,
+    models: tuple[Model, Model], stream: list[Segment], config: CemaConfig, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Predict and learn along a stream; without a config nothing is learned. Returns one row per stretch."""
+    """Predict and learn along a stream; return one row per segment."""
     edge, foundation = models
-    device = Device(edge, EntropyBand(edge.classes, SelectionConfig(group=options.batch)), options.delay)
-    adapter: CemaLearner[np.ndarray] | None = None
-    if config:
-        adapter = CemaLearner(edge, foundation, config, device=options.device, seed=options.seed)
-    waiting: deque[np.ndarray] = deque()
-    rows = []
-    for stretch in stream:
-        right: list[int] = []
-        uploaded, began = 0, time.perf_counter()
-        for images, labels in batches(stretch, options.batch):
-            classes, selected = device.predict(images)
-            right.append(int((classes == labels).sum()))
-            uploaded += int(selected.sum())
-            waiting.extend(images[i] for i in np.flatnonzero(selected))
-            device.receive(learn(adapter, waiting, options.replay_steps) if adapter else None)
-        seen = len(stretch.labels)
-        rows.append(
-            {
-                "corruption": stretch.corruption,
-                "severity": stretch.severity,
-                "accuracy": round(100 * sum(right) / seen, 2),
-                "last_half": round(100 * sum(right[len(right) // 2 :]) / tail(right, seen, options.batch), 2),
-                "uploaded": round(100 * uploaded / seen, 1),
-                "changes": adapter.surroundings.changes if adapter else 0,
-                "by_batch": right,
-                "seconds": round(time.perf_counter() - began, 1),
-            }
-        )
-    return rows
+    context = MethodContext(
+        foundation=foundation, device=options.device, seed=options.seed, codec=CodecConfig(codec="raw")
+    )
+    method = Cema(edge, config, context=context)
+    return [run_segment(method, segment, options.batch) for segment in stream]
 
 
-def tail(right: list[int], seen: int, batch: int) -> int:
-    """Count the samples in the second half of a stretch's batches."""
-    return seen - batch * (len(right) // 2)
+def run_segment(method: Cema, segment: Segment, batch: int) -> dict[str, Any]:
+    """Go along one segment of a stream; return what came of it."""
+    right: list[int] = []
+    uploaded, began = 0, time.perf_counter()
+    for images, labels in batches(segment, batch):
+        result = method.step(images)
+        right.append(int((result.logits.argmax(1) == labels).sum()))
+        uploaded += result.uploads
+    seen, half = len(segment.labels), len(right) // 2
+    return {
+        "corruption": segment.corruption,
+        "severity": segment.severity,
+        "accuracy": round(100 * sum(right) / seen, 2),
+        "last_half": round(100 * sum(right[half:]) / (seen - batch * half), 2),
+        "uploaded": round(100 * uploaded / seen, 1),
+        "changes": changes_of(method),
+        "by_batch": right,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
 
 
-def learn(
-    adapter: CemaLearner[np.ndarray], waiting: deque[np.ndarray], replay_steps: bool
-) -> dict[str, np.ndarray] | None:
-    """Learn from every full batch that waits; return what to publish, if anything changed."""
-    changed = False
-    while len(waiting) >= adapter.config.fresh:
-        adapter.learn([waiting.popleft() for _ in range(adapter.config.fresh)])
-        changed = True
-    if not changed and replay_steps:
-        changed = adapter.replay_step().step > 0
-    return adapter.norm_state() if changed else None
+def changes_of(method: Cema) -> int:
+    """Return how many changes of domain the cloud has seen; an algorithm of one's own may count none."""
+    return method.learner.changes.changes if isinstance(method.learner, CemaLearner) else 0
 
 
-def parse_variant(text: str) -> tuple[str, AdaptConfig | None]:
-    """Read NAME or NAME:KEY=VALUE,KEY=VALUE; the name "source" stands for no adaptation."""
+def parse_variant(text: str, options: argparse.Namespace) -> tuple[str, CemaConfig]:
+    """Read NAME or NAME:KEY=VALUE,KEY=VALUE; the name "source" stands for no adaptation.
+
+    Keys are those of `AdaptConfig` and, where it has none of that name, of `CemaConfig`.
+    """
     name, _, settings = text.partition(":")
-    if name == "source":
-        return name, None
-    values: dict[str, Any] = {}
+    adapt: dict[str, Any] = {"fresh": NEVER} if name == "source" else {}
+    row: dict[str, Any] = {
+        "guard": 0.0,
+        "group": options.batch,
+        "delay": options.delay,
+        "replay_steps": options.replay_steps,
+    }
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
+        table = (
+            row if key in CemaConfig.__struct_fields__ and key not in AdaptConfig.__struct_fields__ else adapt
+        )
         try:
-            values[key] = json.loads(value)
+            table[key] = json.loads(value)
         except json.JSONDecodeError:
-            values[key] = value
-    return name, msgspec.convert(values, AdaptConfig)
+            table[key] = value
+    return name, msgspec.convert({**row, "adapt": adapt}, CemaConfig)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -223,7 +190,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--data", type=Path, help="folder with images and weights (cifar, efficientnet)")
     parser.add_argument("--stream", action="append", required=True, help="corruption:severity,... or clean")
     parser.add_argument("--variant", action="append", required=True, help="NAME[:KEY=VALUE,...], or source")
-    parser.add_argument("--samples", type=int, default=1000, help="images in each stretch")
+    parser.add_argument("--samples", type=int, default=1000, help="images in each segment")
     parser.add_argument("--batch", type=int, default=64, help="images that the edge predicts at once")
     parser.add_argument("--delay", type=int, default=3, help="batches from learning to the edge's use of it")
     parser.add_argument("--replay-steps", action="store_true", help="replay when no full batch waits")
@@ -243,9 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = []
     for spec in options.stream:
         stream = make_stream(pool, spec, options.samples, options.seed)
-        for name, config in map(parse_variant, options.variant):
+        for text in options.variant:
+            name, config = parse_variant(text, options)
             rows = run(models, stream, config, options)
-            results.append({"variant": name, "stream": spec, "stretches": rows})
+            results.append({"variant": name, "stream": spec, "segments": rows})
             summary = "  ".join(f"{row['corruption']} {row['accuracy']}/{row['uploaded']}" for row in rows)
             print(f"{name:24s} {summary}", file=sys.stderr, flush=True)
             if options.output:

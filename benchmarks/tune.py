@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cema.bench.config import ModelPair, merge_settings
+from cema._util.names import merged
+from cema.bench.config import ModelPair
 from cema.bench.hyperparameters import Architecture, Family, table_settings
 from cema.bench.plan import load_pair
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
@@ -131,7 +132,7 @@ def grid(options: argparse.Namespace, method: str) -> list[dict[str, Any]]:
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Put a grid point over what the tables have for the data and the architecture."""
     family, kind = COLUMNS[options.pair]
-    return merge_settings(table_settings(method, family, kind, "short"), setting)
+    return merged(table_settings(method, family, kind, "short"), setting)
 
 
 def main() -> None:
@@ -161,9 +162,9 @@ def main() -> None:
         for method in options.method or GRIDS:
             results[method] = {"default": default_settings(method)}  # type: ignore[dict-item]
             for setting in grid(options, method):
-                merged = settings_of(options, method, setting)
+                settings = settings_of(options, method, setting)
                 corruptions = options.corruption or VALIDATION_CORRUPTIONS
-                jobs = [(options, method, merged, corruption) for corruption in corruptions]
+                jobs = [(options, method, settings, corruption) for corruption in corruptions]
                 scores = list(pool.map(accuracy, jobs))
                 results[method][json.dumps(setting)] = float(np.mean(scores))
                 print(f"{method:15s} {json.dumps(setting):30s} {np.mean(scores):6.2f}", flush=True)

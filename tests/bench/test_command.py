@@ -292,8 +292,8 @@ def test_every_protocol_runs(tmp_path: Path, bench_cache: Path, protocol: str) -
         protocol=protocol,
     )
     plan = make_plan(config, cache=bench_cache)
-    room = RunContext(plan.config, bench_cache)
-    cells = [{**cell, "run": run.key} for run in plan.runs for cell in room.execute(run)]
+    context = RunContext(plan.config, bench_cache)
+    cells = [{**cell, "run": run.key} for run in plan.runs for cell in context.execute(run)]
     severities = {1, 2} if protocol == "gradual" else {2}
     assert {(cell["corruption"], cell["severity"]) for cell in cells} == {
         (name, severity) for name in ("gaussian_noise", "contrast") for severity in severities
@@ -320,8 +320,8 @@ def test_a_method_that_does_not_apply_says_why(
     )
     plan = make_plan(config, cache=bench_cache)
     assert plan.config.severities == (0,)
-    room = RunContext(plan.config, bench_cache)
-    cells = {run.method: room.execute(run)[0] for run in plan.runs}
+    context = RunContext(plan.config, bench_cache)
+    cells = {run.method: context.execute(run)[0] for run in plan.runs}
     for method in ("bn", "onda"):
         assert cells[method]["accuracy"] is None
         assert cells[method]["uploads"] is None

@@ -9,14 +9,15 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-from cema.bench.config import BenchConfig, BenchFile, ModelPair, merge_settings, parse_setting
+from cema._util.names import merged
+from cema.bench.config import BenchConfig, BenchFile, ModelPair, parse_setting
 from cema.bench.hyperparameters import (
     architecture,
     method_settings,
-    settings_toml,
     table_settings,
 )
 from cema.bench.presets import PRESETS, preset
+from cema.bench.settings_file import settings_toml
 from cema.cli.app import app
 from cema.data.corruptions import CORRUPTIONS
 from cema.errors import ConfigError
@@ -132,7 +133,7 @@ def test_a_setting_without_a_method_is_refused(text: str) -> None:
 
 def test_merging_leaves_its_arguments_alone() -> None:
     under = {"a": {"b": 1, "c": 2}}
-    assert merge_settings(under, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+    assert merged(under, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
     assert under == {"a": {"b": 1, "c": 2}}
 
 
@@ -145,7 +146,7 @@ def test_every_method_takes_what_the_tables_say(family: Any, kind: Any, rates: A
     for method in METHODS:
         settings = method_settings(method, family, kind, rates=rates)
         for name, value in table_settings(method, family, kind, rates).items():
-            expected = merge_settings(settings[name], value) if isinstance(value, dict) else value
+            expected = merged(settings[name], value) if isinstance(value, dict) else value
             assert settings[name] == expected
 
 

@@ -13,8 +13,8 @@ LABELS = np.arange(40) % 4
 
 
 def schedule(protocol: str, stream: int = 0, **changes: object) -> Schedule:
-    stretches = streams(protocol, ["fog", "snow"], [2, 3])[stream]
-    return make_schedule(protocol, stretches, LABELS, **{"batch": 16, "seed": 0} | changes)  # type: ignore[arg-type]
+    segments = streams(protocol, ["fog", "snow"], [2, 3])[stream]
+    return make_schedule(protocol, segments, LABELS, **{"batch": 16, "seed": 0} | changes)  # type: ignore[arg-type]
 
 
 def test_which_streams_there_are() -> None:
@@ -66,7 +66,7 @@ def test_reset_and_continual_show_a_corruption_in_the_same_order() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["continual", "gradual"])
-def test_no_batch_holds_two_stretches(protocol: str) -> None:
+def test_no_batch_holds_two_segments(protocol: str) -> None:
     made = schedule(protocol)
     assert all(len(set(made.condition[made.places(b)].tolist())) == 1 for b in range(made.batches))
 
@@ -80,7 +80,7 @@ def test_mixed_mixes() -> None:
 def test_gradual_spreads_the_images_over_the_ramp() -> None:
     made = schedule("gradual")
     assert made.conditions[:3] == tuple(Condition("fog", s) for s in (1, 2, 3))
-    # 40 images in five stretches of eight; severities 1 and 2 are visited twice.
+    # 40 images in five segments of eight; severities 1 and 2 are visited twice.
     assert np.bincount(made.condition).tolist() == [16, 16, 8, 16, 16, 8]
     assert made.condition[:40].tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [1] * 8 + [0] * 8
     assert sorted(made.sample[:40]) == list(range(40))
@@ -93,17 +93,17 @@ def repeats(order: np.ndarray) -> float:
 
 
 def test_correlated_labels_come_in_pieces_and_the_concentration_says_how_long() -> None:
-    stretches = [Condition("fog", 3)]
+    segments = [Condition("fog", 3)]
 
     def made(concentration: float) -> float:
         labels = np.arange(2000) % 10
         return repeats(
             make_schedule(
-                "correlated", stretches, labels, batch=64, seed=0, concentration=concentration
+                "correlated", segments, labels, batch=64, seed=0, concentration=concentration
             ).sample
         )
 
-    shuffled = repeats(make_schedule("reset", stretches, np.arange(2000) % 10, batch=64, seed=0).sample)
+    shuffled = repeats(make_schedule("reset", segments, np.arange(2000) % 10, batch=64, seed=0).sample)
     assert shuffled < 0.15
     # Ten classes in ten slots are at most a hundred pieces.
     assert made(100.0) > 0.9
@@ -144,8 +144,8 @@ def test_edges_are_dealt_round_robin() -> None:
 )
 def test_batches_cover_the_stream(count: int, batch: int, edges: int, protocol: str, seed: int) -> None:
     labels = np.arange(count) % 3
-    for stretches in streams(protocol, ["fog", "snow"], [3]):
-        made = make_schedule(protocol, stretches, labels, batch=batch, seed=seed, edges=edges)
+    for segments in streams(protocol, ["fog", "snow"], [3]):
+        made = make_schedule(protocol, segments, labels, batch=batch, seed=seed, edges=edges)
         sizes = np.diff(made.bounds)
         assert made.bounds[0] == 0
         assert made.bounds[-1] == len(made)
@@ -161,7 +161,7 @@ def test_batches_cover_the_stream(count: int, batch: int, edges: int, protocol: 
 def test_what_makes_no_schedule_is_refused(changes: dict[str, object]) -> None:
     arguments = {"protocol": "reset", "labels": [0, 1], "batch": 1, "seed": 0} | changes
     with pytest.raises(ValueError, match=r"expected one of|must be|needs"):
-        make_schedule(stretches=[Condition("fog", 3)], **arguments)  # type: ignore[arg-type]
+        make_schedule(segments=[Condition("fog", 3)], **arguments)  # type: ignore[arg-type]
 
 
 def test_an_unknown_protocol_names_those_there_are() -> None:

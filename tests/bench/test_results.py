@@ -31,7 +31,7 @@ def plan(settings: dict[str, Any] | None = None, digest: str = "e", **changes: A
 
 
 def cells_of(run: Run) -> list[dict[str, Any]]:
-    return [{"method": run.method, "corruption": s.corruption, "accuracy": 1.0} for s in run.stretches]
+    return [{"method": run.method, "corruption": s.corruption, "accuracy": 1.0} for s in run.segments]
 
 
 def test_a_finished_run_is_there_when_opened_again(tmp_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_tally_by_hand() -> None:
-    stretches = streams("continual", ["fog", "snow"], [3])[0]
-    schedule = make_schedule("continual", stretches, [0] * 5, batch=4, seed=0)
-    tally = Scorer(schedule)
+    segments = streams("continual", ["fog", "snow"], [3])[0]
+    schedule = make_schedule("continual", segments, [0] * 5, batch=4, seed=0)
+    scorer = Scorer(schedule)
     for batch, correct in enumerate(([True] * 4, [False], [True, False, True, False], [True])):
-        tally.book(batch, np.array(correct), (batch, 10 * batch, 100, 0), 0.5)
-    fog, snow = tally.cells()
+        scorer.book(batch, np.array(correct), (batch, 10 * batch, 100, 0), 0.5)
+    fog, snow = scorer.cells()
     assert (fog["corruption"], fog["severity"], fog["samples"], fog["correct"]) == ("fog", 3, 5, 4)
     assert (fog["accuracy"], snow["accuracy"]) == (80.0, 60.0)
     assert (fog["uploads"], fog["bytes_up"], fog["forwards"], fog["seconds"]) == (1, 10, 200, 1.0)
@@ -185,26 +185,26 @@ def test_a_tally_by_hand() -> None:
 
 
 def test_a_curve_has_few_points_of_many_samples() -> None:
-    stretches = streams("continual", ["fog", "snow"], [3])[0]
+    segments = streams("continual", ["fog", "snow"], [3])[0]
     for count, points in ((40, 1), (120, 2), (1000, 20), (5000, 20)):
-        schedule = make_schedule("continual", stretches, [0] * count, batch=count, seed=0)
-        tally = Scorer(schedule)
+        schedule = make_schedule("continual", segments, [0] * count, batch=count, seed=0)
+        scorer = Scorer(schedule)
         for batch in range(2):
-            tally.book(batch, np.arange(count) < count // 2, (0, 0, 0, 0), 0.0)
-        fog, snow = tally.cells()
+            scorer.book(batch, np.arange(count) < count // 2, (0, 0, 0, 0), 0.0)
+        fog, snow = scorer.cells()
         assert len(fog["curve"]) == len(snow["curve"]) == points
         assert (fog["curve"][-1][0], snow["curve"][-1][0]) == (count, 2 * count)
         assert np.mean([accuracy for _, accuracy in fog["curve"]]) == pytest.approx(50.0, abs=1.0)
 
 
 def test_what_a_mixed_batch_cost_is_shared_and_adds_up() -> None:
-    stretches = tuple(Condition(name, 3) for name in ("fog", "snow", "frost"))
-    schedule = make_schedule("mixed", stretches, [0] * 7, batch=5, seed=1)
-    tally = Scorer(schedule)
+    segments = tuple(Condition(name, 3) for name in ("fog", "snow", "frost"))
+    schedule = make_schedule("mixed", segments, [0] * 7, batch=5, seed=1)
+    scorer = Scorer(schedule)
     for batch in range(schedule.batches):
         size = int(schedule.bounds[batch + 1] - schedule.bounds[batch])
-        tally.book(batch, np.ones(size, bool), (3, 1001, size, 0), 0.1)
-    cells = tally.cells()
+        scorer.book(batch, np.ones(size, bool), (3, 1001, size, 0), 0.1)
+    cells = scorer.cells()
     assert sum(cell["uploads"] for cell in cells) == 3 * schedule.batches
     assert sum(cell["bytes_up"] for cell in cells) == 1001 * schedule.batches
     # Every sample costs one pass, so the shares are exact.

@@ -14,11 +14,11 @@ from typing import Any
 
 from cema.errors import ConfigError
 
-__all__ = ["did_you_mean", "first_line", "is_object_name", "load_object", "merged"]
+__all__ = ["did_you_mean", "first_line", "is_object_name", "load_object", "merged", "missing_and_unknown"]
 
 
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean NAME?`` for the closest of the known names, or nothing.
+def did_you_mean(wrong: str, known: Iterable[str], *, quote: str = "") -> str:
+    """Return ``; did you mean NAME?`` for the closest of the known names, in quotes if given; or nothing.
 
     Examples
     --------
@@ -26,7 +26,22 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     '; did you mean tent?'
     """
     close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {quote}{close[0]}{quote}?" if close else ""
+
+
+def missing_and_unknown(expected: Iterable[str], got: Iterable[str], *, unknown: str = "unknown") -> str:
+    """Return which names are missing and which are not known, some of each; nothing when the two are the same.
+
+    Examples
+    --------
+    >>> missing_and_unknown(["a", "b"], ["b", "c"])
+    "missing ['a'] (1 in all), unknown ['c'] (1 in all)"
+    """
+    wanted, given = set(expected), set(got)
+    missing, extra = sorted(wanted - given), sorted(given - wanted)
+    if not missing and not extra:
+        return ""
+    return f"missing {missing[:3]} ({len(missing)} in all), {unknown} {extra[:3]} ({len(extra)} in all)"
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import inspect
 
+from cema._util.names import did_you_mean
 from cema.errors import ConfigError
 
 __all__ = ["load_toml", "resolve_path"]
@@ -89,8 +89,7 @@ def _explain(message: str, type_: type) -> str:
     unknown = _UNKNOWN.search(detail)
     allowed = _allowed_keys(type_, path)
     if unknown and allowed:
-        close = difflib.get_close_matches(unknown["name"], allowed, n=1)
-        hint = f"; did you mean `{close[0]}`?" if close else ""
+        hint = did_you_mean(unknown["name"], allowed, quote="`")
         text += f"; allowed here: {', '.join(f'`{key}`' for key in allowed)}{hint}"
     return text
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from typing import TYPE_CHECKING
 
 import torch
 
 from cema.adapt.norm import prepare
+from cema.models.device import why_unusable
+from cema.models.digest import model_digest
 from cema.ondevice.batch import Batch
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class AdaptableModel:
         self.device = _available(device)
         self.dtype = _DTYPES[dtype]
         self.forwards = self.backwards = 0
-        self.source_digest = _digest(model.module)
+        self.source_digest = model_digest(model.module)
         self._memory = _memory_format(model.module)
         self.module = copy.deepcopy(model.module).to(self.device, torch.float32)
         self.module.to(memory_format=self._memory)  # type: ignore[call-overload]
@@ -105,18 +106,8 @@ def _memory_format(module: torch.nn.Module) -> torch.memory_format:
 
 
 def _available(device: str) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    if reason := why_unusable(device):
         raise ValueError(
-            f'device: expected one that this torch can use, got {device!r} ({error}); "cpu" always works'
-        ) from error
+            f'device: expected one that this torch can use, got {device!r} ({reason}); "cpu" always works'
+        )
     return torch.device(device)
-
-
-def _digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

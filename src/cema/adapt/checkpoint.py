@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
 
 if TYPE_CHECKING:
@@ -82,11 +83,10 @@ def shapes_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Size]:
 
 def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise FormatError unless there are just these tensors, of these shapes, all finite."""
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
+    difference = missing_and_unknown(expected, tensors)
+    if difference:
         raise FormatError(
-            f"the adapter state does not fit the models: missing {missing[:3]} ({len(missing)} in all), "
-            f"unknown {unknown[:3]} ({len(unknown)} in all); use the models it was made with"
+            f"the adapter state does not fit the models: {difference}; use the models it was made with"
         )
     for key, shape in expected.items():
         got = tensors[key]

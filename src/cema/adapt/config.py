@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from cema._util.checks import require
+
 __all__ = ["PRESETS", "AdaptConfig", "LossWeights"]
 
 Source = Literal["edge", "foundation"]
@@ -136,15 +138,15 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for name in ("fresh", "replay_from", "window", "chunk"):
-            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
         for name in ("replayed", "capacity", "edge_lr", "foundation_lr", "e_max", "change_limit"):
-            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         for name in ("kl", "ce", "entropy"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, name, "a number of at least 0", value)
-        _require(0 <= self.sgd_momentum < 1, "sgd_momentum", "a number in [0, 1)", self.sgd_momentum)
+            require(value is None or value >= 0, name, "a number of at least 0", value)
+        require(0 <= self.sgd_momentum < 1, "sgd_momentum", "a number in [0, 1)", self.sgd_momentum)
         rate = self.statistics_momentum
-        _require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
+        require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
         if self.algorithm == "cema" and self.options:
             raise ValueError(
                 f"options: expected none for the algorithm cema, got {sorted(self.options)}; its settings stand beside "
@@ -163,8 +165,3 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return msgspec.structs.replace(
             PRESETS[self.preset], **{name: value for name, value in replaced.items() if value is not None}
         )
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}; correct the setting")

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cema.errors import ModelError
-from cema.models.norm_state import ensure_affine, has_running_statistics, norm_layers
+from cema.models.norm_state import ensure_affine, norm_layers, without_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -169,12 +169,12 @@ def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Adapt
             "expected a model with normalisation layers (BatchNorm, LayerNorm or GroupNorm), found none; "
             "CEMA adapts their affine parameters, so choose a model that has some"
         )
-    for name, layer in found.items():
-        if isinstance(layer, _BatchNorm) and not has_running_statistics(layer):
-            raise ModelError(
-                f"{name}: expected a BatchNorm with running statistics, got one without; an edge model "
-                "predicts one image at a time, so build it with track_running_stats=True"
-            )
+    lacking = without_statistics(found)
+    if lacking is not None:
+        raise ModelError(
+            f"{lacking}: expected a BatchNorm with running statistics, got one without; an edge model "
+            "predicts one image at a time, so build it with track_running_stats=True"
+        )
     ensure_affine(module)
     _replace(module)
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptiveBatchNorm)}

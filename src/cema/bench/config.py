@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from cema._util.checks import require
+from cema._util.names import did_you_mean, merged
 from cema._util.toml import load_toml, resolve_path
 from cema.bench.protocols import CLEAN, PROTOCOLS
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
@@ -22,15 +24,22 @@ __all__ = [
     "QUICK_SAMPLES",
     "BenchConfig",
     "BenchFile",
+    "FilePath",
     "ModelPair",
+    "Precision",
     "Rates",
     "check_names",
-    "merge_settings",
     "parse_setting",
 ]
 
 #: Whose hyperparameters: the papers', or over them those that this project tuned on short streams.
 Rates = Literal["papers", "short"]
+
+#: Precision inside the networks.
+Precision = Literal["float32", "bfloat16"]
+
+#: A file's path; only the command line tells it from other text.
+FilePath = Annotated[str, msgspec.Meta(extra={"path": True})]
 
 #: What ``--quick`` measures: enough to see that every row runs, too little to rank methods by.
 QUICK_SAMPLES = 300
@@ -40,18 +49,24 @@ QUICK_CORRUPTIONS = ("gaussian_noise", "snow", "contrast")
 class ModelPair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An edge model and the foundation model that teaches it.
 
+    The first sentence of an attribute is also the help of its option.
+
     Attributes
     ----------
-    model, foundation : str
-        Names that `cema.models.registry.resolve` understands.
-    weights, foundation_weights : str, optional
-        Local safetensors files.
+    model : str
+        The edge model: any name that `cema export` takes. See `cema.models.registry.resolve`.
+    foundation : str
+        The foundation model.
+    weights : str, optional
+        Safetensors file of the edge model.
+    foundation_weights : str, optional
+        Safetensors file of the foundation model.
     """
 
     model: str
     foundation: str
-    weights: str | None = None
-    foundation_weights: str | None = None
+    weights: FilePath | None = None
+    foundation_weights: FilePath | None = None
 
 
 #: What `BenchConfig.make` takes for the embedded digits when no models are named.
@@ -61,48 +76,56 @@ DIGITS_PAIR = ModelPair(model="digits-cnn", foundation="digits-cnn-foundation")
 class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides a benchmark's numbers, but for code, data and weights themselves.
 
+    A setting is declared here alone: keys of a file (`BenchFile`) and options of ``cema bench`` follow from it. The
+    first sentence of an attribute is also the help of its option.
+
     Attributes
     ----------
     data : str
-        What `cema.data.dataset.open_dataset` opens: ``digits``, ``fashion-mnist`` or a path.
+        digits, fashion-mnist, a .npz with x and y, or a folder (ImageNet-C, CIFAR-10-C, ...). What
+        `cema.data.dataset.open_dataset` opens.
     pair : tuple of ModelPair
         The models; each pair gets tables of its own.
     methods : tuple of str
-        Rows of the tables; none for all.
+        Rows, separated by commas; all if unset.
     corruptions : tuple of str
-        Columns of the tables; none for the fifteen, or what a published data set has.
+        Columns, separated by commas; the usual fifteen if unset. A published data set may have fewer.
     severities : tuple of int
-        1 to 5.
+        Separated by commas, 1 to 5.
     protocol : str
-        One of `cema.bench.protocols.PROTOCOLS`.
+        reset, continual, gradual, mixed or correlated. See `cema.bench.protocols.PROTOCOLS`.
     samples : int, optional
-        Images per corruption; None for all there are.
-    batch_size, edges : int
-        Images in a batch, and devices that share the stream.
+        Images per corruption; all if unset.
+    batch_size : int
+        Images per prediction.
+    edges : int
+        Devices that share the stream.
     concentration : float
-        Of the ``correlated`` protocol.
+        Of the labels in time, for --protocol correlated.
     delay : int, optional
-        Batches after which an update of CEMA reaches the edge; None leaves the methods' own settings.
+        Batches after which an update of CEMA arrives; the methods' own settings if unset.
     seeds : tuple of int
-        Of the order of samples and of everything random in a method. Which images there are, and what a corruption
-        makes of each, is the same for all seeds.
-    device, dtype : str
-        Where and how precisely the networks are computed.
+        Separated by commas. Of the order of samples and of everything random in a method. Which images there are, and
+        what a corruption makes of each, is the same for all seeds.
+    device : str
+        cpu, cuda, ... Where the networks are computed.
+    dtype : {"float32", "bfloat16"}
+        float32 or bfloat16: precision inside the networks.
     codec : CodecConfig
         How uploads are encoded.
     source_data : str, optional
-        Clean, unlabelled images for methods that want some of the kind the model was trained on (EATA), where `data`
-        has none: a published set of corrupted images. Opened as `data` is.
+        Clean images for EATA, where the data are corrupted ones only. Unlabelled, of the kind the model was trained on;
+        opened as `data` is.
     wnids : str, optional
-        A file with the classes of image folders in the order of the model's logits, one a line.
+        Class names of image folders in the order of the logits, one a line.
     side : int, optional
-        What photographs in folders are cut to, in pixels; None for ImageNet-C's 224, 0 to leave them.
+        What photographs in folders are cut to, in pixels; 224 if unset, as ImageNet-C's; 0: nothing.
     constants : {"cifar", "imagenet"}, optional
-        Whose severities are meant where corruptions are made; None for CIFAR's for colour images of 32 pixels, else
-        ImageNet's.
+        Severities of made corruptions: cifar or imagenet; by the images' size if unset. CIFAR's are for colour images
+        of 32 pixels.
     rates : {"papers", "short"}
-        Which tables of `cema.bench.hyperparameters`: the papers' alone, or over them what this project tuned on streams
-        of some thousand images, each begun by the source model.
+        papers, or short: tuned by this project on streams of some thousand images. Each stream is begun by the source
+        model; see `cema.bench.hyperparameters`.
     settings : dict of str to dict
         By method, what replaces its settings in `cema.bench.hyperparameters`.
     """
@@ -120,10 +143,10 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     delay: int | None = None
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     codec: CodecConfig = CodecConfig()
     source_data: str | None = None
-    wnids: str | None = None
+    wnids: FilePath | None = None
     side: int | None = None
     constants: Literal["cifar", "imagenet"] | None = None
     rates: Rates = "papers"
@@ -133,24 +156,26 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Refuse what cannot be measured."""
         check_names("protocol", [self.protocol], PROTOCOLS)
         check_names("rates", [self.rates], get_args(Rates))
-        _require(bool(self.pair), "pair", "at least one pair of models", self.pair)
+        check_names("dtype", [self.dtype], get_args(Precision))
+        self._require(bool(self.pair), "pair", "at least one pair of models")
         for name in ("methods", "corruptions", "severities", "seeds"):
             values = getattr(self, name)
-            _require(len(set(values)) == len(values), name, "each value once", values)
-        for name in ("batch_size", "edges"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.samples is None or self.samples >= 1, "samples", "at least 1", self.samples)
-        _require(self.side is None or self.side >= 0, "side", "at least 0", self.side)
-        known = (None, "cifar", "imagenet")
-        _require(self.constants in known, "constants", "cifar or imagenet", self.constants)
-        _require(self.delay is None or self.delay >= 0, "delay", "at least 0", self.delay)
-        _require(self.concentration > 0, "concentration", "a number above 0", self.concentration)
-        _require(
-            bool(self.seeds) and min(self.seeds) >= 0, "seeds", "whole numbers of at least 0", self.seeds
-        )
+            self._require(len(set(values)) == len(values), name, "each value once")
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+        self._require(self.edges >= 1, "edges", "at least 1")
+        self._require(self.samples is None or self.samples >= 1, "samples", "at least 1")
+        self._require(self.side is None or self.side >= 0, "side", "at least 0")
+        self._require(self.constants in (None, "cifar", "imagenet"), "constants", "cifar or imagenet")
+        self._require(self.delay is None or self.delay >= 0, "delay", "at least 0")
+        self._require(self.concentration > 0, "concentration", "a number above 0")
+        self._require(bool(self.seeds) and min(self.seeds) >= 0, "seeds", "whole numbers of at least 0")
         natural = self.corruptions == (CLEAN,)
         fine = bool(self.severities) and all(0 <= s <= 5 and (s or natural) for s in self.severities)
-        _require(fine, "severities", "whole numbers from 1 to 5", self.severities)
+        self._require(fine, "severities", "whole numbers from 1 to 5")
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        # Options and programs make this struct without msgspec, which elsewhere turns a ValueError into a ConfigError.
+        require(holds, name, expected, getattr(self, name), error=ConfigError)
 
     @classmethod
     def make(cls, *parts: BenchFile) -> BenchConfig:
@@ -161,20 +186,19 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ConfigError
             If nothing says which data or models, or a value is out of range.
         """
-        merged: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         for part in parts:
-            given = msgspec.structs.asdict(part)
-            settings = given.pop("settings")
-            merged |= {name: value for name, value in given.items() if value is not msgspec.UNSET}
-            if settings is not msgspec.UNSET:
-                merged["settings"] = merge_settings(merged.get("settings", {}), settings)
-        if "data" not in merged:
+            given = part.given()
+            if "settings" in given:
+                given["settings"] = merged(known.get("settings", {}), given["settings"])
+            known |= given
+        if "data" not in known:
             raise ConfigError("which data? give --data digits, fashion-mnist or a path, or a --preset")
-        if merged["data"] == "digits":
-            merged.setdefault("pair", (DIGITS_PAIR,))
-        if "pair" not in merged:
+        if known["data"] == "digits":
+            known.setdefault("pair", (DIGITS_PAIR,))
+        if "pair" not in known:
             raise ConfigError("which models? give --model and --foundation, or a --preset")
-        return cls(**merged)
+        return cls(**known)
 
     def settled(self, offered: Sequence[str] | None, *, quick: bool = False) -> BenchConfig:
         """Return this with its corruptions named: those asked for, else what there is.
@@ -202,30 +226,29 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return msgspec.structs.replace(self, corruptions=chosen, severities=severities)
 
 
-class BenchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a `BenchConfig`: what a TOML file says, or the command line."""
+def _optional_fields() -> list[tuple[str, Any, Any]]:
+    """Return the fields of `BenchConfig` as any may be absent; TOML has no null, so that None is no value."""
+    fields = []
+    for name, hint in get_type_hints(BenchConfig, include_extras=True).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = tuple(kind for kind in kinds if kind is not NoneType)
+        fields.append((name, Union[(*kinds, msgspec.UnsetType)], msgspec.UNSET))
+    return fields
 
-    data: str | msgspec.UnsetType = msgspec.UNSET
-    pair: tuple[ModelPair, ...] | msgspec.UnsetType = msgspec.UNSET
-    methods: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    corruptions: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    severities: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    protocol: str | msgspec.UnsetType = msgspec.UNSET
-    samples: int | msgspec.UnsetType = msgspec.UNSET
-    batch_size: int | msgspec.UnsetType = msgspec.UNSET
-    edges: int | msgspec.UnsetType = msgspec.UNSET
-    concentration: float | msgspec.UnsetType = msgspec.UNSET
-    delay: int | msgspec.UnsetType = msgspec.UNSET
-    seeds: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    device: str | msgspec.UnsetType = msgspec.UNSET
-    dtype: Literal["float32", "bfloat16"] | msgspec.UnsetType = msgspec.UNSET
-    codec: CodecConfig | msgspec.UnsetType = msgspec.UNSET
-    source_data: str | msgspec.UnsetType = msgspec.UNSET
-    wnids: str | msgspec.UnsetType = msgspec.UNSET
-    side: int | msgspec.UnsetType = msgspec.UNSET
-    constants: Literal["cifar", "imagenet"] | msgspec.UnsetType = msgspec.UNSET
-    rates: Rates | msgspec.UnsetType = msgspec.UNSET
-    settings: dict[str, dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
+
+_Fields = msgspec.defstruct(
+    "_Fields", _optional_fields(), frozen=True, kw_only=True, forbid_unknown_fields=True
+)
+
+
+class BenchFile(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):  # type: ignore[misc, valid-type, call-arg]
+    """A part of a `BenchConfig`, with the same fields: what a TOML file says, a preset, or the command line."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are there, by name."""
+        return {
+            name: value for name, value in msgspec.structs.asdict(self).items() if value is not msgspec.UNSET
+        }
 
     @classmethod
     def load(cls, path: Path) -> BenchFile:
@@ -238,14 +261,14 @@ class BenchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         file = load_toml(path, cls)
         changes: dict[str, Any] = {}
-        for name in ("data", "source_data"):
-            value = getattr(file, name)
-            if value is not msgspec.UNSET and resolve_path(path, value).exists():
-                changes[name] = str(resolve_path(path, value))
-        if file.wnids is not msgspec.UNSET:
-            changes["wnids"] = str(resolve_path(path, file.wnids))
-        if file.pair is not msgspec.UNSET:
-            changes["pair"] = tuple(_with_weights_beside(path, pair) for pair in file.pair)
+        given = file.given()
+        for name in given.keys() & {"data", "source_data"}:
+            if resolve_path(path, given[name]).exists():
+                changes[name] = str(resolve_path(path, given[name]))
+        if "wnids" in given:
+            changes["wnids"] = str(resolve_path(path, given["wnids"]))
+        if "pair" in given:
+            changes["pair"] = tuple(_with_weights_beside(path, pair) for pair in given["pair"])
         return msgspec.structs.replace(file, **changes)
 
 
@@ -279,16 +302,6 @@ def parse_setting(text: str) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def merge_settings(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `under` with the values of `over` in their place, tables within tables too."""
-    merged = dict(under)
-    for name, value in over.items():
-        below = merged.get(name)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[name] = merge_settings(below, value) if nested else value  # type: ignore[arg-type]
-    return merged
-
-
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     """Refuse a name that is not known, with those that are.
 
@@ -299,14 +312,8 @@ def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     """
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, known)
             raise ConfigError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint}")
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name}: expected {expected}, got {got!r}; correct the setting")
 
 
 def _with_weights_beside(path: Path, pair: ModelPair) -> ModelPair:

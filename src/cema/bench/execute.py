@@ -194,22 +194,22 @@ class RunContext:
             One cell per condition, as ``results.json`` has them. Where the method does not apply, accuracy and costs
             are None, and a note says why.
         """
-        sets = {condition: self.images(condition) for condition in run.stretches}
-        labels = sets[run.stretches[0]].labels
+        sets = {condition: self.images(condition) for condition in run.segments}
+        labels = sets[run.segments[0]].labels
         schedule = make_schedule(
             self.config.protocol,
-            run.stretches,
+            run.segments,
             labels,
             batch=self.config.batch_size,
             seed=run.seed,
             edges=self.config.edges,
             concentration=self.config.concentration,
         )
-        tally = Scorer(schedule)
+        scorer = Scorer(schedule)
         try:
             adapter = self._adapter(run)
-            self._go(adapter, schedule, sets, tally, progress)
-            cells = tally.cells()
+            self._go(adapter, schedule, sets, scorer, progress)
+            cells = scorer.cells()
         except NotApplicable as error:
             cells = [
                 {**_nothing(cell), "note": " ".join(str(error).split())} for cell in Scorer(schedule).cells()
@@ -246,7 +246,7 @@ class RunContext:
         adapter: Adapter,
         schedule: Schedule,
         sets: dict[Condition, LabelledImages],
-        tally: Scorer,
+        scorer: Scorer,
         progress: Progress | None,
     ) -> None:
         def load(batch: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
@@ -266,7 +266,7 @@ class RunContext:
             seconds = time.perf_counter() - began
             logits = outcome.logits if columns is None else outcome.logits[:, columns]
             counts = (outcome.uploads, outcome.bytes_up, outcome.forwards, outcome.backwards)
-            tally.book(batch, logits.argmax(1) == labels, counts, seconds)
+            scorer.book(batch, logits.argmax(1) == labels, counts, seconds)
             if progress is not None:
                 progress(schedule.places(batch).stop, len(schedule))
 

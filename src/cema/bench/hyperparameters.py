@@ -21,13 +21,13 @@ The short rates were measured with ``benchmarks/tune.py``:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cema.bench.config import Rates, check_names, merge_settings
+from cema._util.names import merged
+from cema.bench.config import Rates, check_names
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
     "architecture",
     "check_methods",
     "method_settings",
-    "settings_toml",
     "table_settings",
 ]
 
@@ -120,12 +119,12 @@ def method_settings(
     from cema.methods.registry import default_settings, find_method  # noqa: PLC0415 - loads torch
 
     check_methods([method, *(given or {})])
-    settings = merge_settings(default_settings(method), table_settings(method, family, kind, rates))
+    settings = merged(default_settings(method), table_settings(method, family, kind, rates))
     if delay is not None and "delay" in settings:
         settings["delay"] = delay
     asked = (given or {}).get(method, {})
     _check_settings(method, asked, settings)
-    settings = merge_settings(settings, asked)
+    settings = merged(settings, asked)
     try:
         checked = msgspec.convert(settings, find_method(method).config)
     except msgspec.ValidationError as error:
@@ -142,31 +141,3 @@ def _check_settings(
         # An empty table is one whose keys belong to somebody else: `options`.
         if isinstance(value, dict) and isinstance(known[name], dict) and known[name]:
             _check_settings(f"{where}.{name}", value, known[name], what)
-
-
-def settings_toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write settings as the tables of a TOML file for ``--config``; what is not set is left out.
-
-    Examples
-    --------
-    >>> print(settings_toml({"tent": {"lr": 0.001}}))
-    [settings.tent]
-    lr = 0.001
-    """
-    lines: list[str] = []
-    for method, values in settings.items():
-        _toml_table(f"settings.{method}", values, lines)
-    return "\n".join(lines)
-
-
-def _toml_table(name: str, values: Mapping[str, Any], lines: list[str]) -> None:
-    lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
-    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    # JSON's strings, numbers, booleans and lists are TOML's too.
-    lines += [
-        f"{key} = {json.dumps(value)}"
-        for key, value in values.items()
-        if key not in nested and value is not None
-    ]
-    for key, value in nested.items():
-        _toml_table(f"{name}.{key}", value, lines)

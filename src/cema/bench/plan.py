@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from cema.bench.code_digest import code_digest
 from cema.bench.config import BenchConfig, ModelPair
 from cema.bench.hyperparameters import Family, architecture, method_settings
 from cema.bench.protocols import Condition, streams
 from cema.errors import ConfigError
+from cema.models.digest import model_digest
 from cema.models.registry import resolve
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = [
     "identities",
     "load_pair",
     "make_runs",
-    "model_digest",
 ]
 
 
@@ -72,7 +71,7 @@ class Run:
         Its name.
     pair : int
         Index of the pair of models.
-    stretches : tuple of Condition
+    segments : tuple of Condition
         What the stream visits.
     seed : int
         Of the order and of the method.
@@ -84,7 +83,7 @@ class Run:
     facts: dict[str, Any]
     method: str
     pair: int
-    stretches: tuple[Condition, ...]
+    segments: tuple[Condition, ...]
     seed: int
     settings: dict[str, Any]
 
@@ -149,15 +148,6 @@ def _without_path(name: str) -> str:
     return f"hf:{Path(where).resolve().name}" if local else source + colon + where
 
 
-def model_digest(module: torch.nn.Module) -> str:
-    """Return the hex SHA-256 of a network's tensors, with their names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def make_runs(
     config: BenchConfig,
     pairs: Sequence[Pair],
@@ -184,38 +174,56 @@ def make_runs(
         One for each pair, stream, method and seed.
     """
     runs = []
+    shared = {
+        "dataset": dataset,
+        "data_digest": data_digest,
+        "source_digest": source_digest,
+        **_shared_facts(config),
+    }
     for index, pair in enumerate(pairs):
-        for stretches, (method, settings), seed in itertools.product(
+        models = {
+            "model": pair.models.model,
+            "model_digest": pair.model,
+            "foundation": pair.models.foundation,
+            "foundation_digest": pair.foundation,
+        }
+        for segments, (method, settings), seed in itertools.product(
             streams(config.protocol, config.corruptions, config.severities),
             pair.settings.items(),
             config.seeds,
         ):
-            facts = {
-                "method": method,
-                "settings": settings,
-                "model": pair.models.model,
-                "model_digest": pair.model,
-                "foundation": pair.models.foundation,
-                "foundation_digest": pair.foundation,
-                "dataset": dataset,
-                "data_digest": data_digest,
-                "source_digest": source_digest,
-                "side": config.side,
-                "constants": config.constants,
-                "protocol": config.protocol,
-                "stretches": [[stretch.corruption, stretch.severity] for stretch in stretches],
-                "seed": seed,
-                "samples": config.samples,
-                "batch_size": config.batch_size,
-                "edges": config.edges,
-                "concentration": config.concentration if config.protocol == "correlated" else None,
-                "codec": msgspec.to_builtins(config.codec),
-                "device": config.device,
-                "dtype": config.dtype,
-                "code": code_digest(method),
-            }
-            runs.append(Run(_key(facts), facts, method, index, stretches, seed, settings))
+            visited = [[segment.corruption, segment.severity] for segment in segments]
+            own = {"method": method, "settings": settings, "code": code_digest(method)}
+            facts = {**own, **models, **shared, "stretches": visited, "seed": seed}
+            runs.append(Run(_key(facts), facts, method, index, segments, seed, settings))
     return runs
+
+
+# What a run's other facts say of these settings: digests, names, and one value where the benchmark has several.
+_SAID_OTHERWISE = frozenset(
+    {
+        "corruptions",
+        "data",
+        "delay",
+        "methods",
+        "pair",
+        "rates",
+        "seeds",
+        "settings",
+        "severities",
+        "source_data",
+        "wnids",
+    }
+)
+
+
+def _shared_facts(config: BenchConfig) -> dict[str, Any]:
+    """Return the settings that all runs have in common: a new one counts unless another fact says it."""
+    told: dict[str, Any] = msgspec.to_builtins(config)
+    facts = {name: value for name, value in told.items() if name not in _SAID_OTHERWISE}
+    if config.protocol != "correlated":
+        facts["concentration"] = None  # without effect
+    return facts
 
 
 def _key(facts: dict[str, Any]) -> str:

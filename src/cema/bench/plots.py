@@ -176,14 +176,14 @@ def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
                 linewidth=1.2,
             )
         if what[2] == "continual":
-            _mark_stretches(axes, streams[0])
+            _mark_segments(axes, streams[0])
         axes.set(xlabel="samples of the stream", ylabel="accuracy, %")
         axes.set_title(f"{what[1]}, {what[2]}, severity {what[3]} ({what[0]})", fontsize=10)
         axes.legend(fontsize=7, ncols=2, framealpha=0.8)
     return figure
 
 
-def _mark_stretches(axes: Axes, members: Sequence[Mapping[str, Any]]) -> None:
+def _mark_segments(axes: Axes, members: Sequence[Mapping[str, Any]]) -> None:
     for cell in members:
         end = cell["curve"][-1][0]
         axes.axvline(end, color="#cccccc", linewidth=0.8, zorder=0)

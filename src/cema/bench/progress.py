@@ -15,12 +15,12 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from cema._util.units import human_bytes
 from cema.bench.plan import Run
 from cema.bench.protocols import Condition
 
-__all__ = ["Pace", "View", "human_bytes", "human_time", "print_wide"]
+__all__ = ["Pace", "ProgressDisplay", "human_time", "print_wide"]
 
-# How much work a method is per sample beside `source`; only for the time left, until it has been measured.
 # Without a terminal a line this often, for a log.
 _LINE_SECONDS = 15.0
 _REFRESH_SECONDS = 0.25
@@ -41,7 +41,7 @@ class Pace:
 
     def finished(self, run: Run, seconds: float) -> None:
         """Take note of a run's time."""
-        self._measured.setdefault((run.method, run.pair), []).append(seconds / len(run.stretches))
+        self._measured.setdefault((run.method, run.pair), []).append(seconds / len(run.segments))
 
     def left(self, runs: Iterable[tuple[Run, float]]) -> float | None:
         """Return seconds until these runs are done, each with its share that is not; None while nothing is known."""
@@ -53,11 +53,11 @@ class Pace:
         for run, share in runs:
             times = self._measured.get((run.method, run.pair))
             each = sum(times) / len(times) if times else unit * _cost(run.method)
-            total += share * each * len(run.stretches)
+            total += share * each * len(run.segments)
         return total / self.jobs
 
 
-class View:
+class ProgressDisplay:
     """A bar, and a table with a row for every method and pair of models.
 
     Parameters
@@ -86,7 +86,7 @@ class View:
         self._done: set[str] = set()
         self._images: dict[Condition, tuple[int, int]] = {}
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._live.start()
         self._last = time.monotonic()
@@ -194,19 +194,6 @@ def print_wide(console: Console, table: Table) -> None:
         console.print(table, crop=False)
     finally:
         console.width = before
-
-
-def human_bytes(count: float) -> str:
-    """Return a byte count as people read it, in decimal units.
-
-    Examples
-    --------
-    >>> human_bytes(1_234_567), human_bytes(999)
-    ('1.23 MB', '1.0 kB')
-    """
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def human_time(seconds: float) -> str:

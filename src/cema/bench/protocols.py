@@ -5,7 +5,7 @@
 ``continual``  all corruptions one after the other at one severity, never reset (Wang et al. [1]_)
 ``gradual``    continual, and within each corruption, the first too, the severity climbs from 1 to the largest asked for
                and falls back to 1. The program of Wang et al. [1]_ begins the first at 5, and shows all images at each
-               severity; here a corruption's images are divided evenly among its stretches, each seen once per
+               severity; here a corruption's images are divided evenly among its segments, each seen once per
                corruption, so that it costs what continual costs
 ``mixed``      the images of all corruptions shuffled together (Niu et al. [2]_)
 ``correlated`` as ``reset``, with labels in temporal order: every class spreads by a Dirichlet distribution over the
@@ -104,7 +104,7 @@ class Schedule:
 def streams(
     protocol: str, corruptions: Sequence[str], severities: Sequence[int]
 ) -> list[tuple[Condition, ...]]:
-    """Return what each stream visits, stretch by stretch; each stream is begun by the source model.
+    """Return what each stream visits, segment by segment; each stream is begun by the source model.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def streams(
 
 def make_schedule(
     protocol: str,
-    stretches: Sequence[Condition],
+    segments: Sequence[Condition],
     labels: Sequence[int] | Indices,
     *,
     batch: int,
@@ -157,15 +157,15 @@ def make_schedule(
     ----------
     protocol : str
         One of `PROTOCOLS`.
-    stretches : sequence of Condition
+    segments : sequence of Condition
         What the stream visits: one of `streams`.
     labels : sequence of int
         Labels (N,) of the images, which are the same under every condition.
     batch : int
-        Samples in a batch, at least 1. Except under ``mixed`` no batch holds two stretches, so the last of a stretch
+        Samples in a batch, at least 1. Except under ``mixed`` no batch holds two segments, so the last of a segment
         may be smaller.
     seed : int
-        Each stretch gets an order of its own from it.
+        Each segment gets an order of its own from it.
     edges : int
         Devices that share the stream.
     concentration : float
@@ -174,27 +174,27 @@ def make_schedule(
     Returns
     -------
     Schedule
-        Each image occurs once per stretch (``gradual``: once per corruption).
+        Each image occurs once per segment (``gradual``: once per corruption).
 
     Raises
     ------
     ValueError
-        If there are no stretches or images, or a number is out of range.
+        If there are no segments or images, or a number is out of range.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
-    if not stretches or not len(labels):
-        raise ValueError(f"a stream needs stretches and images, got {len(stretches)} and {len(labels)}")
+    if not segments or not len(labels):
+        raise ValueError(f"a stream needs segments and images, got {len(segments)} and {len(labels)}")
     if batch < 1 or edges < 1 or concentration <= 0:
         raise ValueError(
             "batch and edges must be at least 1 and the concentration above 0, "
             f"got {batch}, {edges} and {concentration}"
         )
-    conditions = tuple(dict.fromkeys(stretches))
-    parts = _orders(protocol, stretches, np.asarray(labels, np.int64), seed, concentration)
+    conditions = tuple(dict.fromkeys(segments))
+    parts = _orders(protocol, segments, np.asarray(labels, np.int64), seed, concentration)
     rank = {condition: index for index, condition in enumerate(conditions)}
     sample = np.concatenate(parts)
-    condition = np.repeat([rank[stretch] for stretch in stretches], [len(part) for part in parts])
+    condition = np.repeat([rank[segment] for segment in segments], [len(part) for part in parts])
     lengths = [len(part) for part in parts]
     if protocol == "mixed":
         order = _generator(seed, "mixed", *conditions).permutation(len(sample))
@@ -205,23 +205,23 @@ def make_schedule(
 
 
 def _orders(
-    protocol: str, stretches: Sequence[Condition], labels: Indices, seed: int, concentration: float
+    protocol: str, segments: Sequence[Condition], labels: Indices, seed: int, concentration: float
 ) -> list[Indices]:
-    """Return which images each stretch shows, in order."""
+    """Return which images each segment shows, in order."""
     count = len(labels)
     if protocol == "gradual":
         orders: list[Indices] = []
-        for name in dict.fromkeys(stretch.corruption for stretch in stretches):
-            visits = sum(stretch.corruption == name for stretch in stretches)
+        for name in dict.fromkeys(segment.corruption for segment in segments):
+            visits = sum(segment.corruption == name for segment in segments)
             order = _generator(seed, protocol, Condition(name, 0)).permutation(count)
             orders += np.array_split(order, visits)
         return orders
     if protocol == "correlated":
         return [
-            _correlated(labels, concentration, _generator(seed, protocol, stretch)) for stretch in stretches
+            _correlated(labels, concentration, _generator(seed, protocol, segment)) for segment in segments
         ]
     # Not the protocol but the condition makes the order: reset and continual show a corruption's images alike.
-    return [_generator(seed, "shuffled", stretch).permutation(count) for stretch in stretches]
+    return [_generator(seed, "shuffled", segment).permutation(count) for segment in segments]
 
 
 def _correlated(labels: Indices, concentration: float, rng: np.random.Generator) -> Indices:
@@ -238,7 +238,7 @@ def _correlated(labels: Indices, concentration: float, rng: np.random.Generator)
 
 
 def _bounds(lengths: Sequence[int], batch: int) -> Indices:
-    """Cut every stretch into batches."""
+    """Cut every segment into batches."""
     bounds, start = [0], 0
     for length in lengths:
         bounds += [min(start + end, start + length) for end in range(batch, length + batch, batch)]

@@ -15,13 +15,14 @@ from cema.bench.execute import RunContext
 from cema.bench.hyperparameters import check_methods
 from cema.bench.plan import Pair, Run, check_classes, describe_pair, make_runs
 from cema.bench.plots import write_plots
-from cema.bench.progress import View, print_wide
+from cema.bench.progress import ProgressDisplay, print_wide
 from cema.bench.protocols import CLEAN
 from cema.bench.results import RESULTS, ResultsFolder, environment, write_results
 from cema.bench.tables import console_table, summarise, write_csv, write_markdown
 from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
 from cema.errors import CemaError
+from cema.models.device import why_unusable
 
 if TYPE_CHECKING:
     from cema.data._shared import Dataset
@@ -78,8 +79,8 @@ def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = F
     samples = config.samples or (QUICK_SAMPLES if quick else None)
     config = msgspec.structs.replace(config, methods=methods, samples=samples)
     _check_device(config.device)
-    room = RunContext(config, cache)
-    dataset, source = room.dataset, room.source
+    context = RunContext(config, cache)
+    dataset, source = context.dataset, context.source
     config = config.settled(dataset.corruptions, quick=quick)
     pairs = tuple(describe_pair(pair, config, dataset.family, methods) for pair in config.pair)
     for pair in pairs:
@@ -132,10 +133,13 @@ def run_benchmark(
         left = [run for run in plan.runs if run.key not in finished]
         failures: list[Failed] = []
         if left:
-            with Workers(plan.config, cache, min(jobs, len(left))) as workers, View(console, jobs) as view:
-                _prepare(workers, view, left, jobs)
-                view.begin_runs(plan.runs, finished, folder.cells())
-                failures = _measure(workers, view, left, folder)
+            with (
+                Workers(plan.config, cache, min(jobs, len(left))) as workers,
+                ProgressDisplay(console, jobs) as display,
+            ):
+                _prepare(workers, display, left, jobs)
+                display.begin_runs(plan.runs, finished, folder.cells())
+                failures = _measure(workers, display, left, folder)
         results = _collect(plan, folder)
     _write(out, results, console)
     if failures:
@@ -161,46 +165,48 @@ def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int
         )
 
 
-def _prepare(workers: Workers, view: View, runs: Sequence[Run], jobs: int) -> None:
+def _prepare(workers: Workers, display: ProgressDisplay, runs: Sequence[Run], jobs: int) -> None:
     """Make the images that the runs want, each set once, before the first run."""
     conditions = [
         condition
-        for condition in dict.fromkeys(stretch for run in runs for stretch in run.stretches)
+        for condition in dict.fromkeys(segment for run in runs for segment in run.segments)
         if condition.corruption != CLEAN
     ]
     if not conditions:
         return
-    view.begin_images(conditions)
+    display.begin_images(conditions)
     # With fewer sets than processes, each set is shared among several more.
     tasks = [Prepare(condition, max(1, jobs // len(conditions))) for condition in conditions]
 
     def progress(task: Task, done: int, total: int) -> None:
         assert isinstance(task, Prepare)  # noqa: S101 - nothing else was given
-        view.images(task.condition, done, total)
+        display.images(task.condition, done, total)
 
-    for outcome in workers.run(tasks, progress=progress, idle=view.refresh):
+    for outcome in workers.run(tasks, progress=progress, idle=display.refresh):
         if isinstance(outcome, Failed):
             raise CemaError(outcome.message)
         progress(outcome.task, 1, 1)
 
 
-def _measure(workers: Workers, view: View, runs: Sequence[Run], folder: ResultsFolder) -> list[Failed]:
+def _measure(
+    workers: Workers, display: ProgressDisplay, runs: Sequence[Run], folder: ResultsFolder
+) -> list[Failed]:
     """Do the runs and keep each one's cells as it finishes; return those that failed."""
     by_key = {run.key: run for run in runs}
     failures = []
 
     def progress(task: Task, done: int, total: int) -> None:
         assert isinstance(task, Run)  # noqa: S101 - nothing else was given
-        view.run(task, done, total)
+        display.run(task, done, total)
 
-    for outcome in workers.run(runs, progress=progress, idle=view.refresh):
+    for outcome in workers.run(runs, progress=progress, idle=display.refresh):
         assert isinstance(outcome.task, Run)  # noqa: S101 - nothing else was given
         if isinstance(outcome, Failed):
             failures.append(outcome)
             continue
         run = by_key[outcome.task.key]
         folder.add(run, outcome.cells)
-        view.finished(run, outcome.cells, outcome.seconds)
+        display.finished(run, outcome.cells, outcome.seconds)
     return failures
 
 
@@ -276,21 +282,15 @@ def _write(out: Path, results: dict[str, Any], console: Console) -> None:
 def _explain(failures: Sequence[Failed], out: Path) -> str:
     first = failures[0]
     assert isinstance(first.task, Run)  # noqa: S101 - only runs are measured
-    stretch = first.task.stretches[0]
+    segment = first.task.segments[0]
     return (
         f"{len(failures)} runs failed and are not in {out}; the same command tries them again. The first was "
-        f"{first.task.method} on {stretch.corruption} {stretch.severity}: {first.message}"
+        f"{first.task.method} on {segment.corruption} {segment.severity}: {first.message}"
     )
 
 
 def _check_device(device: str) -> None:
-    import torch  # noqa: PLC0415 - loaded by then; see make_plan
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    if reason := why_unusable(device):
         check_names("device", [device], ["cpu", "cuda"])
-        reason = str(error).partition("\n")[0]
-        raise CemaError(
-            f"device {device} cannot be used by this torch ({reason}); use --device cpu"
-        ) from error
+        reason = reason.partition("\n")[0]
+        raise CemaError(f"device {device} cannot be used by this torch ({reason}); use --device cpu")

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from cema._util.files import write_atomic
-from cema.bench.progress import human_bytes
+from cema._util.units import human_bytes
 from cema.bench.protocols import CLEAN
 
 __all__ = [

@@ -135,9 +135,9 @@ class Workers:
         return None
 
     def _start(self) -> _Worker:
-        context = get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self._config, self._cache), name="cema-bench")
+        spawn = get_context("spawn")
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_serve, args=(there, self._config, self._cache), name="cema-bench")
         with _one_thread(), _deaf_to_interrupts():
             process.start()
         there.close()
@@ -215,13 +215,13 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _serve(connection: Connection, config: BenchConfig, cache: Path | None) -> None:
     """Do tasks until the other end of the pipe is closed."""
     torch.set_num_threads(1)
-    room = RunContext(config, cache)
+    context = RunContext(config, cache)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process has gone
         while True:
-            _do(room, connection, connection.recv())
+            _do(context, connection, connection.recv())
 
 
-def _do(room: RunContext, connection: Connection, task: Task) -> None:
+def _do(context: RunContext, connection: Connection, task: Task) -> None:
     began = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -232,10 +232,10 @@ def _do(room: RunContext, connection: Connection, task: Task) -> None:
 
     try:
         if isinstance(task, Prepare):
-            room.images(task.condition, processes=task.processes, progress=report)
+            context.images(task.condition, processes=task.processes, progress=report)
             cells: list[dict[str, Any]] = []
         else:
-            cells = room.execute(task, report)
+            cells = context.execute(task, report)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except CemaError as error:

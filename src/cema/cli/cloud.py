@@ -28,7 +28,7 @@ def serve(
     from cema.cloud.http.server import serve as run
 
     if stop_on_eof:
-        from cema.cli import lifetime
+        from cema._util import lifetime
 
         lifetime.stop_on_eof()
     raise typer.Exit(run(config))

@@ -36,7 +36,7 @@ def run(
     from cema.edge.program import run as run_program
 
     if stop_on_eof:
-        from cema.cli import lifetime
+        from cema._util import lifetime
 
         lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)

@@ -17,6 +17,7 @@ _EXTRAS = {
     "onnxscript": "cloud",
     "prometheus_client": "cloud",
     "pydantic": "cloud",
+    "tomli_w": "bench",
     "torch": "cloud",
     "uvicorn": "cloud",
 }

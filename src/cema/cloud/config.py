@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
 from cema.cloud.store.base import Store
@@ -18,13 +19,6 @@ __all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "Work
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # The smallest store that holds a few batches of uploads beside checkpoints and updates.
 SMALLEST_STORE = 4 * 2**20
-
-
-def _at_least(config: msgspec.Struct, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value >= least:
-            raise ValueError(f"{name}: expected at least {least}, got {value!r}; correct the setting")
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,8 +51,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _at_least(self, SMALLEST_STORE, "store_bytes")
-        _at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
+        require_at_least(self, SMALLEST_STORE, "store_bytes")
+        require_at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
         if self.body_bytes > self.store_bytes // 4:
             raise ValueError(
                 f"body_bytes: expected at most a quarter of store_bytes ({self.store_bytes} // 4 = "
@@ -104,9 +98,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _at_least(self, 0, "threads", "linger_seconds", "idle_steps")
-        _at_least(self, 1, "max_backlog")
-        _at_least(self, 0.01, "poll_seconds")
+        require_at_least(self, 0, "threads", "linger_seconds", "idle_steps")
+        require_at_least(self, 1, "max_backlog")
+        require_at_least(self, 0.01, "poll_seconds")
 
 
 class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,8 +135,8 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _at_least(self, 1, "every_steps", "window", "evidence")
-        _at_least(self, 0, "min_seconds", "gate")
+        require_at_least(self, 1, "every_steps", "window", "evidence")
+        require_at_least(self, 0, "min_seconds", "gate")
         if self.evidence > self.window:
             raise ValueError(
                 f"evidence: expected at most the window of {self.window}, got {self.evidence}; nothing could ever be "

@@ -11,9 +11,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from cema._util.units import human_bytes
 from cema.demo.tally import EdgeTally, StretchResult, rolling_mean
 
-__all__ = ["human_bytes", "result_table", "write_json", "write_plot"]
+__all__ = ["result_table", "write_json", "write_plot"]
 
 WINDOW = 200
 
@@ -60,11 +61,6 @@ def _cells(row: StretchResult) -> list[str]:
         human_bytes(row.bytes_down),
         f"{100 * row.guarded / row.samples:.1f}",
     ]
-
-
-def human_bytes(count: int) -> str:
-    """Return a byte count as people read it, in decimal units."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cema.demo.report import human_bytes
+from cema._util.units import human_bytes
 from cema.demo.tally import EdgeTally, StretchResult, rolling_mean
 
 __all__ = ["View"]

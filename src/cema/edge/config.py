@@ -18,19 +18,13 @@ from typing import Literal
 
 import msgspec
 
+from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
 from cema.ondevice.selection.config import SelectionConfig
 
 __all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
-
-
-def _at_least(section: msgspec.Struct, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if not value >= least or value == float("inf"):
-            raise ValueError(f"expected `{name}` of at least {least:g}, got {value}")
 
 
 class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,14 +108,14 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     queue_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "quality", "batch_samples", "batch_bytes", "queue_samples", "queue_bytes")
-        _at_least(self, 0, "linger_seconds")
-        _at_least(self, 0.1, "timeout_seconds")
-        _at_least(self, MIN_SPOOL_BYTES, "spool_bytes")
+        require_at_least(self, 1, "quality", "batch_samples", "batch_bytes", "queue_samples", "queue_bytes")
+        require_at_least(self, 0, "linger_seconds", finite=True)
+        require_at_least(self, 0.1, "timeout_seconds", finite=True)
+        require_at_least(self, MIN_SPOOL_BYTES, "spool_bytes")
         if self.quality > 100:
             raise ValueError(f"expected `quality` from 1 to 100, got {self.quality}")
         if self.max_side is not None:
-            _at_least(self, 0, "max_side")
+            require_at_least(self, 0, "max_side")
 
 
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +124,7 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     poll_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0.01, "poll_seconds")
+        require_at_least(self, 0.01, "poll_seconds", finite=True)
 
 
 class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,7 +139,7 @@ class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limit: float = 36.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "limit")
+        require_at_least(self, 0, "limit", finite=True)
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,7 +170,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     guard: GuardConfig = GuardConfig()
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "threads", "batch")
+        require_at_least(self, 1, "threads", "batch")
 
     @classmethod
     def load(cls, path: Path) -> EdgeConfig:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cema._version import __version__
 from cema.errors import ExportError, LogitsError
@@ -35,9 +34,9 @@ from cema.formats.keys import load_public_key
 from cema.models.norm_state import (
     ensure_affine,
     folded_norm_state,
-    has_running_statistics,
     load_folded,
     norm_layers,
+    without_statistics,
 )
 
 if TYPE_CHECKING:
@@ -199,12 +198,12 @@ def _checked_copy(model: Model) -> nn.Module:
             f"{model.name}: has no BatchNorm, LayerNorm, GroupNorm or InstanceNorm layer, so there is "
             "nothing to adapt; choose a model that has some"
         )
-    for name, layer in layers.items():
-        if isinstance(layer, _BatchNorm) and not has_running_statistics(layer):
-            raise ExportError(
-                f"{model.name}: {name} is a BatchNorm without running statistics, which makes an image's "
-                "answer depend on its batch; train it with track_running_stats=True, or use GroupNorm"
-            )
+    lacking = without_statistics(layers)
+    if lacking is not None:
+        raise ExportError(
+            f"{model.name}: {lacking} is a BatchNorm without running statistics, which makes an image's "
+            "answer depend on its batch; train it with track_running_stats=True, or use GroupNorm"
+        )
     ensure_affine(module)
     return module
 

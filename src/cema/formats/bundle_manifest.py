@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cema._util.checks import is_sha256
+from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
 from cema.formats.payload import check_norm_state
 from cema.ondevice.preprocess import Preprocessing
@@ -25,7 +27,6 @@ __all__ = [
 ]
 
 BUNDLE_FORMAT, NORM_FILE = "cema.bundle/1", "norm.bin"
-_HEX = frozenset("0123456789abcdef")
 
 
 class NormTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +114,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         if self.norm_file != NORM_FILE:
             raise ValueError(f"expected norm_file to be {NORM_FILE!r}, got {self.norm_file!r}")
-        if len(self.base) != 64 or not _HEX.issuperset(self.base):
+        if not is_sha256(self.base):
             raise ValueError(f"expected base to be a SHA-256 in lowercase hex, got {self.base[:80]!r}")
         if self.classes < 2:
             raise ValueError(f"expected at least 2 classes, got {self.classes}")
@@ -150,11 +151,10 @@ def pack_norm(layout: Sequence[NormTensor], norm_state: Mapping[str, npt.NDArray
     """Return the bytes of ``norm.bin`` for a norm state; FormatError when it does not fit the layout."""
     checked = check_norm_state(norm_state)
     wanted = {tensor.key: tensor for tensor in layout}
-    missing, extra = sorted(wanted.keys() - checked.keys()), sorted(checked.keys() - wanted.keys())
-    if missing or extra:
+    difference = missing_and_unknown(wanted, checked, unknown="unexpected")
+    if difference:
         raise FormatError(
-            f"the norm state does not fit the model: missing {missing[:4]}, unexpected {extra[:4]} "
-            f"({len(missing)} and {len(extra)} in all); it was made for another model"
+            f"the norm state does not fit the model: {difference}; it was made for another model"
         )
     data = bytearray(layout_bytes(layout))
     for key, tensor in wanted.items():

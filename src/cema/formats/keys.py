@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +22,10 @@ __all__ = [
     "load_public_keys",
     "public_key_pem",
 ]
+
+K = TypeVar("K")
+# What cryptography raises for a file that holds no such key; TypeError where it would need a password.
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 
 
 def generate_key(path: Path) -> Ed25519PrivateKey:
@@ -88,13 +93,10 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     data = _read(path)
     try:
         key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(
-            f"{path}: expected an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
-        ) from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path}: expected an Ed25519 private key, got {type(key).__name__}")
-    return key
+    except _UNREADABLE as error:
+        expected = "an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
+        raise ConfigError(f"{path}: expected {expected}") from error
+    return _checked(path, key, Ed25519PrivateKey, "private")  # type: ignore[type-abstract]
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
@@ -118,12 +120,10 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     data = _read(path)
     try:
         key = serialization.load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         hint = "; this is a private key, use the .pub file beside it" if b"PRIVATE KEY" in data else ""
         raise ConfigError(f"{path}: expected an Ed25519 public key in PEM{hint}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"{path}: expected an Ed25519 public key, got {type(key).__name__}")
-    return key
+    return _checked(path, key, Ed25519PublicKey, "public")  # type: ignore[type-abstract]
 
 
 def load_public_keys(paths: Path | Iterable[Path]) -> dict[str, Ed25519PublicKey]:
@@ -196,3 +196,10 @@ def _read(path: Path) -> bytes:
         raise ConfigError(
             f"{path}: the key file cannot be read: {error.strerror or error}; check the path"
         ) from error
+
+
+def _checked(path: Path, key: object, kind: type[K], name: str) -> K:
+    """Return a key that was read, if it is one for Ed25519."""
+    if not isinstance(key, kind):
+        raise ConfigError(f"{path}: expected an Ed25519 {name} key, got {type(key).__name__}")
+    return key

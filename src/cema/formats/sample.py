@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from cema._util.checks import is_sha256
 from cema.errors import FormatError
 from cema.formats.image import decode_image
 
@@ -29,7 +30,6 @@ CONTENT_TYPE = "application/vnd.cema.samples+msgpack"
 """The media type of a frame of samples."""
 
 _FORMAT = "cema.samples/1"
-_HEX = frozenset("0123456789abcdef")
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,7 +172,7 @@ def check_sample(sample: Sample) -> None:
     ImageError
         If its image cannot be decoded.
     """
-    if len(sample.id) != 64 or not _HEX.issuperset(sample.id):
+    if not is_sha256(sample.id):
         raise FormatError(f"expected an id of 64 lowercase hexadecimal digits, got {sample.id[:80]!r}")
     actual = sample_id(sample.image)
     if actual != sample.id:

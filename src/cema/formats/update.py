@@ -23,6 +23,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from cema._util.checks import is_sha256
 from cema.errors import FormatError, UpdateRejected
 from cema.formats.keys import key_id
 from cema.formats.payload import (
@@ -37,7 +38,6 @@ UPDATE_FORMAT = "cema.update/1"
 
 _CONTEXT = UPDATE_FORMAT.encode() + b"\0"
 _MAX_ENVELOPE_BYTES = 64 * 1024
-_HEX = frozenset("0123456789abcdef")
 
 
 class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +81,7 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not 1 <= self.version < 2**63:
             raise ValueError(f"expected a version of at least 1, got {self.version}")
         for name, digest in (("base", self.base), ("payload", self.payload)):
-            if len(digest) != 64 or not _HEX.issuperset(digest):
+            if not is_sha256(digest):
                 raise ValueError(f"expected {name} to be a SHA-256 in lowercase hex, got {digest[:80]!r}")
         if self.payload_bytes < 1:
             raise ValueError(f"expected a payload of at least 1 byte, got {self.payload_bytes}")

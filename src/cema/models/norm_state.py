@@ -18,12 +18,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ensure_affine", "folded_norm_state", "has_running_statistics", "load_folded", "norm_layers"]
+__all__ = [
+    "ensure_affine",
+    "folded_norm_state",
+    "has_running_statistics",
+    "load_folded",
+    "norm_layers",
+    "without_statistics",
+]
 
 _NORM_CLASSES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -44,6 +52,20 @@ def has_running_statistics(layer: nn.Module) -> bool:
     return all(
         isinstance(getattr(layer, name, None), torch.Tensor) for name in ("running_mean", "running_var")
     )
+
+
+def without_statistics(layers: Mapping[str, nn.Module]) -> str | None:
+    """Return the name of a BatchNorm that keeps no running statistics, which a device needs; None if all do.
+
+    Parameters
+    ----------
+    layers : mapping of str to torch.nn.Module
+        As `norm_layers` returns them. An InstanceNorm needs none.
+    """
+    for name, layer in layers.items():
+        if isinstance(layer, _BatchNorm) and not has_running_statistics(layer):
+            return name
+    return None
 
 
 def norm_layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -213,11 +235,10 @@ def _check(layers: Mapping[str, nn.Module], norm_state: Mapping[str, np.ndarray]
         for name, layer in layers.items()
         for key in ("scale", "shift")
     }
-    missing, unknown = sorted(sizes.keys() - norm_state.keys()), sorted(norm_state.keys() - sizes.keys())
-    if missing or unknown:
+    difference = missing_and_unknown(sizes, norm_state)
+    if difference:
         raise FormatError(
-            f"the norm state is of another model: missing {missing[:3]} ({len(missing)} in all), "
-            f"unknown {unknown[:3]} ({len(unknown)} in all); use the one folded from this architecture"
+            f"the norm state is of another model: {difference}; use the one folded from this architecture"
         )
     for key, size in sizes.items():
         value = np.asarray(norm_state[key])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from cema._util.checks import is_sha256
 from cema._version import __version__
 from cema.cloud.http.errors import ApiError, authenticate, install_errors, matches, read_body
 from cema.cloud.http.metrics import Metrics, RequestTimer
@@ -27,7 +27,6 @@ __all__ = ["create_app"]
 
 log = logging.getLogger(__name__)
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
 # Uploads read or stored at one time: bounds memory at so many bodies.
 UPLOADS_AT_ONCE = 32
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -231,7 +230,7 @@ class _Api:
         return Response(update.envelope, media_type="application/json", headers=headers)
 
     def artifact(self, cohort: str, digest: str, request: Request) -> Response:
-        data = self.store.artifact(cohort, digest) if DIGEST.fullmatch(digest) else None
+        data = self.store.artifact(cohort, digest) if is_sha256(digest) else None
         if data is None:
             raise ApiError(
                 404,

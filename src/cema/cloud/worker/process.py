@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cema._util.lifetime import on_eof
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     stop, working = threading.Event(), threading.Event()
     # Before torch is loaded, which takes seconds in which the parent may die too.
-    threading.Thread(target=_watch_parent, args=(stop, working), name="parent", daemon=True).start()
+    on_eof(lambda: _end(stop, working))
     from cema.cloud.worker.rounds import run  # noqa: PLC0415
 
     try:
@@ -55,10 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _watch_parent(stop: threading.Event, working: threading.Event) -> None:
-    # os.read, not sys.stdin: a thread inside a buffered reader would block the interpreter's end.
-    while os.read(0, 4096):
-        pass
+def _end(stop: threading.Event, working: threading.Event) -> None:
+    """End the process: at once, or after the present step where one may be going on."""
     stop.set()
     if working.is_set():
         time.sleep(GRACE_SECONDS)

@@ -17,6 +17,7 @@ from cema.cloud.worker.publisher import Publisher
 from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.keys import load_private_key
+from cema.models.device import why_unusable
 from cema.models.registry import resolve
 
 __all__ = ["open_cohort", "run"]
@@ -56,12 +57,8 @@ def _resolved(config: WorkerConfig) -> WorkerConfig:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"worker.device: torch cannot use {device!r} ({error}); choose 'auto' or 'cpu'"
-        ) from error
+    if reason := why_unusable(device):
+        raise ConfigError(f"worker.device: torch cannot use {device!r} ({reason}); choose 'auto' or 'cpu'")
     return msgspec.structs.replace(config, device=device)
 
 

@@ -1,10 +1,10 @@
-"""Measure how soon the latest inputs are known to be of another environment, and how often wrongly so.
+"""Measure how soon the latest inputs are known to be of another domain, and how often wrongly so.
 
-An environment is made of uploads (compressed as devices do) of one corruption; a stream of another, or of the same one
-from other images, is watched. Examples::
+A domain is made of uploads (compressed as devices do) of one corruption; a stream of another, or of the same one from
+other images, is watched. Examples::
 
-    python benchmarks/environments.py digits --severity 3
-    python benchmarks/environments.py efficientnet --data DATA --severity 3 --samples 200 --output photographs.json
+    python benchmarks/domains.py digits --severity 3
+    python benchmarks/domains.py efficientnet --data DATA --severity 3 --samples 200 --output photographs.json
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def statistics(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, se
 
 
 def watch(domain: Domain, rows: np.ndarray) -> tuple[float, float]:
-    """Return after how many inputs the first alarm came (infinity: never), and the share of inputs spent away."""
+    """Return after how many inputs the first alarm came (infinity: never), and the share of inputs that had drifted."""
     first, drifted = np.inf, 0
     watched = DriftMonitor(LIMIT)
     watched.enter(domain)
@@ -54,7 +54,7 @@ def watch(domain: Domain, rows: np.ndarray) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare every environment with every stream."""
+    """Compare every domain with every stream."""
     pool = load_pool(options.pair, options.data)
     preprocessing = load_models(options.pair, options.data)[0].preprocessing
     order = np.random.default_rng(options.seed).permutation(len(pool.labels))
@@ -77,19 +77,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             pairs[one, other] = float(np.median(first)), float(drifted.mean())
     return {
         "settings": {key: str(value) for key, value in vars(options).items()},
-        "away_in_its_own_environment": float(np.mean([pairs[name, name][1] for name in NAMES])),
+        "drifted_in_its_own_domain": float(np.mean([pairs[name, name][1] for name in NAMES])),
         "median_inputs_to_the_first_alarm": float(
             np.median([pairs[one, other][0] for one in NAMES for other in NAMES if one != other])
         ),
-        "share_of_other_environments_away_over_half_the_time": float(
+        "share_of_other_domains_drifted_over_half_the_time": float(
             np.mean([pairs[one, other][1] > 0.5 for one in NAMES for other in NAMES if one != other])
         ),
         "pairs": [
             {
-                "environment": one,
+                "domain": one,
                 "stream": other,
                 "inputs": None if np.isinf(first) else first,
-                "away": drifted,
+                "drifted": drifted,
             }
             for (one, other), (first, drifted) in pairs.items()
         ],
