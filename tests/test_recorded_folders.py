@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from recorded_folders import RECORDED, recorded
 
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.devices import Devices
@@ -22,26 +20,17 @@ from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 
-RECORDED = Path(__file__).parent / "recorded"
+__all__ = ["recorded"]
+
 EXPECTED: dict[str, Any] = json.loads((RECORDED / "expected.json").read_text())
 IMAGES = np.load(RECORDED / "images.npy")
 # Another processor or version of the runtimes may round otherwise.
 CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a copy of what was recorded, with its models on the path."""
-    copy = tmp_path / "recorded"
-    shutil.copytree(RECORDED, copy)
-    monkeypatch.syspath_prepend(str(copy))
-    yield copy
-    sys.modules.pop("recorded_models", None)
-
-
-def test_a_device_goes_on(folder: Path) -> None:
+def test_a_device_goes_on(recorded: Path) -> None:
     expected = EXPECTED["device"]
-    config = msgspec.structs.replace(EdgeConfig.load(folder / "edge.toml"), cloud=None)
+    config = msgspec.structs.replace(EdgeConfig.load(recorded / "edge.toml"), cloud=None)
     with EdgeAgent(config) as agent:
         status = msgspec.to_builtins(agent.status())
         known = expected["status"]
@@ -53,11 +42,11 @@ def test_a_device_goes_on(folder: Path) -> None:
     assert prediction.version == expected["version"]
 
 
-def test_a_cloud_goes_on(folder: Path) -> None:
+def test_a_cloud_goes_on(recorded: Path) -> None:
     expected = EXPECTED["cloud"]
-    config = CloudConfig.load(folder / "cloud.toml")
+    config = CloudConfig.load(recorded / "cloud.toml")
     with Devices.open(config) as devices:
-        device = devices.authenticate((folder / "camera.token").read_text().strip())
+        device = devices.authenticate((recorded / "camera.token").read_text().strip())
         assert device is not None
         assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
     store = Store(config.database, max_bytes=config.limits.store_bytes)
@@ -85,9 +74,9 @@ def test_a_cloud_goes_on(folder: Path) -> None:
     store.close()
 
 
-def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(folder: Path) -> None:
+def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(recorded: Path) -> None:
     expected = EXPECTED["cloud"]["adapter"]
-    config = CloudConfig.load(folder / "cloud.toml")
+    config = CloudConfig.load(recorded / "cloud.toml")
     store = Store(config.database, max_bytes=config.limits.store_bytes)
     worker = open_cohort(store, config, config.cohort[0])
     learner: Any = worker.learner

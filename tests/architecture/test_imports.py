@@ -30,6 +30,7 @@ ALLOWED = {
     "methods": MODELS | {"adapt", "methods"},
     "cloud": MODELS | {"adapt", "cloud"},
     "bench": MODELS | {"adapt", "methods", "data", "bench"},
+    "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
     "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
 }
 OPEN = {"errors", "_util", "_version"}
@@ -112,3 +113,43 @@ def test_nothing_heavy_is_loaded(code: str, forbidden: tuple[str, ...]) -> None:
     code = f"import sys; {code}; print([m for m in {forbidden} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def private(path: Path) -> list[str]:
+    """Return the uses of other objects' and other modules' underscored names in a file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if ast.unparse(node.value) not in {"self", "cls", "os"}:
+                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cema."):
+            found += [
+                f"{node.lineno}: {a.name}"
+                for a in node.names
+                if a.name.startswith("_") and a.name != "__version__"
+            ]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_nothing_reaches_into_anothers_underscore(path: Path) -> None:
+    assert not private(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_every_name_has_one_address(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cema.")
+        for alias in node.names
+    }
+    named = {
+        ast.literal_eval(element)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if isinstance(node.value, ast.List)
+        for element in node.value.elts
+    }
+    assert not named & imported

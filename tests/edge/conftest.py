@@ -13,8 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_support import COHORT, Cloud, make_bundle
 
-from cema.edge.config import CloudLink, EdgeConfig, SelectionConfig, UpdateConfig, UploadConfig
+from cema.edge.config import CloudLink, EdgeConfig, UpdateConfig, UploadConfig
 from cema.formats.bundle import Bundle
+from cema.ondevice.selection.config import SelectionConfig
 
 
 @pytest.fixture(autouse=True)

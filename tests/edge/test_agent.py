@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_support import CLASSES, COHORT, SIDE, Answer, Cloud, images, make_update, norm_state, reference
 
 from cema.edge.agent import EdgeAgent
-from cema.edge.config import CloudLink, EdgeConfig, SelectionConfig, UploadConfig
+from cema.edge.config import CloudLink, EdgeConfig, UploadConfig
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, Runtime
 from cema.edge.status import Prediction
@@ -23,8 +23,9 @@ from cema.errors import CemaError, ConfigError, FormatError, ImageError, LogitsE
 from cema.formats.bundle import Bundle
 from cema.formats.image import CodecConfig, decode_image, encode_image
 from cema.formats.payload import round_norm_state
+from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropySelector
+from cema.ondevice.selection.entropy_band import EntropyBand
 
 Make = Callable[..., EdgeConfig]
 QUICK = Backoff(base=0.01, cap=0.05, slow=0.05)
@@ -64,11 +65,11 @@ def test_from_pixels_to_the_clouds_store(make_config: Make, cloud: Cloud) -> Non
 
 def test_the_selection_is_the_shared_selector(make_config: Make) -> None:
     config = make_config(selection=SelectionConfig(group=8))
-    selector = EntropySelector(CLASSES, group=8)
+    selector = EntropyBand(CLASSES, SelectionConfig(group=8))
     with EdgeAgent(config) as agent:
         for i in range(6):
             prediction = agent.predict(images(7, i))
-            np.testing.assert_array_equal(prediction.selected, selector.select(prediction.entropy).selected)
+            np.testing.assert_array_equal(prediction.selected, selector.decide(prediction.entropy))
         assert agent.status().e_max == selector.e_max
 
 
@@ -142,7 +143,7 @@ def test_a_restart_resumes_version_and_selection(
         for i in range(5):
             agent.predict(images(6, i))
         before = agent.status()
-    assert before.e_max != EntropySelector(CLASSES).e_max
+    assert before.e_max != EntropyBand(CLASSES).e_max
     cloud.publish(make_update(bundle, key, 1))
     with EdgeAgent(config) as agent:
         assert agent.status().version == 2
@@ -150,7 +151,7 @@ def test_a_restart_resumes_version_and_selection(
         assert agent._wait(lambda: "old" in agent.status().rejected_updates, 10)
         assert answers(agent.predict(images(3)), images(3), 2)
     with EdgeAgent(msgspec.structs.replace(config, selection=SelectionConfig(group=8), cloud=None)) as agent:
-        assert agent.status().e_max == EntropySelector(CLASSES).e_max, "other settings: a fresh selection"
+        assert agent.status().e_max == EntropyBand(CLASSES).e_max, "other settings: a fresh selection"
         assert agent.status().version == 2, "without a cloud too"
 
 

@@ -112,6 +112,23 @@ def update(bundle: Bundle, key: Ed25519PrivateKey) -> Update:
     return make_update(bundle, key, 3)
 
 
+def test_the_norm_state_of_an_update_is_packed_once(
+    device: Device, cloud: Cloud, update: Update, monkeypatch: Any
+) -> None:
+    cloud.publish(update)
+    packed: list[int] = []
+    pack = Bundle.pack_norm
+
+    def count(self: Bundle, norm_state: Any) -> bytes:
+        packed.append(len(norm_state))
+        return pack(self, norm_state)
+
+    monkeypatch.setattr(Bundle, "pack_norm", count)
+    device.poll()
+    assert device.active.version == 3
+    assert len(packed) == 1
+
+
 def test_a_renewal_of_what_runs_is_remembered_and_neither_fetched_nor_built(
     device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, monkeypatch: Any
 ) -> None:

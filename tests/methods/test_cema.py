@@ -24,8 +24,9 @@ from cema.methods.registry import make_adapter
 from cema.models.norm_state import load_folded
 from cema.models.registry import resolve
 from cema.models.spec import Model
+from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropySelector
+from cema.ondevice.selection.entropy_band import EntropyBand
 
 Photos = Callable[[int], list[np.ndarray]]
 QUICK = AdaptConfig(fresh=8, replayed=8, capacity=64, replay_from=16, window=24)
@@ -68,7 +69,7 @@ def test_a_stream_is_edge_link_cloud_and_update_put_together(
     codec = CodecConfig(codec="jpeg", quality=60)
     cema = Cema(edge, config, context=MethodContext(foundation=foundation, seed=3, codec=codec))
     # The same from its parts, as a device and a service have them.
-    selector = EntropySelector(edge.classes, e_min=0.0, e_max=0.7, group=8)
+    selector = EntropyBand(edge.classes, SelectionConfig(e_min=0.0, e_max=0.7, group=8))
     cloud: CemaLearner[np.ndarray] = CemaLearner(edge, foundation, QUICK, seed=3)
     waiting: list[np.ndarray] = []
     published: list[dict[str, np.ndarray] | None] = [None] * (delay + 1)
@@ -79,7 +80,7 @@ def test_a_stream_is_edge_link_cloud_and_update_put_together(
         running = published.pop(0) or running
         logits = predict(edge, running, images)
         np.testing.assert_allclose(outcome.logits, logits, rtol=1e-3, atol=1e-4)
-        selected = selector.select(softmax_entropy(outcome.logits)).selected
+        selected = selector.decide(softmax_entropy(outcome.logits))
         encoded = [encode_image(images[i], codec) for i in np.flatnonzero(selected)]
         assert (outcome.uploads, outcome.bytes_up) == (len(encoded), sum(map(len, encoded)))
         waiting += [decode_image(data) for data in encoded]
@@ -133,11 +134,11 @@ def test_several_edges_feed_one_cohort_and_select_by_themselves(
     config = msgspec.structs.replace(EAGER, e_max=0.7, group=8)
     cema = Cema(edge, config, context=MethodContext(foundation=foundation, edges=2))
     batches = stream(photos, 6)
-    selectors = [EntropySelector(edge.classes, e_min=0.0, e_max=0.7, group=8) for _ in range(2)]
+    selectors = [EntropyBand(edge.classes, SelectionConfig(e_min=0.0, e_max=0.7, group=8)) for _ in range(2)]
     uploads = 0
     for i, images in enumerate(batches):
         outcome = cema.step(images, edge=i % 2)
-        selected = selectors[i % 2].select(softmax_entropy(outcome.logits)).selected
+        selected = selectors[i % 2].decide(softmax_entropy(outcome.logits))
         assert outcome.uploads == selected.sum()
         uploads += outcome.uploads
     assert cema.uplink.samples == uploads
@@ -265,14 +266,14 @@ def test_on_noisy_digits_it_clearly_beats_the_source(noisy: Any, defaults: Calla
     edge, foundation = resolve("digits-cnn"), resolve("digits-cnn-foundation")
     config = msgspec.structs.replace(defaults(), **({"d_margin": 0.4} if defaults().d_margin else {}))
     cema = Cema(edge, config, context=MethodContext(foundation=foundation))
-    selector = EntropySelector(10, group=64)
+    selector = EntropyBand(10, SelectionConfig(group=64))
     right = uploads = bytes_up = 0
     seen: list[np.ndarray] = []
     for i in range(0, 600, 64):
         outcome = cema.step(images[i : i + 64])
         right += int((outcome.logits.argmax(1) == labels[i : i + 64]).sum())
         seen.append(outcome.logits)
-        selected = np.flatnonzero(selector.select(softmax_entropy(outcome.logits)).selected)
+        selected = np.flatnonzero(selector.decide(softmax_entropy(outcome.logits)))
         if config.d_margin:
             selected = reference_selection(seen, config.d_margin)[-1]
         assert outcome.uploads == len(selected)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cema.errors import ConfigError, FormatError, LogitsError
+from cema.errors import FormatError, LogitsError
+from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropySelector, Reason
+from cema.ondevice.selection.entropy_band import EntropyBand
 
 
 def exact_entropy(logits: Sequence[float]) -> Decimal:
@@ -174,40 +175,45 @@ streams = st.lists(st.lists(st.floats(0, math.log(10)), max_size=12), max_size=2
 def test_the_threshold_follows_the_formula(
     stream: list[list[float]], decay: float, average: Any, momentum: float, group: int
 ) -> None:
-    selector = EntropySelector(10, decay=decay, average=average, momentum=momentum, group=group, floor=0)
+    selector = EntropyBand(
+        10, SelectionConfig(decay=decay, average=average, momentum=momentum, group=group, floor=0)
+    )
     expected = reference_thresholds(
         stream, classes=10, decay=decay, average=average, momentum=momentum, group=group
     )
     for call, e_max in zip(stream, expected, strict=True):
-        decision = selector.select(np.array(call))
-        assert decision.e_max == selector.e_max == pytest.approx(e_max, rel=1e-9)
-        for value, chosen, reason in zip(call, decision.selected.tolist(), decision.reasons, strict=True):
-            assert chosen == (selector.e_min < value < decision.e_max) == (reason is Reason.SELECTED)
-            if not chosen:
-                assert reason is (Reason.UNINFORMATIVE if value <= selector.e_min else Reason.UNRELIABLE)
+        chosen = selector.decide(np.array(call))
+        assert selector.e_max == pytest.approx(e_max, rel=1e-9)
+        assert chosen.tolist() == [selector.e_min < value < selector.e_max for value in call]
+
+
+def threshold(selector: EntropyBand, entropies: list[float]) -> float:
+    """Return the upper threshold that decided about these."""
+    selector.decide(entropies)
+    return selector.e_max
 
 
 def test_a_recorded_stream() -> None:
-    selector = EntropySelector(10, group=1, floor=0)
+    selector = EntropyBand(10, SelectionConfig(group=1, floor=0))
     start = 0.4 * math.log(10)
-    assert selector.select([1.0, 1.0]).e_max == pytest.approx(start)
-    assert selector.select([2.0, 2.0]).e_max == pytest.approx(start * 1.5)
-    assert selector.select([0.0, 0.0]).e_max == pytest.approx(start)
-    assert selector.select([0.2, 0.2]).e_max == pytest.approx(start * 0.8)
+    assert threshold(selector, [1.0, 1.0]) == pytest.approx(start)
+    assert threshold(selector, [2.0, 2.0]) == pytest.approx(start * 1.5)
+    assert threshold(selector, [0.0, 0.0]) == pytest.approx(start)
+    assert threshold(selector, [0.2, 0.2]) == pytest.approx(start * 0.8)
 
 
 def test_decay_compounds_and_is_clamped() -> None:
-    selector = EntropySelector(10, decay=0.9, group=1, floor=0)
-    selector.select([1.0])
+    selector = EntropyBand(10, SelectionConfig(decay=0.9, group=1, floor=0))
+    selector.decide([1.0])
     for step in range(1, 12):
-        assert selector.select([1.0]).e_max == pytest.approx(0.4 * math.log(10) * 0.9**step)
+        assert threshold(selector, [1.0]) == pytest.approx(0.4 * math.log(10) * 0.9**step)
     for _ in range(100):
-        selector.select([1.0])
+        selector.decide([1.0])
     assert selector.e_max == selector.e_min
-    assert not selector.select([selector.e_min]).selected.any()
-    rising = EntropySelector(10, decay=2.0, group=1)
+    assert not selector.decide([selector.e_min]).any()
+    rising = EntropyBand(10, SelectionConfig(decay=2.0, group=1))
     for _ in range(10):
-        rising.select([1.0])
+        rising.decide([1.0])
     assert rising.e_max == math.log(10)
 
 
@@ -216,52 +222,52 @@ def test_decay_compounds_and_is_clamped() -> None:
 def test_the_floor_bounds_what_decides_and_leaves_the_recursion(
     stream: list[list[float]], floor: float, decay: float, group: int
 ) -> None:
-    paper, ours = (EntropySelector(10, decay=decay, group=group, floor=value) for value in (0, floor))
+    paper, ours = (
+        EntropyBand(10, SelectionConfig(decay=decay, group=group, floor=value)) for value in (0, floor)
+    )
     for call in stream:
-        expected, got = paper.select(call), ours.select(call)
+        expected, got = paper.decide(call), ours.decide(call)
         average = ours.state()["average"] or 0.0
-        assert got.e_max == min(max(expected.e_max, floor * average), math.log(10))
-        assert set(np.flatnonzero(expected.selected)) <= set(np.flatnonzero(got.selected))
+        assert ours.e_max == min(max(paper.e_max, floor * average), math.log(10))
+        assert set(np.flatnonzero(expected)) <= set(np.flatnonzero(got))
         assert ours.state()["e_max"] == paper.state()["e_max"]
 
 
 def test_a_stream_that_is_hard_from_its_start_is_not_starved() -> None:
     entropies = np.random.default_rng(0).uniform(1.0, 2.2, (10, 64))
-    paper, ours = EntropySelector(10, floor=0), EntropySelector(10)
-    assert sum(int(paper.select(batch).selected.sum()) for batch in entropies) == 0
-    assert 0.4 < np.mean([ours.select(batch).selected for batch in entropies]) < 0.6
+    paper, ours = EntropyBand(10, SelectionConfig(floor=0)), EntropyBand(10)
+    assert sum(int(paper.decide(batch).sum()) for batch in entropies) == 0
+    assert 0.4 < np.mean([ours.decide(batch) for batch in entropies]) < 0.6
 
 
 def test_single_samples_are_grouped() -> None:
-    selector = EntropySelector(10, group=4, floor=0)
-    thresholds = [selector.select([value]).e_max for value in [1.0] * 4 + [2.0] * 4]
+    selector = EntropyBand(10, SelectionConfig(group=4, floor=0))
+    thresholds = [threshold(selector, [value]) for value in [1.0] * 4 + [2.0] * 4]
     assert thresholds[:7] == [0.4 * math.log(10)] * 7
     assert thresholds[7] == pytest.approx(0.4 * math.log(10) * 1.5)
 
 
 def test_silence_has_no_ratio() -> None:
-    selector = EntropySelector(10, group=1)
+    selector = EntropyBand(10, SelectionConfig(group=1))
     for _ in range(3):
-        assert selector.select([0.0, 0.0]).e_max == 0.4 * math.log(10)
-    assert selector.select([1.0]).e_max == 0.4 * math.log(10)
+        assert threshold(selector, [0.0, 0.0]) == 0.4 * math.log(10)
+    assert threshold(selector, [1.0]) == 0.4 * math.log(10)
 
 
 def test_an_empty_call_changes_nothing() -> None:
-    selector = EntropySelector(10, group=1)
+    selector = EntropyBand(10, SelectionConfig(group=1))
     before = selector.state()
-    decision = selector.select(np.array([]))
-    assert decision.selected.shape == (0,)
-    assert decision.reasons == ()
+    assert selector.decide(np.array([])).shape == (0,)
     assert selector.state() == before
 
 
 @pytest.mark.parametrize("entropy", [[math.nan], [math.inf], [[1.0]], 1.0])
 def test_damaged_entropies_leave_the_selector_as_it_was(entropy: Any) -> None:
-    selector = EntropySelector(10, group=1)
-    selector.select([1.0])
+    selector = EntropyBand(10, SelectionConfig(group=1))
+    selector.decide([1.0])
     before = selector.state()
     with pytest.raises(LogitsError):
-        selector.select(entropy)
+        selector.decide(entropy)
     assert selector.state() == before
 
 
@@ -270,19 +276,18 @@ def test_damaged_entropies_leave_the_selector_as_it_was(entropy: Any) -> None:
 def test_saving_and_restoring_in_the_middle_changes_nothing(
     stream: list[list[float]], cut: int, average: Any, decay: float
 ) -> None:
-    def fresh() -> EntropySelector:
-        return EntropySelector(10, decay=decay, average=average, group=8)
+    def fresh() -> EntropyBand:
+        return EntropyBand(10, SelectionConfig(decay=decay, average=average, group=8))
 
     whole, first = fresh(), fresh()
     for call in stream[:cut]:
-        whole.select(call)
-        first.select(call)
+        whole.decide(call)
+        first.decide(call)
     second = fresh()
     second.load_state(json.loads(json.dumps(first.state())))
     for call in stream[cut:]:
-        expected, got = whole.select(call), second.select(call)
-        assert got.e_max == expected.e_max
-        assert got.reasons == expected.reasons
+        np.testing.assert_array_equal(whole.decide(call), second.decide(call))
+        assert whole.e_max == second.e_max
     assert second.state() == whole.state()
 
 
@@ -302,8 +307,8 @@ def test_saving_and_restoring_in_the_middle_changes_nothing(
     ],
 )
 def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
-    source, selector = EntropySelector(10, group=1), EntropySelector(10, group=1)
-    source.select([1.0, 0.5])
+    source, selector = EntropyBand(10, SelectionConfig(group=1)), EntropyBand(10, SelectionConfig(group=1))
+    source.decide([1.0, 0.5])
     before = selector.state()
     with pytest.raises(FormatError, match="fresh selector"):
         selector.load_state(source.state() | change)
@@ -312,13 +317,15 @@ def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
 
 def test_a_state_of_other_settings_is_refused() -> None:
     with pytest.raises(FormatError, match="made with the settings"):
-        EntropySelector(10, group=2).load_state(EntropySelector(10, group=1).state())
+        EntropyBand(10, SelectionConfig(group=2)).load_state(
+            EntropyBand(10, SelectionConfig(group=1)).state()
+        )
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"num_classes": 1},
+        {"classes": 1},
         {"e_min": 0.5},
         {"e_min": -0.1},
         {"e_max": 1.1},
@@ -330,8 +337,10 @@ def test_a_state_of_other_settings_is_refused() -> None:
         {"group": 0},
         {"floor": -0.1},
         {"floor": math.inf},
+        {"d_margin": 1.5},
+        {"options": {"share": 0.5}},
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="expected"):
-        EntropySelector(**({"num_classes": 10} | arguments))
+    with pytest.raises(ValueError, match="expected"):
+        EntropyBand(arguments.pop("classes", 10), SelectionConfig(**arguments))

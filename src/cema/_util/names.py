@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from cema.errors import ConfigError
 
-__all__ = ["did_you_mean", "is_object_name", "load_object", "merged", "missing_and_unknown"]
+__all__ = ["did_you_mean", "first_line", "is_object_name", "load_object", "merged", "missing_and_unknown"]
 
 
 def did_you_mean(wrong: str, known: Iterable[str], *, quote: str = "") -> str:
@@ -64,13 +65,15 @@ def is_object_name(name: str) -> bool:
     return bool(colon and where and attribute)
 
 
-def load_object(name: str) -> Any:
+def load_object(name: str, kind: str = "") -> Any:
     """Import what a name stands for.
 
     Parameters
     ----------
     name : str
         ``package.module:object``, or ``path/to/file.py:object`` with a path from the current folder.
+    kind : str
+        What is looked for, for the message: ``"function"``.
 
     Returns
     -------
@@ -95,12 +98,13 @@ def load_object(name: str) -> Any:
     except Exception as error:  # importing runs foreign code
         raise ConfigError(
             f"{name}: {'the file' if where.endswith('.py') else 'the module'} {where} cannot be imported "
-            f"({_first_line(error)}); install its package, or put its folder on PYTHONPATH"
+            f"({first_line(error)}); install its package, or put its folder on PYTHONPATH"
         ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise ConfigError(f"{name}: {where} has no {attribute!r}; check the name after the colon") from None
+        what = f"{kind} {attribute!r}" if kind else repr(attribute)
+        raise ConfigError(f"{name}: {where} has no {what}; check the name after the colon") from None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -121,6 +125,18 @@ def _load_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """Shorten a foreign error to its type and the first line of its message.
+
+    Parameters
+    ----------
+    error : BaseException
+        Any error.
+
+    Returns
+    -------
+    str
+        ``"Type: message"``.
+    """
+    text = inspect.cleandoc(str(error)).partition("\n")[0].strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -15,7 +15,7 @@ __all__ = ["ChangeDetector"]
 
 
 class ChangeDetector:
-    """The input statistics of the newest uploads of one environment.
+    """The input statistics of the newest uploads of one domain, and whether new ones show another domain.
 
     Parameters
     ----------
@@ -23,14 +23,14 @@ class ChangeDetector:
         Uploads to remember.
     limit : float
         When the latest of a batch are farther than this from what is remembered
-        (:meth:`cema.ondevice.drift.InputAverage.distance`), the environment has changed; 0 switches this off.
+        (:meth:`cema.ondevice.drift.InputAverage.distance`), the domain has changed; 0 switches this off.
     batch : int
         Uploads in a full batch; from less than half of one nothing is concluded.
 
     Attributes
     ----------
     changes : int
-        How often the environment has changed.
+        How often the domain has changed.
     """
 
     def __init__(self, *, window: int, limit: float, batch: int) -> None:
@@ -51,7 +51,7 @@ class ChangeDetector:
         -------
         bool
             Whether to forget everything before this batch: because it shows a change, or because the one before it
-            did and may have begun in the old environment.
+            did and may mix both domains.
         """
         changed = self._differs(rows)
         reset = changed or self._mixed

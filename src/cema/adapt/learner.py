@@ -92,7 +92,7 @@ class CemaLearner(Generic[T]):
         self._begin()
 
     def _begin(self) -> None:
-        """Make everything but the replay buffer anew, from the source models."""
+        """Make everything again from the source models, but for the replay buffer."""
         config = self.config
         edge, foundation = self._sources
         self.edge = TrainableModel(edge, config, config.edge_lr, **self._placement)

@@ -189,8 +189,10 @@ def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Adapt
 def _replace(module: nn.Module) -> None:
     made: dict[int, AdaptiveBatchNorm] = {}
     for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):
-            if not isinstance(child, _BatchNorm) or not _replaceable(child):
+        # Unlike `named_children`, with a layer that is used twice under both its names.
+        for name, child in list(parent.named_modules(remove_duplicate=False)):
+            own = name and "." not in name
+            if not own or not isinstance(child, _BatchNorm) or not _replaceable(child):
                 continue
             # One layer used in two places stays one layer.
             setattr(parent, name, made.setdefault(id(child), AdaptiveBatchNorm(child).eval()))

@@ -64,7 +64,7 @@ class RunningStatistics:
         count : int
             Samples.
         reset : bool
-            Whether a window forgets what it holds, because that was another environment.
+            Whether the window is cleared first, because it holds another domain.
 
         Returns
         -------

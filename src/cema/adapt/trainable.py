@@ -104,8 +104,8 @@ class TrainableModel(AdaptableModel):
         ----------
         fresh : sequence of ndarray
             New uploads.
-        changed, anew : bool
-            Whether they show that the environment has changed, and whether a window of statistics begins with them.
+        changed, reset : bool
+            Whether they show that the domain has changed, and whether the window of statistics is cleared first.
         """
         first = self._config.statistics == "step" and not self.statistics.started
         if first or self._config.statistics in {"window", "fresh"}:
@@ -122,12 +122,16 @@ class TrainableModel(AdaptableModel):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Let layers renormalise, and activations be recomputed if so configured, inside a ``with`` block.
+        """Train inside a ``with`` block: layers renormalise, gradients are kept, activations recomputed if configured.
 
         With ``statistics = "step"`` the running statistics move when the block is left, by one full batch
         however many images there were, as in the published code.
         """
-        with normalising(self.layers.values(), "renorm"), checkpointing(self.module, self._config.checkpoint):
+        with (
+            torch.enable_grad(),
+            normalising(self.layers.values(), "renorm"),
+            checkpointing(self.module, self._config.checkpoint),
+        ):
             yield
         if self._config.statistics == "step":
             self.statistics.observe(self._config.fresh)

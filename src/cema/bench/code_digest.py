@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 import cema
+from cema.methods.base import Method
 from cema.methods.registry import METHODS
 
 __all__ = ["code_digest", "source_files"]
@@ -35,14 +37,15 @@ def code_digest(method: str, root: Path | None = None) -> str:
     Parameters
     ----------
     method : str
-        A key of `cema.methods.registry.METHODS`.
+        As `cema.methods.registry.METHODS` takes it.
     root : Path, optional
         The package's folder; by default the one that runs.
     """
     root = root or Path(cema.__file__).parent
     digest = hashlib.sha256(torch.__version__.encode())
     for path in source_files(method, root):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -52,13 +55,21 @@ def source_files(method: str, root: Path) -> list[Path]:
     for name in _COMMON:
         path = root / name
         files.update(path.rglob("*.py") if path.is_dir() else [path])
-    waiting = [_file(METHODS[method].adapter.__module__, root)]
+    waiting = [_home(METHODS[method], root)]
     while waiting:
         path = waiting.pop()
         if path not in files:
             files.add(path)
             waiting += _followed(path, root)
     return sorted(files)
+
+
+def _home(method: Method, root: Path) -> Path:
+    """Return the file of a method's class, in the package or outside."""
+    module = method.adapter.__module__
+    if module.startswith("cema."):
+        return _file(module, root)
+    return Path(str(sys.modules[module].__file__))
 
 
 def _file(module: str, root: Path) -> Path:

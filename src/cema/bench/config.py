@@ -286,7 +286,10 @@ def parse_setting(text: str) -> dict[str, dict[str, Any]]:
     {'cema': {'adapt': {'edge_lr': 0.001}}}
     """
     name, equals, value = text.partition("=")
-    path = [step.strip() for step in name.split(".")]
+    # The dots before a colon are those of a package or file that a method stands in.
+    where, colon, rest = name.rpartition(":")
+    method, *steps = rest.split(".")
+    path = [f"{where}{colon}{method}".strip(), *(step.strip() for step in steps)]
     if not equals or len(path) < 2 or not all(path):
         raise ConfigError(f"--set: expected METHOD.SETTING=VALUE such as tent.lr=0.001, got {text!r}")
     try:

@@ -1,31 +1,27 @@
-"""The hyperparameters of every method, in two tables.
+"""The settings of every method for some data and some network.
 
 A method's own defaults (``cema.methods.registry.default_settings``) are those for ImageNet-C and a network with
-BatchNorm, but CoTTA's, which are for CIFAR-10-C. `TABLE` holds what differs from them by family of data and by
-architecture, as the papers or their programs have it; `SHORT`, which goes over it when asked (``--rates short``), what
-this project measured on streams of some thousand images. ``--set`` and a TOML file go over all;
-``cema bench --show-settings`` prints the result.
-
-=========== ============================================================================================================
-Tent        Wang et al., ICLR 2021: SGD, 2.5e-4 (ImageNet); Adam, 1e-3 (CIFAR). For ViT 1e-3, as Niu et al., ICLR 2023
-PL          as Tent: its paper is older than these data
-ETA, EATA   Niu et al., ICML 2022: 2.5e-4, margin 0.05, weight 2000 (ImageNet); 5e-3, margin 0.4, weight 1 (CIFAR-10).
-            For ViT 1e-3, as Niu et al., ICLR 2023
-CoTTA       Wang et al., CVPR 2022: Adam, 1e-3, confidence 0.92 (CIFAR-10) or 0.72 (CIFAR-100); SGD, 0.01, confidence
-            0.1 (ImageNet)
-SAR         Niu et al., ICLR 2023: 2.5e-4, with GroupNorm too; for ViT 1e-3. 1e-3 on small images is this project's
-CEMA        Chen et al., ICLR 2024: edge 2.5e-3, foundation 2.5e-4, whatever the data; where their program filters as
-            ETA does, with ETA's margin for the data
-the others  their defaults, whatever the data
-=========== ============================================================================================================
+BatchNorm, but CoTTA's, which are for CIFAR-10-C. What differs from them by family of data and by architecture stands
+with each method (`cema.methods.base.Method`): ``papers``, as the papers or their programs have it, and ``short``, which
+goes over it when asked (``--rates short``), what this project measured on streams of some thousand images. ``--set``
+and a TOML file go over all; ``cema bench --show-settings`` prints the result.
 
 No paper has digits: they take CIFAR-10's values, but CoTTA mirrors none. A network with GroupNorm takes the values of
 one with BatchNorm, and on small images one with LayerNorm takes ViT's rates and CIFAR-10's margin and weight.
+
+The short rates were measured with ``benchmarks/tune.py``:
+
+* ``cifar/batchnorm``: ``tune.py cifar --data DATA --samples 2000`` (CoTTA: 1000). PL, Tent, ETA, SAR and CEMA may
+  fail late in a longer stream, so they were tuned once more on 5,000 images, around what was best. There CEMA and PL
+  want less than on 2,000, where a foundation rate of 0.025 did best, and SAR half of 0.05.
+* ``digits/batchnorm``: ``tune.py digits --samples 1000``. Entropy gains nothing over BN on 16 batches at any rate and
+  loses least at the smallest. CEMA's edge wants a larger one than on long streams.
+* ``digits/layernorm``: ``tune.py digits-vit --samples 1000``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -38,107 +34,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "SHORT",
-    "TABLE",
     "Architecture",
     "Family",
     "architecture",
+    "check_methods",
     "method_settings",
     "table_settings",
 ]
 
 Family = Literal["imagenet", "cifar", "cifar100", "digits"]
 Architecture = Literal["batchnorm", "groupnorm", "layernorm"]
-Settings = dict[str, dict[str, Any]]
-
-_COTTA_IMAGENET = {"optimizer": "sgd", "lr": 0.01, "confidence": 0.1, "restore": 0.001, "symmetric": True}
-_COTTA_CIFAR100 = {"confidence": 0.72}
-# A mirrored digit is another one, or none.
-_COTTA_DIGITS = {"flip": 0.0}
-
-_CIFAR: Settings = {
-    "pl": {"optimizer": "adam", "lr": 1e-3},
-    "tent": {"optimizer": "adam", "lr": 1e-3},
-    "eta": {"lr": 5e-3, "d_margin": 0.4},
-    "eata": {"lr": 5e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
-    "sar": {"lr": 1e-3},
-    "cema-reference": {"d_margin": 0.4},
-}
-_VIT: Settings = {method: {"lr": 1e-3} for method in ("pl", "tent", "eta", "eata", "sar")}
-_CIFAR_VIT: Settings = _VIT | {
-    "eta": {"lr": 1e-3, "d_margin": 0.4},
-    "eata": {"lr": 1e-3, "d_margin": 0.4, "fisher_alpha": 1.0},
-    "cema-reference": {"d_margin": 0.4},
-}
-
-#: What differs from the methods' own defaults, by data, architecture, method and setting: the papers' values, which are
-#: for streams of 10,000 images and more.
-TABLE: dict[Family, dict[Architecture, Settings]] = {
-    "imagenet": {
-        "batchnorm": {"cotta": _COTTA_IMAGENET},
-        "groupnorm": {"cotta": _COTTA_IMAGENET},
-        "layernorm": _VIT | {"cotta": _COTTA_IMAGENET},
-    },
-    "cifar": {"batchnorm": _CIFAR, "groupnorm": _CIFAR, "layernorm": _CIFAR_VIT},
-    "cifar100": {
-        "batchnorm": _CIFAR | {"cotta": _COTTA_CIFAR100},
-        "groupnorm": _CIFAR | {"cotta": _COTTA_CIFAR100},
-        "layernorm": _CIFAR_VIT | {"cotta": _COTTA_CIFAR100},
-    },
-    "digits": {
-        "batchnorm": _CIFAR | {"cotta": _COTTA_DIGITS},
-        "groupnorm": _CIFAR | {"cotta": _COTTA_DIGITS},
-        "layernorm": _CIFAR_VIT | {"cotta": _COTTA_DIGITS},
-    },
-}
-
-#: What goes over `TABLE` on streams of some thousand images, each begun by the source model; where nothing stands here,
-#: nothing was measured. PL and Tent descend with SGD.
-SHORT: dict[Family, dict[Architecture, Settings]] = {
-    "cifar": {
-        # Measured: `python benchmarks/tune.py cifar --data DATA`, all with --samples 2000 (CoTTA: 1000), and those that
-        # may fall late in a longer stream once more on 5,000, around what was best: PL, Tent, ETA, SAR and CEMA. There
-        # CEMA and PL want less than on 2,000, where a foundation rate of 0.025 did best, and SAR half of 0.05.
-        "batchnorm": {
-            "bn-prior": {"prior": 64.0},
-            "onda": {"momentum": 0.05},
-            "lame": {"neighbours": 1},
-            "pl": {"optimizer": "sgd", "lr": 0.01},
-            "tent": {"optimizer": "sgd", "lr": 0.025},
-            "eta": {"lr": 0.025},
-            "eata": {"lr": 0.025},
-            "sar": {"lr": 0.025},
-            "cema": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01}},
-            "cema-reference": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.025}},
-        },
-    },
-    "digits": {
-        # Measured: `python benchmarks/tune.py digits --samples 1000`. Entropy gains nothing over BN on 16 batches at
-        # any rate and loses least at the smallest; CEMA's edge wants a larger one than on long streams.
-        "batchnorm": {
-            "lame": {"neighbours": 1},
-            "pl": {"optimizer": "sgd", "lr": 2.5e-4},
-            "tent": {"optimizer": "sgd", "lr": 2.5e-4},
-            "eta": {"lr": 2.5e-4},
-            "eata": {"lr": 2.5e-4},
-            "sar": {"lr": 2.5e-4},
-            "cema": {"adapt": {"edge_lr": 0.01}},
-            "cema-reference": {"adapt": {"edge_lr": 0.01}},
-        },
-        # Measured: `python benchmarks/tune.py digits-vit --samples 1000`.
-        "layernorm": {
-            "lame": {"neighbours": 1},
-            "pl": {"optimizer": "sgd", "lr": 2.5e-4},
-            "tent": {"optimizer": "sgd", "lr": 2.5e-4},
-            "cotta": {"lr": 1e-4},
-            "eta": {"lr": 0.01},
-            "eata": {"lr": 0.01},
-            "sar": {"lr": 0.01},
-            "cema": {"adapt": {"edge_lr": 5e-4}},
-            "cema-reference": {"adapt": {"edge_lr": 2.5e-3}},
-        },
-    },
-}
 
 
 def architecture(module: nn.Module) -> Architecture:
@@ -157,14 +62,24 @@ def architecture(module: nn.Module) -> Architecture:
     return "groupnorm" if has(GroupNorm) and not has(LayerNorm) else "layernorm"
 
 
-def table_settings(
-    method: str, family: Family, kind: Architecture, rates: Rates = "papers"
-) -> dict[str, Any]:
-    """Return what the tables have for a method: `TABLE`'s values and, for short streams, `SHORT`'s over them."""
-    settings = TABLE[family][kind].get(method, {})
-    if rates == "short":
-        settings = merged(settings, SHORT.get(family, {}).get(kind, {}).get(method, {}))
-    return dict(settings)
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse a method that does not exist, with those that do.
+
+    Raises
+    ------
+    ConfigError
+        At the first such name.
+    """
+    from cema.methods.registry import METHODS  # noqa: PLC0415 - loads torch
+
+    check_names("method", [name for name in names if name not in METHODS], list(METHODS))
+
+
+def table_settings(method: str, family: str, kind: Architecture, rates: Rates = "papers") -> dict[str, Any]:
+    """Return what differs from a method's defaults; see `cema.methods.base.Method.rates`."""
+    from cema.methods.registry import find_method  # noqa: PLC0415 - loads torch
+
+    return find_method(method).rates(family, kind, short=rates == "short")
 
 
 def method_settings(
@@ -183,9 +98,9 @@ def method_settings(
     method : str
         A name out of `cema.methods.registry.METHODS`.
     family, kind : str
-        Row and column of the tables.
+        Of the data and of the network.
     rates : {"papers", "short"}
-        Whether `SHORT` goes over `TABLE`.
+        Whether the rates for short streams go over the papers'.
     given : mapping
         By method, settings that replace others.
     delay : int, optional
@@ -201,9 +116,9 @@ def method_settings(
     ConfigError
         If the method or a setting is unknown, or a value is refused.
     """
-    from cema.methods.registry import METHODS, default_settings  # noqa: PLC0415 - loads torch
+    from cema.methods.registry import default_settings, find_method  # noqa: PLC0415 - loads torch
 
-    check_names("method", [method, *(given or {})], list(METHODS))
+    check_methods([method, *(given or {})])
     settings = merged(default_settings(method), table_settings(method, family, kind, rates))
     if delay is not None and "delay" in settings:
         settings["delay"] = delay
@@ -211,7 +126,7 @@ def method_settings(
     _check_settings(method, asked, settings)
     settings = merged(settings, asked)
     try:
-        checked = msgspec.convert(settings, METHODS[method].config)
+        checked = msgspec.convert(settings, find_method(method).config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"settings of {method}: {error}; correct --set or the file") from error
     full: dict[str, Any] = msgspec.to_builtins(checked)
@@ -223,5 +138,6 @@ def _check_settings(
 ) -> None:
     check_names(f"{what} {where}", list(asked), list(known))
     for name, value in asked.items():
-        if isinstance(value, dict) and isinstance(known[name], dict):
+        # An empty table is one whose keys belong to somebody else: `options`.
+        if isinstance(value, dict) and isinstance(known[name], dict) and known[name]:
             _check_settings(f"{where}.{name}", value, known[name], what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cema.bench.tables import AVERAGE, Entry, ResultTable, averaged
+from cema.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +22,8 @@ __all__ = ["write_plots"]
 _CHANGING = ("continual", "gradual", "mixed")
 # Points nearer than this share of the panel's width and height cannot be told apart.
 _NEAR = (0.03, 0.03)
-_COLOURS = {
-    **{"source": "#888888", "bn": "#e69f00", "bn-prior": "#f5cf7a", "onda": "#56b4e9", "lame": "#009e73"},
-    **{"pl": "#c9b600"},
-    **{"tent": "#8c564b", "cotta": "#e377c2", "eta": "#1f77b4", "eata": "#17becf", "sar": "#9467bd"},
-    **{"cema": "#d62728", "cema-reference": "#ff9896"},
-}
+# For methods that name no colour, or are not to be had where an old result is drawn.
+_PALETTE = ("#7f3c8d", "#11a579", "#3969ac", "#f2b701", "#e73f74", "#80ba5a", "#e68310", "#008695", "#cf1c90")
 
 
 def write_plots(out: Path, tables: Sequence[ResultTable], cells: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -81,7 +79,13 @@ def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Ax
 
 def _colour(method: str) -> str:
     """Return the same colour for a method in every plot."""
-    return _COLOURS.get(method, "#bbbbbb")
+    from cema.methods.registry import METHODS  # noqa: PLC0415 - loads torch
+
+    try:
+        colour = METHODS[method].colour
+    except (ConfigError, KeyError):
+        colour = None
+    return colour or _PALETTE[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_PALETTE)]
 
 
 def _name(axes: Axes, table: ResultTable) -> None:

@@ -21,19 +21,6 @@ from cema.bench.protocols import Condition
 
 __all__ = ["Pace", "ProgressDisplay", "human_time", "print_wide"]
 
-# How much work a method is per sample beside `source`; only for the time left, until it has been measured.
-_COST = {
-    "source": 1.0,
-    "bn": 1.2,
-    "bn-prior": 1.2,
-    "onda": 1.3,
-    "lame": 1.3,
-    "sar": 5.0,
-    "cotta": 12.0,
-    "cema": 12.0,
-    "cema-reference": 12.0,
-}
-_USUAL_COST = 3.0
 # Without a terminal a line this often, for a log.
 _LINE_SECONDS = 15.0
 _REFRESH_SECONDS = 0.25
@@ -60,15 +47,12 @@ class Pace:
         """Return seconds until these runs are done, each with its share that is not; None while nothing is known."""
         if not self._measured:
             return None
-        rates = [
-            sum(times) / len(times) / _COST.get(method, _USUAL_COST)
-            for (method, _), times in self._measured.items()
-        ]
+        rates = [sum(times) / len(times) / _cost(method) for (method, _), times in self._measured.items()]
         unit = sum(rates) / len(rates)
         total = 0.0
         for run, share in runs:
             times = self._measured.get((run.method, run.pair))
-            each = sum(times) / len(times) if times else unit * _COST.get(run.method, _USUAL_COST)
+            each = sum(times) / len(times) if times else unit * _cost(run.method)
             total += share * each * len(run.segments)
         return total / self.jobs
 
@@ -223,3 +207,9 @@ def human_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _cost(method: str) -> float:
+    from cema.methods.registry import find_method  # noqa: PLC0415 - loaded by then
+
+    return find_method(method).cost

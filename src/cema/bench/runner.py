@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cema.bench.config import QUICK_SAMPLES, BenchConfig, check_names
 from cema.bench.execute import RunContext
+from cema.bench.hyperparameters import check_methods
 from cema.bench.plan import Pair, Run, check_classes, describe_pair, make_runs
 from cema.bench.plots import write_plots
 from cema.bench.progress import ProgressDisplay, print_wide
@@ -74,7 +75,7 @@ def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = F
     from cema.methods.registry import METHODS  # noqa: PLC0415 - with torch, which only a benchmark that runs needs
 
     methods = config.methods or tuple(METHODS)
-    check_names("method", [*methods, *config.settings], list(METHODS))
+    check_methods([*methods, *config.settings])
     samples = config.samples or (QUICK_SAMPLES if quick else None)
     config = msgspec.structs.replace(config, methods=methods, samples=samples)
     _check_device(config.device)

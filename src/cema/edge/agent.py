@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +30,7 @@ from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropySelector
+from cema.ondevice.selection.rules import make_selector
 
 __all__ = ["EdgeAgent"]
 
@@ -90,14 +89,14 @@ class EdgeAgent:
         self._link: CloudClient | None = None
         self.bundle = Bundle.load(Path(config.bundle))
         manifest = self.bundle.manifest
-        self._selector = EntropySelector(manifest.classes, **msgspec.structs.asdict(config.selection))
+        self._selector = make_selector(config.selection, manifest.classes)
         self._state = StateFolder(Path(config.state))
         with ExitStack() as undo:
             self._spool = Spool(
                 self._state.spool_path, max_bytes=config.upload.spool_bytes, on_change=self._spool_changed
             )
             undo.callback(self._spool.close)
-            self._state.load_selector(manifest.base, self._selector)
+            self._state.load_selector(manifest.base, config.selection.rule, self._selector)
             cohort = config.cloud.cohort if config.cloud else None
             resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
             self._resume_error = resumed.error
@@ -147,7 +146,7 @@ class EdgeAgent:
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
         with self._selecting:
-            selected = self._selector.select(entropy).selected
+            selected = self._selector.select(logits, entropy)
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
         guarded = active is not installed
@@ -163,6 +162,7 @@ class EdgeAgent:
         """Say how things are, without waiting for anything."""
         counters = self._spool.counters()
         active = self._active
+        selection = self._selector.describe()
         errors = [thread.last_error for thread in self._threads]
         if active.version == 0:
             errors.append(self._resume_error)
@@ -184,7 +184,8 @@ class EdgeAgent:
             dropped=self._spool.grouped("dropped."),
             rejected_updates=self._spool.grouped("rejected_update."),
             swaps=counters.get("swaps", 0),
-            e_max=self._selector.e_max,
+            selection=selection,
+            e_max=selection.get("e_max"),
             spool_bytes=self._spool.bytes,
             last_error="; ".join(error for error in errors if error) or None,
         )
@@ -329,7 +330,7 @@ class EdgeAgent:
     def _save(self) -> None:
         with self._selecting:
             snapshot = self._selector.state()
-        self._state.save_selector(self.bundle.manifest.base, snapshot)
+        self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
         self._spool.save()
 
     def _spool_changed(self) -> None:

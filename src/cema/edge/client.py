@@ -29,7 +29,7 @@ _MAX_ERROR_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, read to its end or to its limit.
+    """A reply, read to its end or to its limit.
 
     Attributes
     ----------

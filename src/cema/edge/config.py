@@ -22,8 +22,9 @@ from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.ondevice.selection.config import SelectionConfig
 
-__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "SelectionConfig", "UpdateConfig", "UploadConfig"]
+__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
 
 
 class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +36,7 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ``https://HOST[:PORT][/PREFIX]``.
     cohort : str
     token, token_file : str or None
-        Exactly one: the device's token, or a file with it, read anew for every request.
+        Exactly one: the device's token, or a file with it, read again for every request.
     """
 
     url: str
@@ -70,18 +71,6 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 "expected the device's token as printable ASCII, got none; ask the cloud for one"
             )
         return token
-
-
-class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[selection]``: see :class:`cema.ondevice.selection.entropy_band.EntropySelector`, whose arguments these are."""
-
-    e_min: float = 0.02
-    e_max: float = 0.4
-    decay: float = 1.0
-    average: Literal["running", "exponential"] = "running"
-    momentum: float = 0.1
-    group: int = 64
-    floor: float = 1.0
 
 
 class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

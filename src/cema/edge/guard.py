@@ -1,6 +1,6 @@
-"""Going back to the source model, at once and without the cloud, where an update was not made for what comes in.
+"""Return to the source model, at once and without the cloud, where an update was not made for what comes in.
 
-Normalisation that was fitted to one environment may be far worse than the source model's in another: a version of
+Normalisation that was fitted to one domain may be far worse than the source model's in another: a version of
 EfficientNet-Lite0 that had adapted to noise got 0 of 20 blurred photographs right. The cloud would notice too, but
 only once samples have been sent and learned from.
 """
@@ -37,7 +37,7 @@ class Guard:
 
     @property
     def drifted(self) -> bool:
-        """Whether the latest inputs were not of the update's environment."""
+        """Whether the latest inputs were not of the update's domain."""
         return self._watch.drifted
 
     def choose(self, installed: Active, batch: npt.NDArray[np.float32]) -> Active:
@@ -46,7 +46,7 @@ class Guard:
         Parameters
         ----------
         installed : Active
-            The newest version; without an environment it goes with any input.
+            The newest version; without a domain it goes with any input.
         batch : ndarray of float32 (N, C, H, W)
             Preprocessed inputs.
         """

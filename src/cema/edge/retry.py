@@ -12,12 +12,12 @@ __all__ = ["Backoff", "LinkError", "parse_retry_after"]
 
 
 class LinkError(CemaError):
-    """A request that brought no usable answer.
+    """A request that brought no usable reply.
 
     Attributes
     ----------
     status : int or None
-        The HTTP status; None when no answer came.
+        The HTTP status; None when no reply came.
     retry_after : float or None
         Seconds the server asked to wait.
     """
@@ -46,7 +46,7 @@ class Backoff:
     base, cap : float
         Seconds.
     slow : float
-        Pause, give or take a half, after an answer that repeating cannot change (401, 403, 404).
+        Pause, give or take a half, after a reply that repeating cannot change (401, 403, 404).
     longest : float
         The longest ``Retry-After`` that is believed.
     random : random.Random

@@ -90,7 +90,7 @@ def build_runtime(
     *,
     threads: int = 1,
 ) -> Runtime:
-    """Build a runtime and let it serve only if it answers the golden batch as it should.
+    """Build a runtime and let it serve only if it predicts the golden batch as it should.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ from cema.edge.runtime import Active, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
-from cema.ondevice.selection.entropy_band import EntropySelector
+from cema.ondevice.selection.base import Selector
 
 __all__ = ["Resumed", "StateFolder"]
 
@@ -63,6 +63,7 @@ class _Remembered(msgspec.Struct, frozen=True, kw_only=True):
 class _SelectorState(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     state: dict[str, Any]
+    rule: str = "entropy-band"
 
 
 class StateFolder:
@@ -156,7 +157,7 @@ class StateFolder:
         logger.warning("%s", error)
         return Resumed(None, floor, error)
 
-    def save_selector(self, base: str, state: dict[str, Any]) -> None:
+    def save_selector(self, base: str, rule: str, state: dict[str, Any]) -> None:
         """Remember where the selection stands.
 
         Raises
@@ -164,15 +165,17 @@ class StateFolder:
         OSError
             When the disk refuses.
         """
-        record = _SelectorState(base=base, state=state)
+        record = _SelectorState(base=base, state=state, rule=rule)
         write_atomic(self.path / "selector.json", msgspec.json.encode(record))
 
-    def load_selector(self, base: str, selector: EntropySelector) -> None:
+    def load_selector(self, base: str, rule: str, selector: Selector) -> None:
         """Let `selector` go on where it stood, if that was with the same model and settings."""
         try:
             record = msgspec.json.decode((self.path / "selector.json").read_bytes(), type=_SelectorState)
             if record.base != base:
                 raise FormatError(f"it belongs to the model {record.base}")
+            if record.rule != rule:
+                raise FormatError(f"it belongs to the rule {record.rule}")
             selector.load_state(record.state)
         except FileNotFoundError:
             return

@@ -70,8 +70,10 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         By reason.
     swaps : int
         Updates that came to serve while the agent ran.
-    e_max : float
-        The selection's upper threshold now, in nats.
+    selection : dict of str to float
+        The numbers that decide now about what is sent; what the selection rule calls them.
+    e_max : float or None
+        The upper threshold among them, in nats; None for a rule without one.
     spool_bytes : int
         Encoded image bytes in the spool.
     last_error : str or None
@@ -95,6 +97,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     rejected_updates: dict[str, int]
     swaps: int
-    e_max: float
+    selection: dict[str, float]
+    e_max: float | None
     spool_bytes: int
     last_error: str | None

@@ -31,12 +31,12 @@ class Updater(BackgroundThread):
     Every poll compares what runs with what is published (level-triggered): a missed, repeated or failed
     update needs no memory of its own. A version lower than the highest ever accepted, the running one under
     another content, and whatever fails verification, never run; the old model goes on serving. A new version
-    of the very payload that runs (the cloud signs it anew before it expires) is only remembered, and takes the
+    of the very payload that runs (the cloud signs it again before it expires) is only remembered, and takes the
     running model's place without being fetched or built.
 
     Parameters
     ----------
-    link : Link
+    link : CloudClient
     bundle : Bundle
     cohort : str
     state : StateFolder
@@ -85,7 +85,7 @@ class Updater(BackgroundThread):
         self._counted = ("", "")
 
     def step(self) -> Pause:
-        """Ask once, and do what the answer calls for."""
+        """Ask once, and do what the reply calls for."""
         reply = self._link.latest_update(self._etag)
         if reply.status == 200:
             self._counters.count("bytes_down", len(reply.body))

@@ -34,7 +34,7 @@ class Uploader(BackgroundThread):
     Parameters
     ----------
     spool : Spool
-    link : Link
+    link : CloudClient
     batch_samples, batch_bytes : int
         A batch's limits.
     linger_seconds : float

@@ -1,7 +1,7 @@
-"""The payload of an update: a norm state and the answers it must give, in safetensors.
+"""The payload of an update: a norm state and the predictions it must give, in safetensors.
 
 One tensor per norm parameter (``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or
-float32, with the metadata ``{"format": "cema.payload/1"}``; and, where the update was made from some environment's
+float32, with the metadata ``{"format": "cema.payload/1"}``; and, where the update was made from some domain's
 samples, ``domain.mean`` and ``domain.covariance`` in float32.
 """
 
@@ -37,8 +37,8 @@ class Payload:
     norm_state : dict of str to ndarray of float32 (size,)
         The norm parameters.
     golden_logits : ndarray of float32 (G, C)
-        What the model must answer to the bundle's golden images with these parameters.
-    domain : Environment or None
+        What the model must predict for the bundle's golden images with these parameters.
+    domain : Domain or None
         What the inputs looked like that it was made from; None for parameters that go with any.
     """
 
@@ -90,7 +90,7 @@ def encode_payload(
     domain: Domain | None = None,
     tolerance: float = 1e-3,
 ) -> bytes:
-    r"""Encode a norm state and the answers it must give.
+    r"""Encode a norm state and the predictions it must give.
 
     A tensor is stored in float16 when rounding it there moves no element by more than ``tolerance / 2`` times
     the tensor's largest magnitude,
@@ -108,7 +108,7 @@ def encode_payload(
         Norm parameters by key.
     golden_logits : ndarray (G, C)
         The logits of the golden images, computed with `round_norm_state` of `norm_state`.
-    domain : Environment, optional
+    domain : Domain, optional
         What the inputs looked like that it was made from.
     tolerance : float, default 1e-3
         As above; 0 stores in float16 only what it holds exactly.

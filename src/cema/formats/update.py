@@ -1,7 +1,7 @@
 r"""One version of a model's norm state on its way to the devices: payload, manifest, signature.
 
 *Payload*: safetensors with the metadata ``{"format": "cema.payload/1"}``; one tensor per norm parameter
-(``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or float32; optionally the environment
+(``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or float32; optionally the domain
 it was made for. Every update is complete.
 
 *Manifest*: JSON that names the payload by its digest and says for whom it is meant and until when.

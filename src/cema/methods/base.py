@@ -10,10 +10,14 @@ from the pixels as they were before encoding, which favours them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
-from cema.errors import ModelError
+import msgspec
+
+from cema._util.names import merged
+from cema.errors import ConfigError, ModelError
 from cema.formats.image import CodecConfig, decode_image, encode_image
 
 if TYPE_CHECKING:
@@ -23,7 +27,18 @@ if TYPE_CHECKING:
 
     from cema.models.spec import Model
 
-__all__ = ["Adapter", "MethodContext", "NotApplicable", "StepResult", "Uplink"]
+__all__ = [
+    "REGISTERED",
+    "Adapter",
+    "AdapterFactory",
+    "Method",
+    "MethodContext",
+    "NotApplicable",
+    "Rates",
+    "StepResult",
+    "Uplink",
+    "method",
+]
 
 
 class NotApplicable(ModelError):  # noqa: N818 - a finding about a method and a model, not a fault
@@ -32,12 +47,12 @@ class NotApplicable(ModelError):  # noqa: N818 - a finding about a method and a 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step answered, and what it cost.
+    """What a step predicted, and what it cost.
 
     Attributes
     ----------
     logits : ndarray of float32 (N, C)
-        What the device answers to this batch.
+        What the device predicts for this batch.
     uploads : int
         Samples of this batch that had to reach the cloud.
     bytes_up : int
@@ -112,6 +127,121 @@ class MethodContext:
     codec: CodecConfig | None = None
     edges: int = 1
     memo: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+
+class AdapterFactory(Protocol):
+    """The constructor that every method has."""
+
+    def __call__(self, edge: Model, config: Any = None, *, context: MethodContext) -> Adapter:
+        """Make an adapter that begins as the model `edge`."""
+        ...
+
+
+Rates: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Settings by family of data (``"cifar"``), or by family and architecture (``"cifar/layernorm"``)."""
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One row of the benchmark.
+
+    Attributes
+    ----------
+    name : str
+        The row's name.
+    adapter : callable
+        The class.
+    config : type
+        The structure of its settings.
+    defaults : callable
+        Makes the settings of an adapter that is given none.
+    cost : float
+        How long it takes, in passes of the source model: an estimate, until one was measured.
+    colour : str or None
+        In plots; None for one that follows from the name.
+    papers : mapping of str to mapping
+        What differs from the defaults by data, as papers have it, for streams of 10,000 images and more. Keys are
+        families of data (``"cifar"``), or a family and an architecture (``"cifar/layernorm"``), which goes over it.
+    short : mapping of str to mapping
+        What goes over `papers` on streams of some thousand images (``--rates short``).
+    """
+
+    name: str
+    adapter: AdapterFactory
+    config: type[msgspec.Struct]
+    defaults: Callable[[], msgspec.Struct]
+    cost: float = 3.0
+    colour: str | None = None
+    papers: Rates = field(default_factory=dict)
+    short: Rates = field(default_factory=dict)
+
+    def rates(self, family: str, architecture: str, *, short: bool = False) -> dict[str, Any]:
+        """Return what differs from the defaults for a family of data and an architecture."""
+        found: dict[str, Any] = {}
+        for table in (self.papers, self.short) if short else (self.papers,):
+            for key in (family, f"{family}/{architecture}"):
+                found = merged(found, table.get(key, {}))
+        return found
+
+
+REGISTERED: dict[str, Method] = {}
+"""Every method whose file was imported, by name; `cema.methods.registry.METHODS` imports them."""
+
+
+def method(
+    name: str,
+    *,
+    config: type[msgspec.Struct],
+    defaults: Callable[[], msgspec.Struct] | None = None,
+    cost: float = 3.0,
+    colour: str | None = None,
+    papers: Rates | None = None,
+    short: Rates | None = None,
+) -> Callable[[type[A]], type[A]]:
+    """Make a class a row of the benchmark: a decorator. One class may be several rows with other defaults.
+
+    Parameters
+    ----------
+    name, config, cost, colour, papers, short
+        See `Method`.
+    defaults : callable, optional
+        By default `config` without arguments.
+
+    Raises
+    ------
+    ConfigError
+        When another class has that name.
+
+    Examples
+    --------
+    See ``examples/own_method.py``.
+    """
+
+    def register(adapter: type[A]) -> type[A]:
+        known = REGISTERED.get(name)
+        if known is not None and _place(known.adapter) != _place(adapter):
+            raise ConfigError(
+                f"expected a name of its own for the method {_place(adapter)}, got {name!r}, which is that of "
+                f"{_place(known.adapter)}; choose another"
+            )
+        REGISTERED[name] = Method(
+            name=name,
+            adapter=adapter,  # type: ignore[arg-type]
+            config=config,
+            defaults=defaults or config,
+            cost=cost,
+            colour=colour,
+            papers=papers or {},
+            short=short or {},
+        )
+        return adapter
+
+    return register
+
+
+def _place(adapter: Any) -> str:
+    return f"{adapter.__module__}:{adapter.__qualname__}"
 
 
 class Uplink:

@@ -18,7 +18,7 @@ from cema._util.checks import require
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.norm import normalising
 from cema.adapt.optimizers import as_array
-from cema.methods.base import NotApplicable, StepResult
+from cema.methods.base import NotApplicable, StepResult, method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,6 +59,15 @@ def prior_defaults() -> BNConfig:
     return BNConfig(prior=16.0)
 
 
+@method("bn", config=BNConfig, cost=1.2, colour="#e69f00")
+@method(
+    "bn-prior",
+    config=BNConfig,
+    defaults=prior_defaults,
+    cost=1.2,
+    colour="#f5cf7a",
+    short={"cifar/batchnorm": {"prior": 64.0}},
+)
 class BN:
     """Predict every batch with BatchNorm statistics of its own; nothing is kept from one batch to the next.
 

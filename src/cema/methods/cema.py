@@ -10,11 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import torch
 
-from cema._util.checks import require, require_fraction, require_rate
+from cema._util.checks import require, require_rate
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, StepReport
@@ -23,13 +22,13 @@ from cema.adapt.learner import CemaLearner, images_themselves
 from cema.adapt.optimizers import as_array
 from cema.errors import ConfigError
 from cema.formats.payload import round_norm_state
-from cema.methods.base import NotApplicable, StepResult, Uplink
+from cema.methods.base import NotApplicable, StepResult, Uplink, method
 from cema.models.norm_state import load_folded
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
+from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import Average, EntropySelector
-from cema.ondevice.selection.redundancy import RedundancyFilter
+from cema.ondevice.selection.rules import make_selector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Cema", "CemaConfig", "reference_defaults"]
 
 
-class CemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of `Cema`.
+class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `Cema`: those of an edge's selection (`SelectionConfig`), and these.
 
     Attributes
     ----------
@@ -55,11 +54,6 @@ class CemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     guard : float
         How far an edge's inputs must be from those an update was made from for the source model to predict them
         (`cema.ondevice.drift.DriftMonitor`); 0 for never.
-    e_min, e_max, decay, average, momentum, group, floor
-        The edges' selection: see `cema.ondevice.selection.entropy_band.EntropySelector`.
-    d_margin : float
-        Of what that selects, upload only what passes ETA's second filter with this margin
-        (`cema.ondevice.selection.redundancy.RedundancyFilter`); 0 for no such filter.
     first_inferred : bool
         Whether running statistics start, on edge and cloud, at those of the first batch that an edge predicts, which a
         simulation can compute and a forward-only device cannot; with ``adapt.statistics = "step"`` only.
@@ -69,37 +63,15 @@ class CemaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     delay: int = 0
     replay_steps: bool = False
     guard: float = 36.0
-    e_min: float = 0.02
-    e_max: float = 0.4
-    decay: float = 1.0
-    average: Average = "running"
-    momentum: float = 0.1
-    group: int = 64
-    floor: float = 1.0
-    d_margin: float = 0.0
     first_inferred: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_fraction("d_margin", self.d_margin)
+        super().__post_init__()
         fits = not self.first_inferred or self.adapt.statistics == "step"
         require(fits, "first_inferred", 'false unless adapt.statistics = "step"', self.first_inferred)
         require(self.delay >= 0, "delay", "a whole number of at least 0", self.delay)
         require_rate("guard", self.guard)
-        self.selector(2)
-
-    def selector(self, classes: int) -> EntropySelector:
-        """Return a new edge's selector for a model of so many classes."""
-        return EntropySelector(
-            classes,
-            e_min=self.e_min,
-            e_max=self.e_max,
-            decay=self.decay,
-            average=self.average,
-            momentum=self.momentum,
-            group=self.group,
-            floor=self.floor,
-        )
 
 
 # The authors' configuration never reaches the number of samples after which the threshold would begin to move.
@@ -111,7 +83,7 @@ def reference_defaults() -> CemaConfig:
 
     A fixed upper threshold, no lower one, and ETA's second filter; statistics that start at the first batch predicted
     and follow every training pass; its weights of the losses; a step on replayed samples alone wherever no batch of
-    uploads is full; and nothing that notices a change of the environment, neither on the edge nor in the cloud.
+    uploads is full; and nothing that notices a change of domain, neither on the edge nor in the cloud.
     """
     adapt = AdaptConfig(preset="reference", statistics="step", change_limit=0.0, replay_scope="all")
     return CemaConfig(
@@ -135,11 +107,35 @@ class _Update:
     domain: Domain | None
 
 
+@method(
+    "cema",
+    config=CemaConfig,
+    cost=12.0,
+    colour="#d62728",
+    short={
+        "cifar/batchnorm": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01}},
+        "digits/batchnorm": {"adapt": {"edge_lr": 0.01}},
+        "digits/layernorm": {"adapt": {"edge_lr": 5e-4}},
+    },
+)
+@method(
+    "cema-reference",
+    config=CemaConfig,
+    defaults=reference_defaults,
+    cost=12.0,
+    colour="#ff9896",
+    papers={key: {"d_margin": 0.4} for key in ("cifar", "cifar100", "digits")},
+    short={
+        "cifar/batchnorm": {"adapt": {"edge_lr": 5e-4, "foundation_lr": 0.025}},
+        "digits/batchnorm": {"adapt": {"edge_lr": 0.01}},
+        "digits/layernorm": {"adapt": {"edge_lr": 2.5e-3}},
+    },
+)
 class Cema:
     """Edges that only run forward, and the cloud that learns for them.
 
     A step is what happens around one batch of one edge. The edge predicts it with the newest update that has arrived,
-    or with the source model while its inputs are of another environment than that update's; selects by entropy what to
+    or with the source model while its inputs are of another domain than that update's; selects by entropy what to
     upload; and the cloud, which sees what the codec leaves of it, makes a step on every full batch of new uploads. What
     it then publishes is rounded as an update's payload is, and arrives after the delay.
 
@@ -193,9 +189,8 @@ class Cema:
         self._source, self._serving = (
             AdaptableModel(edge, device=context.device, dtype=context.dtype) for _ in range(2)
         )
-        self._selectors = [self.config.selector(edge.classes) for _ in range(context.edges)]
+        self._selectors = [make_selector(self.config, edge.classes) for _ in range(context.edges)]
         self._watches = [DriftMonitor(self.config.guard) for _ in range(context.edges)]
-        self._redundancy = [RedundancyFilter(self.config.d_margin) for _ in range(context.edges)]
         self._queue: deque[np.ndarray] = deque()
         self._coming: deque[_Update] = deque()
         self._batches = 0
@@ -223,7 +218,7 @@ class Cema:
             self._start_at(images)
         self._receive()
         logits = self._predict(images, edge)
-        selected = self._select(logits, edge)
+        selected = self._selectors[edge].select(logits, softmax_entropy(logits))
         before = self.uplink.bytes
         self._queue.extend(self.uplink.send([images[i] for i in np.flatnonzero(selected).tolist()]))
         reports = self._learn()
@@ -240,13 +235,6 @@ class Cema:
         """Let running statistics start at those of a batch, if the model has any."""
         if isinstance(self.learner, CemaLearner) and self.learner.start_at(images):
             load_folded(self._serving.module, round_norm_state(self.learner.norm_state()))
-
-    def _select(self, logits: np.ndarray, edge: int) -> np.ndarray:
-        """Return which of a batch to upload, (N,) bool."""
-        selected = self._selectors[edge].select(softmax_entropy(logits)).selected
-        if self.config.d_margin:
-            selected[selected] = self._redundancy[edge].passes(logits[selected])
-        return selected
 
     def _receive(self) -> None:
         """Install what has arrived by now; of several updates the newest."""

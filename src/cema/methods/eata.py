@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from cema._util.checks import require, require_rate
-from cema.methods.base import NotApplicable
-from cema.methods.eta import ETA, ETAConfig
+from cema.methods.base import NotApplicable, method
+from cema.methods.eta import ETA, SHORT, ETAConfig
+from cema.methods.eta import PAPERS as ETA_PAPERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,14 @@ class EATAConfig(ETAConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             require(value >= 1, name, "a whole number of at least 1", value)
 
 
+# As ETA, and the weight of the Fisher penalty: 2000 (ImageNet), 1 (CIFAR-10).
+PAPERS = {
+    **ETA_PAPERS,
+    **{name: {**ETA_PAPERS[name], "fisher_alpha": 1.0} for name in ("cifar", "cifar100", "digits")},
+}
+
+
+@method("eata", config=EATAConfig, colour="#17becf", papers=PAPERS, short=SHORT)
 class EATA(ETA):
     """ETA with a penalty on leaving the source parameters w_0, weighed by Fisher information.
 

@@ -14,7 +14,7 @@ import torch
 from cema._util.checks import require_fraction, require_rate
 from cema.adapt.losses import sample_weights, softmax_entropy
 from cema.adapt.optimizers import as_array
-from cema.methods.base import StepResult, Uplink
+from cema.methods.base import StepResult, Uplink, method
 from cema.methods.online import OnlineModel
 from cema.ondevice.selection.redundancy import RedundancyFilter
 
@@ -62,6 +62,21 @@ class ETAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         require_fraction("average", self.average, below_one=True)
 
 
+# Niu et al., ICML 2022: 2.5e-4, margin 0.05 (ImageNet); 5e-3, margin 0.4 (CIFAR-10). For ViT 1e-3, as Niu et al., ICLR
+# 2023. No paper has digits: they take CIFAR-10's values.
+PAPERS = {
+    "imagenet/layernorm": {"lr": 1e-3},
+    **{key: {"lr": 0.005, "d_margin": 0.4} for key in ("cifar", "cifar100", "digits")},
+    **{key: {"lr": 0.001} for key in ("cifar/layernorm", "cifar100/layernorm", "digits/layernorm")},
+}
+SHORT = {
+    "cifar/batchnorm": {"lr": 0.025},
+    "digits/batchnorm": {"lr": 2.5e-4},
+    "digits/layernorm": {"lr": 0.01},
+}
+
+
+@method("eta", config=ETAConfig, colour="#1f77b4", papers=PAPERS, short=SHORT)
 class ETA:
     """Predict with batch statistics, then minimise the weighted entropy of the samples that pass two filters.
 

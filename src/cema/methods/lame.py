@@ -1,4 +1,4 @@
-"""LAME: leave the model alone and correct its answers to a batch by those to similar images of the batch.
+"""LAME: leave the model alone and correct its predictions by those for similar images of the batch.
 
 Boudiaf et al., "Parameter-free Online Test-time Adaptation", CVPR 2022.
 """
@@ -14,7 +14,7 @@ from torch import nn
 from cema._util.checks import require
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
-from cema.methods.base import NotApplicable, StepResult
+from cema.methods.base import NotApplicable, StepResult, method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,13 @@ class LameConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
 
 
+@method(
+    "lame",
+    config=LameConfig,
+    cost=1.3,
+    colour="#009e73",
+    short={key: {"neighbours": 1} for key in ("cifar/batchnorm", "digits/batchnorm", "digits/layernorm")},
+)
 class Lame:
     r"""Laplacian adjusted maximum-likelihood estimation of a batch's classes.
 

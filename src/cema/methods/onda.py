@@ -15,7 +15,7 @@ import torch
 from cema._util.checks import require
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
-from cema.methods.base import StepResult
+from cema.methods.base import StepResult, method
 from cema.methods.bn import require_batch_norm
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ class ONDAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require(self.every >= 1, "every", "a whole number of at least 1", self.every)
 
 
+@method("onda", config=ONDAConfig, cost=1.3, colour="#56b4e9", short={"cifar/batchnorm": {"momentum": 0.05}})
 class ONDA:
     """Predict with running statistics, and move them after every n_t images.
 
     mu <- (1 - alpha) mu + alpha mu_t,  sigma^2 <- (1 - alpha) sigma^2 + alpha n / (n - 1) sigma_t^2,
 
     where mu_t and sigma_t^2 are those of what a layer was given while the n_t images were predicted, n values per
-    channel. How the stream is cut into batches makes no difference: a batch is predicted in pieces that end where
+    channel. How the stream is cut into batches makes no difference: a batch is predicted in chunks that end where
     the statistics move.
 
     Parameters
@@ -93,10 +94,10 @@ class ONDA:
         """Predict a batch, moving the running statistics on the way."""
         parts, start = [], 0
         while start < len(images):
-            piece = images[start : start + max(1, self.config.every - self._pending)]
-            parts.append(self.model.forward(piece))
-            start += len(piece)
-            self._pending += len(piece)
+            chunk = images[start : start + max(1, self.config.every - self._pending)]
+            parts.append(self.model.forward(chunk))
+            start += len(chunk)
+            self._pending += len(chunk)
             if self._pending >= self.config.every:
                 self._move()
         logits = as_array(torch.cat(parts))

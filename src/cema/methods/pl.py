@@ -13,8 +13,9 @@ import torch
 
 from cema._util.checks import require_fraction, require_rate
 from cema.adapt.optimizers import OptimizerName, as_array, require_optimizer
-from cema.methods.base import StepResult, Uplink
+from cema.methods.base import StepResult, Uplink, method
 from cema.methods.online import OnlineModel
+from cema.methods.tent import PAPERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +56,17 @@ class PLConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         require_fraction("threshold", self.threshold)
 
 
+@method(
+    "pl",
+    config=PLConfig,
+    colour="#c9b600",
+    papers=PAPERS,
+    short={
+        "cifar/batchnorm": {"optimizer": "sgd", "lr": 0.01},
+        "digits/batchnorm": {"optimizer": "sgd", "lr": 2.5e-4},
+        "digits/layernorm": {"optimizer": "sgd", "lr": 2.5e-4},
+    },
+)
 class PL:
     """Predict with batch statistics, then minimise cross-entropy against the predicted labels.
 

@@ -1,82 +1,126 @@
-"""Every method of the benchmark by its name, loaded when it is first asked for."""
+"""Every method of the benchmark by its name: built in, installed, or named where it stands."""
 
 from __future__ import annotations
 
-import difflib
+import pkgutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+import cema.methods
+from cema._util.names import did_you_mean, is_object_name, load_object, merged
 from cema.errors import ConfigError
-from cema.methods.base import MethodContext
+from cema.methods.base import REGISTERED, Method, MethodContext
 
 if TYPE_CHECKING:
     from cema.methods.base import Adapter
     from cema.models.spec import Model
 
-__all__ = ["METHODS", "Method", "default_settings", "make_adapter"]
+__all__ = ["ENTRY_POINTS", "METHODS", "default_settings", "find_method", "make_adapter"]
 
+ENTRY_POINTS = "cema.methods"
+"""The entry-point group in which an installed package names its methods as ``name = "package.module:Class"``."""
 
-class AdapterFactory(Protocol):
-    """The constructor that every method has."""
-
-    def __call__(self, edge: Model, config: Any = None, *, context: MethodContext) -> Adapter:
-        """Make an adapter that begins as the model `edge`."""
-        ...
-
-
-class Method(NamedTuple):
-    """One method: the structure of its settings, and its class."""
-
-    config: type[msgspec.Struct]
-    adapter: AdapterFactory
-
-
-class _Home(NamedTuple):
-    """Where a method is: module, class, structure of its settings, and a function for other defaults."""
-
-    module: str
-    adapter: str
-    config: str
-    defaults: str | None = None
-
-
-_HOMES = {
-    "source": _Home("source", "Source", "SourceConfig"),
-    "bn": _Home("bn", "BN", "BNConfig"),
-    "bn-prior": _Home("bn", "BN", "BNConfig", "prior_defaults"),
-    "onda": _Home("onda", "ONDA", "ONDAConfig"),
-    "lame": _Home("lame", "Lame", "LameConfig"),
-    "pl": _Home("pl", "PL", "PLConfig"),
-    "tent": _Home("tent", "Tent", "TentConfig"),
-    "cotta": _Home("cotta", "CoTTA", "CoTTAConfig"),
-    "eta": _Home("eta", "ETA", "ETAConfig"),
-    "eata": _Home("eata", "EATA", "EATAConfig"),
-    "sar": _Home("sar", "SAR", "SARConfig"),
-    "cema": _Home("cema", "Cema", "CemaConfig"),
-    "cema-reference": _Home("cema", "Cema", "CemaConfig", "reference_defaults"),
-}
+# The order of the tables; what is not in here follows by name.
+_ORDER = (
+    "source",
+    "bn",
+    "bn-prior",
+    "onda",
+    "lame",
+    "pl",
+    "tent",
+    "cotta",
+    "eta",
+    "eata",
+    "sar",
+    "cema",
+    "cema-reference",
+)
 
 
 class _Methods(Mapping[str, Method]):
-    """A mapping that imports a method's module when the method is looked up."""
+    """The built-in and the installed methods; a look-up takes the name of a class outside of these too."""
 
     def __getitem__(self, name: str) -> Method:
-        home = _HOMES[name]
-        module = _load(home)
-        return Method(getattr(module, home.config), getattr(module, home.adapter))
+        if is_object_name(name):
+            return _of_class(name)
+        if name in _built_in():
+            return REGISTERED[name]
+        return _of_class(_installed()[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_HOMES)
+        yield from _built_in()
+        yield from _installed()
 
     def __len__(self) -> int:
-        return len(_HOMES)
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (is_object_name(name) or name in list(iter(self)))
 
 
 METHODS: Mapping[str, Method] = _Methods()
-"""Every method by name, in the order of the tables; looking one up loads torch."""
+"""Every method by name, in the order of the tables; the first use loads torch.
+
+Iterating gives the built-in methods and those that installed packages name in the group `ENTRY_POINTS`. A look-up also
+takes ``package.module:Class`` and ``path/to/file.py:Class``.
+"""
+
+
+@cache
+def _built_in() -> tuple[str, ...]:
+    """Import every module of the package, and return the names that they registered."""
+    own = f"{cema.methods.__name__}."
+    for module in pkgutil.iter_modules(cema.methods.__path__, own):
+        import_module(module.name)
+    names = [name for name, known in REGISTERED.items() if known.adapter.__module__.startswith(own)]
+    return tuple(
+        sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    )
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Return the names that installed packages give their methods, and where these stand."""
+    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {point.name: point.value for point in found if point.name not in _built_in()}
+
+
+def _of_class(name: str) -> Method:
+    """Import a class from outside and return the method that its decorator made of it."""
+    adapter = load_object(name)
+    for known in REGISTERED.values():
+        if known.adapter is adapter:
+            return known
+    raise ConfigError(
+        f"{name}: expected a class with the decorator cema.methods.base.method, got {type(adapter).__name__} without; "
+        "see examples/own_method.py"
+    )
+
+
+def find_method(name: str) -> Method:
+    """Return a method by name.
+
+    Parameters
+    ----------
+    name : str
+        As `METHODS` takes it.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such method.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"expected a method out of {', '.join(METHODS)}, got {name!r}{did_you_mean(name, METHODS)}"
+        )
+    return METHODS[name]
 
 
 def default_settings(name: str) -> dict[str, Any]:
@@ -85,7 +129,7 @@ def default_settings(name: str) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        A key of `METHODS`.
+        As `METHODS` takes it.
 
     Returns
     -------
@@ -97,10 +141,7 @@ def default_settings(name: str) -> dict[str, Any]:
     ConfigError
         When there is no such method.
     """
-    home = _find(name)
-    module = _load(home)
-    defaults = getattr(module, home.defaults or home.config)()
-    settings: dict[str, Any] = msgspec.to_builtins(defaults)
+    settings: dict[str, Any] = msgspec.to_builtins(find_method(name).defaults())
     return settings
 
 
@@ -112,12 +153,12 @@ def make_adapter(
     Parameters
     ----------
     name : str
-        A key of `METHODS`.
+        As `METHODS` takes it.
     edge : cema.models.spec.Model
         The edge model; copied.
     settings : mapping of str to object, optional
         What differs from `default_settings`; a nested mapping changes single settings of a nested structure.
-    context : Context, optional
+    context : MethodContext, optional
         Everything else; None for its defaults.
 
     Returns
@@ -135,41 +176,15 @@ def make_adapter(
         When the model has no adaptable normalisation layer.
     """
     config = _configure(name, settings or {})
-    return METHODS[name].adapter(edge, config, context=context or MethodContext())
+    return find_method(name).adapter(edge, config, context=context or MethodContext())
 
 
 def _configure(name: str, settings: Mapping[str, object]) -> msgspec.Struct:
     defaults = default_settings(name)
     try:
-        return msgspec.convert(_merge(defaults, settings), METHODS[name].config)
+        return msgspec.convert(merged(defaults, settings), find_method(name).config)
     except msgspec.ValidationError as error:
         unknown = [key for key in settings if key not in defaults]
+        hint = did_you_mean(unknown[0], defaults) if unknown else ""
         known = ", ".join(defaults) or "none"
-        raise ConfigError(
-            f"method {name}: {error}; settings of {name}: {known}{_hint(unknown, defaults)}"
-        ) from error
-
-
-def _merge(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(defaults)
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
-
-
-def _find(name: str) -> _Home:
-    if name not in _HOMES:
-        raise ConfigError(
-            f"expected a method out of {', '.join(_HOMES)}, got {name!r}{_hint([name], _HOMES)}"
-        )
-    return _HOMES[name]
-
-
-def _hint(wrong: list[str], known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(wrong[0], list(known), n=1) if wrong else []
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _load(home: _Home) -> Any:
-    return import_module(f"cema.methods.{home.module}")
+        raise ConfigError(f"method {name}: {error}; settings of {name}: {known}{hint}") from error

@@ -9,7 +9,7 @@ import torch
 
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
-from cema.methods.base import StepResult
+from cema.methods.base import StepResult, method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Settings of `Source`: there are none."""
 
 
+@method("source", config=SourceConfig, cost=1.0, colour="#888888")
 class Source:
     """No adaptation: predict with the source model and learn nothing.
 

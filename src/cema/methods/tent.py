@@ -13,7 +13,7 @@ import torch
 from cema._util.checks import require_fraction, require_rate
 from cema.adapt.losses import softmax_entropy
 from cema.adapt.optimizers import OptimizerName, as_array, require_optimizer
-from cema.methods.base import StepResult, Uplink
+from cema.methods.base import Rates, StepResult, Uplink, method
 from cema.methods.online import OnlineModel
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from cema.methods.base import MethodContext
+    from cema.methods.base import MethodContext, Rates, StepResult, Uplink, method
     from cema.models.spec import Model
 
 __all__ = ["Tent", "TentConfig"]
@@ -53,6 +53,36 @@ class TentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require_optimizer(self.optimizer)
 
 
+# Wang et al., ICLR 2021: SGD, 2.5e-4 (ImageNet); Adam, 1e-3 (CIFAR). For ViT 1e-3, as Niu et al., ICLR 2023. No paper
+# has digits: they take CIFAR-10's values.
+PAPERS: Rates = {
+    "imagenet/layernorm": {"lr": 1e-3},
+    **{
+        key: {"optimizer": "adam", "lr": 0.001}
+        for key in (
+            "cifar/batchnorm",
+            "cifar/groupnorm",
+            "cifar100/batchnorm",
+            "cifar100/groupnorm",
+            "digits/batchnorm",
+            "digits/groupnorm",
+        )
+    },
+    **{key: {"lr": 0.001} for key in ("cifar/layernorm", "cifar100/layernorm", "digits/layernorm")},
+}
+
+
+@method(
+    "tent",
+    config=TentConfig,
+    colour="#8c564b",
+    papers=PAPERS,
+    short={
+        "cifar/batchnorm": {"optimizer": "sgd", "lr": 0.025},
+        "digits/batchnorm": {"optimizer": "sgd", "lr": 2.5e-4},
+        "digits/layernorm": {"optimizer": "sgd", "lr": 2.5e-4},
+    },
+)
 class Tent:
     """Predict with batch statistics, then minimise the mean entropy of these predictions.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cema.errors import ModelError
-from cema.models.loading import finish, first_line, import_package
+from cema._util.names import first_line, load_object
+from cema.errors import ConfigError, ModelError
+from cema.models.loading import finish, import_package
 from cema.models.spec import Model
 from cema.ondevice.preprocess import Preprocessing
 
@@ -124,9 +124,9 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
     Parameters
     ----------
     name : str
-        ``package.module:function``. The function takes no arguments and returns a `Model`, or a
-        ``torch.nn.Module`` with an attribute ``preprocessing`` (`cema.ondevice.preprocess.Preprocessing`) and, if it
-        likes, ``labels`` (a sequence of str).
+        ``package.module:function`` or ``path/to/file.py:function``. The function takes no arguments and returns a
+        `Model`, or a ``torch.nn.Module`` with an attribute ``preprocessing``
+        (`cema.ondevice.preprocess.Preprocessing`) and, if it likes, ``labels`` (a sequence of str).
     weights : Path, optional
         A safetensors file to load over what the function returned.
     classes : int, optional
@@ -142,19 +142,13 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
     ModelError
         When there is no such module or function, it fails, or returns something else.
     """
-    module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs foreign code
-        raise ModelError(
-            f"{name}: the module {module_name} cannot be imported ({first_line(error)}); "
-            "install its package, or put its folder on PYTHONPATH"
-        ) from error
-    make = getattr(module, attribute, None)
+        make = load_object(name, "function")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
     if not callable(make):
-        raise ModelError(
-            f"{name}: {module_name} has no function {attribute!r}; check the name after the colon"
-        )
+        where, _, attribute = name.rpartition(":")
+        raise ModelError(f"{name}: {where} has no function {attribute!r}; check the name after the colon")
     try:
         made = make()
     except Exception as error:  # foreign code

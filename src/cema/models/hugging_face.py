@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from cema._util.names import first_line
 from cema.errors import ModelError
-from cema.models.loading import finish, first_line, import_package, read_weights
+from cema.models.loading import finish, import_package, read_weights
 from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from cema._util.names import first_line
 from cema.errors import ModelError
 from cema.models.spec import Model
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cema.ondevice.preprocess import Preprocessing
 
-__all__ = ["finish", "first_line", "import_package", "load_weights", "read_weights"]
+__all__ = ["finish", "import_package", "load_weights", "read_weights"]
 
 
 def import_package(module: str, *, name: str, install: str) -> Any:
@@ -210,20 +210,3 @@ def _differences(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tenso
         for what, items in found.items()
         if items
     ]
-
-
-def first_line(error: BaseException) -> str:
-    """Shorten a foreign error to its type and the first line of its message.
-
-    Parameters
-    ----------
-    error : BaseException
-        Any error.
-
-    Returns
-    -------
-    str
-        ``"Type: message"``.
-    """
-    text = inspect.cleandoc(str(error)).partition("\n")[0].strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -69,7 +69,7 @@ class Batch(Sequence[npt.NDArray[np.uint8]]):
         preprocessing : Preprocessing
             The model's.
         """
-        if self._parts:  # put together anew: who joins batches asks once for each model
+        if self._parts:  # not kept: who joins batches asks once for each model
             return np.concatenate([part.inputs(preprocessing) for part in self._parts if len(part)])
         if preprocessing not in self._inputs:
             self._inputs[preprocessing] = preprocessing(self._images)

@@ -1,4 +1,4 @@
-"""What a model's inputs look like, in a handful of numbers: enough to tell one environment from another.
+"""What a model's inputs look like, in a handful of numbers: enough to tell one domain from another.
 
 Weather, dust and cameras show in brightness, contrast, colour cast and in how much detail there is at which scale.
 A device measures these on its own inputs; an update says what they were for the inputs it was made from.
@@ -24,12 +24,12 @@ _SIDE = 128
 _SCALES = 3
 # Keeps logarithms finite; about half a step of 8 bits in inputs of unit variance.
 _FLOOR = 0.01
-# A device sees its inputs before they were compressed for the upload, and never twice the same: differences below a
-# tenth of the spread, or 0.02, mean nothing.
+# Regularises the covariance: differences below a tenth of the standard deviation, or 0.02, are ignored. A device sees
+# its inputs before they were compressed for the upload.
 _SPREAD, _LEAST = 0.1, 0.02
 # The latest nine or so inputs: (2 - rate) / rate.
 _RATE = 0.2
-# The share of the limit below which inputs are of the environment again.
+# The share of the limit below which inputs are of the domain again.
 _RETURN = 0.5
 
 
@@ -115,7 +115,7 @@ class Domain:
 
     @classmethod
     def of(cls, rows: npt.NDArray[Any]) -> Domain:
-        r"""Return the environment of inputs with these statistics, (N, F).
+        r"""Return the domain of inputs with these statistics, (N, F).
 
         The covariance is that of another input given these, wider than theirs because N is finite:
 
@@ -139,7 +139,7 @@ class Domain:
         )
 
     def precision(self) -> Float64:
-        """Return the inverse of the covariance with differences that mean nothing added to it, float64 (F, F).
+        """Return the inverse of the covariance with ignored differences added to it, float64 (F, F).
 
         Raises
         ------
@@ -155,12 +155,12 @@ class Domain:
 
 
 class InputAverage:
-    """The exponentially weighted mean of the latest inputs' statistics, and how far it is from an environment.
+    """The exponentially weighted mean of the latest inputs' statistics, and how far it is from a domain.
 
     A multivariate exponentially weighted control chart (Lowry, Woodall, Champ and Rigdon, "A Multivariate
     Exponentially Weighted Moving Average Control Chart", Technometrics 34(1), 1992), made fit for cameras: their
     consecutive images resemble one another, so that the mean of nine may say no more than one. How much it does is
-    read from how widely the latest inputs lie, compared with the environment.
+    read from how widely the latest inputs lie, compared with the domain.
 
     Parameters
     ----------
@@ -186,13 +186,13 @@ class InputAverage:
         self._moment = keep * self._moment + _RATE * np.outer(wide, wide)
 
     def distance(self, domain: Domain, precision: Float64) -> float:
-        r"""Return how unlikely the latest inputs are in an environment, in squared standard deviations of their mean.
+        r"""Return how unlikely the latest inputs are in a domain, in squared standard deviations of their mean.
 
         .. math:: T^2 = \frac{d^T P d}{v + (1 - v)(1 - r)}
 
-        with d from the environment's mean to the mean of the inputs, P the `precision`, v the sum of the squared
+        with d from the domain's mean to the mean of the inputs, P the `precision`, v the sum of the squared
         weights, and r in [0, 1] how widely the inputs lie, as a share of what independent ones would. About F in the
-        environment itself; 0 before the first input.
+        domain itself; 0 before the first input.
         """
         if not self._weight:
             return 0.0
@@ -207,7 +207,7 @@ class InputAverage:
 
 
 class DriftMonitor:
-    """Tells whether the latest inputs are of the environment that an update was made for.
+    """Tells whether the latest inputs are of the domain that an update was made for.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ class DriftMonitor:
         self._precision: Float64 = np.empty((0, 0))
 
     def enter(self, domain: Domain | None) -> None:
-        """Compare with this environment from now on; None goes with any input. Forget what was found of another."""
+        """Compare with this domain from now on; None goes with any input. Forget what was found of another."""
         self.drifted = False
         self._environment = domain
         if domain is not None:

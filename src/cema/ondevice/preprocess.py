@@ -132,13 +132,13 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def _normalise(self, batch: Image8, out: npt.NDArray[np.float32]) -> None:
         """Write the normalised NHWC `batch` into the NCHW `out`."""
         mean, scale = _constants(self.mean, self.std)
-        # In pieces that stay in the cache: three passes over them cost less than one table look-up per pixel.
+        # In chunks that stay in the cache: three passes over them cost less than one table look-up per pixel.
         step = max(1, _PIECE // (self.height * self.width * self.channels))
         for start in range(0, batch.shape[0], step):
-            piece = out[start : start + step]
-            np.copyto(piece, batch[start : start + step].transpose(0, 3, 1, 2))
-            piece -= mean
-            piece *= scale
+            chunk = out[start : start + step]
+            np.copyto(chunk, batch[start : start + step].transpose(0, 3, 1, 2))
+            chunk -= mean
+            chunk *= scale
 
     def _fit(self, image: Image8) -> Image8:
         """Return `image` in the model's size and number of channels."""

@@ -68,7 +68,7 @@ class VitRecipe(Recipe):
     Attributes
     ----------
     patches : float
-        Share of an image's patches that the network sees in training, drawn anew for each image and step. Half of
+        Share of an image's patches that the network sees in training, drawn again for each image and step. Half of
         them halve the time, and what is learned then rests on no single part of the image.
     ramp : float
         Share of the training over which the changes of appearance grow from none to their strength, slowly at first

@@ -30,6 +30,7 @@ from cema.formats.update import verify_payload, verify_update
 from cema.models.norm_state import load_folded
 from cema.models.registry import resolve
 from cema.ondevice.drift import Domain, InputAverage, input_statistics
+from cema.ondevice.preprocess import Preprocessing
 
 
 @dataclass
@@ -165,6 +166,26 @@ def test_no_version_that_is_ever_published_is_worse_than_the_source(cloud: Cloud
         if update is not None:
             state = decode_payload(update.payload).norm_state
             assert accuracy(state, cloud.folder, drift=True) >= source - 0.02
+
+
+def test_images_are_preprocessed_once_for_each_model(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = cloud.open()
+    cloud.send(16 * 6)
+    for _ in range(5):
+        assert worker.run_once()
+    prepared: list[int] = []
+    call = Preprocessing.__call__
+
+    def count(self: Preprocessing, images: Any) -> Any:
+        prepared.append(len(images))
+        return call(self, images)
+
+    monkeypatch.setattr(Preprocessing, "__call__", count)
+    assert worker.run_once()
+    step = cloud.store.status("north")["worker"]["step"]
+    assert step["replayed"] > 0
+    # Both models want the same pixels here: new samples once, replayed ones once.
+    assert prepared == [step["fresh"], step["replayed"]]
 
 
 def test_only_full_batches_until_the_oldest_sample_has_lingered(cloud: Cloud) -> None:

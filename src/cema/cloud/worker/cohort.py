@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 # First steps that died with their process, after which what they would have learned from is left out.
 ATTEMPTS = 5
-# Batches in a row that may fail before the fault must be elsewhere and the process starts anew.
+# Batches in a row that may fail before the fault must be elsewhere and the process starts again.
 FAILURES = 3
-# Candidates in a row that were held back, after which the adaptation is lost and begins anew at the source.
+# Candidates in a row that were rejected, after which the adaptation is reset to the source models.
 MOST_REJECTED = 16
 
 
@@ -43,7 +43,7 @@ class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
 
 
 class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the worker must remember beside the adapter's own state."""
+    """What the worker must remember beside the learner's own state."""
 
     since_candidate: int = 0
     rejected_in_a_row: int = msgspec.field(name="held_back", default=0)
@@ -319,7 +319,7 @@ class CohortWorker:
         return candidate.update
 
     def _reset(self) -> None:
-        """Begin anew at the source models; the replay buffer stays."""
+        """Reset to the source models; the replay buffer stays."""
         log.error("cohort %s: %d candidates held back, beginning anew", self.cohort.name, MOST_REJECTED)
         self.learner.restart()
         self.progress.window.forget_adapted()

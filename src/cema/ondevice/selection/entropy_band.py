@@ -1,4 +1,4 @@
-r"""Which samples are worth sending: the softmax entropy and the thresholds on it.
+"""The rule of the paper: send what lies between two thresholds on the softmax entropy.
 
 The edge agent and the benchmark use these objects, so that a number in a table is a statement about the
 product.
@@ -13,53 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cema.errors import ConfigError, FormatError, LogitsError
+from cema.ondevice.selection.config import SelectionConfig
+from cema.ondevice.selection.redundancy import RedundancyFilter
 
-__all__ = ["Average", "Decision", "EntropySelector", "Reason"]
-
-Average: TypeAlias = Literal["running", "exponential"]
+__all__ = ["EntropyBand"]
 
 # A mean entropy below this (nats) carries no scale to follow, and would make the ratio of means meaningless.
 _SMALLEST_AVERAGE = 1e-12
 
 
-class Reason(StrEnum):
-    """Why a sample was, or was not, selected."""
-
-    SELECTED = "selected"
-    UNRELIABLE = "unreliable"
-    """Its entropy is at or above ``E_max``: the prediction is too uncertain to learn from."""
-    UNINFORMATIVE = "uninformative"
-    """Its entropy is at or below ``E_min``: there is nothing left to learn from it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decision:
-    """What an `EntropySelector` decided about one call's samples.
-
-    Attributes
-    ----------
-    selected : ndarray of bool (N,)
-        Which samples to upload.
-    reasons : tuple of Reason
-        One per sample.
-    e_max : float
-        The upper threshold that was used, in nats.
-    """
-
-    selected: npt.NDArray[np.bool_]
-    reasons: tuple[Reason, ...]
-    e_max: float
-
-
-class EntropySelector:
+class EntropyBand:
     r"""Decide which samples of a stream to upload: those with ``E_min < E(x) < E_max``.
 
     The upper threshold follows the stream, as in the entropy-based sample filtration of [1]_:
@@ -71,30 +40,19 @@ class EntropySelector:
     the threshold moves *before* that call's samples are decided. The first batch only sets ``E_avg``. At most
     one batch is completed per call; with ``group=1`` every call with samples is a batch.
 
+    Of what lies in the band, ETA's second filter may leave out the redundant.
+
     Parameters
     ----------
-    num_classes : int
+    classes : int
         The number of classes C, at least 2.
-    e_min, e_max : float, default 0.02 and 0.4
-        ``E_min`` and the initial ``E_max^0``, as fractions of ``ln C``: ``0 <= e_min < e_max <= 1``.
-    decay : float, default 1.0
-        λ. It multiplies at every batch, so that any value but 1 compounds (0.99 for 100 batches is 0.37);
-        ``E_max`` is therefore clamped to ``[E_min, ln C]`` after every step.
-    average : {"running", "exponential"}, default "running"
-        ``E_avg`` as the mean over all samples so far, or as an exponential mean over batches.
-    momentum : float, default 0.1
-        The weight of a new batch in the exponential mean, in (0, 1].
-    group : int, default 64
-        How many samples make a batch, for devices that predict a few at a time.
-    floor : float, default 1.0
-        ``E_max`` never decides below this many times ``E_avg``; 0 is the rule of [1]_ alone. A stream that is hard from
-        its first batch has most of its entropies above ``E_max^0``, and the ratio, which only follows changes since
-        then, never opens: nothing is sent where help is needed most.
+    config : SelectionConfig, optional
+        The thresholds and how they move; None for the defaults.
 
     Raises
     ------
     ConfigError
-        If a parameter is out of its range.
+        If there are fewer than two classes.
 
     Notes
     -----
@@ -107,52 +65,32 @@ class EntropySelector:
 
     Examples
     --------
-    >>> selector = EntropySelector(10, group=1)
-    >>> [str(reason) for reason in selector.select(np.array([0.01, 0.5, 2.0])).reasons]
-    ['uninformative', 'selected', 'unreliable']
+    >>> selector = EntropyBand(10, SelectionConfig(group=1))
+    >>> selector.decide(np.array([0.01, 0.5, 2.0])).tolist()
+    [False, True, False]
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        e_min: float = 0.02,
-        e_max: float = 0.4,
-        decay: float = 1.0,
-        average: Average = "running",
-        momentum: float = 0.1,
-        group: int = 64,
-        floor: float = 1.0,
-    ) -> None:
-        if num_classes < 2:
-            raise ConfigError(f"expected num_classes >= 2, got {num_classes}")
-        if not 0 <= e_min < e_max <= 1:
-            raise ConfigError(
-                f"expected 0 <= e_min < e_max <= 1 (fractions of ln C), got e_min={e_min} and e_max={e_max}"
-            )
-        if not (math.isfinite(decay) and decay > 0):
-            raise ConfigError(f"expected a finite decay > 0, got {decay}; 1 keeps the threshold undecayed")
-        if average not in ("running", "exponential"):
-            raise ConfigError(f'expected average to be "running" or "exponential", got {average!r}')
-        if not 0 < momentum <= 1:
-            raise ConfigError(f"expected a momentum in (0, 1], got {momentum}")
-        if group < 1:
-            raise ConfigError(f"expected a group of at least 1 sample, got {group}")
-        if not (math.isfinite(floor) and floor >= 0):
-            raise ConfigError(f"expected a finite floor >= 0, got {floor}; 0 is the paper's rule alone")
+    def __init__(self, classes: int, config: SelectionConfig | None = None) -> None:
+        if classes < 2:
+            raise ConfigError(f"expected at least 2 classes, got {classes}")
+        config = config or SelectionConfig()
+        # What states on devices hold and are compared by.
         self._settings: dict[str, Any] = {
-            "num_classes": int(num_classes),
-            "e_min": float(e_min),
-            "e_max": float(e_max),
-            "decay": float(decay),
-            "average": str(average),
-            "momentum": float(momentum),
-            "group": int(group),
-            "floor": float(floor),
+            "num_classes": int(classes),
+            "e_min": float(config.e_min),
+            "e_max": float(config.e_max),
+            "decay": float(config.decay),
+            "average": str(config.average),
+            "momentum": float(config.momentum),
+            "group": int(config.group),
+            "floor": float(config.floor),
         }
-        self._ceiling = math.log(num_classes)
-        self._e_min = e_min * self._ceiling
-        self._e_max = e_max * self._ceiling
+        self._redundancy = RedundancyFilter(config.d_margin) if config.d_margin else None
+        if self._redundancy is not None:
+            self._settings["d_margin"] = float(config.d_margin)
+        self._ceiling = math.log(classes)
+        self._e_min = config.e_min * self._ceiling
+        self._e_max = config.e_max * self._ceiling
         self._average: float | None = None
         # Samples seen in completed batches, and those pending for the next one: their sums and their numbers.
         self._total, self._count = 0.0, 0
@@ -169,8 +107,23 @@ class EntropySelector:
         lowest: float = self._settings["floor"] * (self._average or 0.0)
         return min(max(self._e_max, lowest), self._ceiling)
 
-    def select(self, entropy: npt.ArrayLike) -> Decision:
-        """Decide about one call's samples, moving the threshold first if they complete a batch.
+    def select(
+        self, logits: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Decide about one call's samples; see `cema.ondevice.selection.base.Selector`.
+
+        Raises
+        ------
+        LogitsError
+            As `decide`.
+        """
+        selected = self.decide(entropy)
+        if self._redundancy is not None:
+            selected[selected] = self._redundancy.passes(logits[selected])
+        return selected
+
+    def decide(self, entropy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Tell which entropies lie in the band, moving the threshold first if they complete a batch.
 
         Parameters
         ----------
@@ -179,8 +132,7 @@ class EntropySelector:
 
         Returns
         -------
-        Decision
-            One verdict per sample, and the threshold that was used.
+        ndarray of bool (N,)
 
         Raises
         ------
@@ -198,15 +150,12 @@ class EntropySelector:
         self._pending_count += values.size
         if values.size and self._pending_count >= self._settings["group"]:
             self._complete_batch()
-        e_max = self.e_max
-        uninformative = values <= self._e_min
-        unreliable = (values >= e_max) & ~uninformative
-        selected = ~(uninformative | unreliable)
-        reasons = tuple(
-            Reason.SELECTED if good else Reason.UNRELIABLE if high else Reason.UNINFORMATIVE
-            for good, high in zip(selected.tolist(), unreliable.tolist(), strict=True)
-        )
-        return Decision(selected, reasons, e_max)
+        inside: npt.NDArray[np.bool_] = (values > self._e_min) & (values < self.e_max)
+        return inside
+
+    def describe(self) -> dict[str, float]:
+        """Return both thresholds, in nats."""
+        return {"e_min": self.e_min, "e_max": self.e_max}
 
     def _complete_batch(self) -> None:
         mean = self._pending_total / self._pending_count
@@ -235,7 +184,7 @@ class EntropySelector:
         dict
             Plain numbers and strings; floats survive JSON exactly.
         """
-        return {
+        state = {
             "settings": dict(self._settings),
             "e_max": self._e_max,
             "average": self._average,
@@ -244,6 +193,10 @@ class EntropySelector:
             "pending_total": self._pending_total,
             "pending_count": self._pending_count,
         }
+        if self._redundancy is not None:
+            mean = self._redundancy.mean
+            state["redundancy"] = None if mean is None else mean.tolist()
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where another selector with the same settings stood.
@@ -281,6 +234,22 @@ class EntropySelector:
             )
         if not self._e_min <= state["e_max"] <= self._ceiling or (average is None) != (state["count"] == 0):
             raise FormatError("the selector state contradicts itself: start a fresh selector")
+        if self._redundancy is not None:
+            self._redundancy.mean = _mean_prediction(state["redundancy"], self._settings["num_classes"])
         self._e_max, self._average = float(state["e_max"]), None if average is None else float(average)
         self._total, self._count = float(state["total"]), state["count"]
         self._pending_total, self._pending_count = float(state["pending_total"]), state["pending_count"]
+
+
+def _mean_prediction(value: Any, classes: int) -> npt.NDArray[np.float64] | None:
+    """Check the redundancy filter's part of a state."""
+    if value is None:
+        return None
+    numbers = (
+        isinstance(value, list) and len(value) == classes and all(type(v) in (int, float) for v in value)
+    )
+    if not numbers or not all(math.isfinite(v) for v in value):
+        raise FormatError(
+            f"the selector state holds no mean prediction of {classes} classes: start a fresh selector"
+        )
+    return np.asarray(value, np.float64)

@@ -1,0 +1,60 @@
+"""The protocol of a selection rule: which of the samples that a device predicts are worth sending."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Selector", "SelectorFactory"]
+
+
+class Selector(Protocol):
+    """One device's selection. The agent and the benchmark call the same object, one call at a time."""
+
+    def select(
+        self, logits: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """Decide about one call's samples, in the order of the stream.
+
+        Parameters
+        ----------
+        logits : ndarray of float32 (N, C)
+            The device's predictions; finite. N may be 0.
+        entropy : ndarray of float64 (N,)
+            Their softmax entropy in nats, which the agent has computed anyway.
+
+        Returns
+        -------
+        ndarray of bool (N,)
+            Which samples to upload.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `load_state` needs to go on, as JSON holds it."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another selector with the same settings was.
+
+        Raises
+        ------
+        FormatError
+            When `state` is not one of its own, or of other settings; nothing is changed then.
+        """
+        ...
+
+    def describe(self) -> dict[str, float]:
+        """Return the numbers that decide now, by name, for status and metrics."""
+        ...
+
+
+class SelectorFactory(Protocol):
+    """The constructor that every rule has; ``[selection.options]`` are its keyword arguments."""
+
+    def __call__(self, classes: int, **options: Any) -> Selector:
+        """Make a selector for a model of so many classes."""
+        ...

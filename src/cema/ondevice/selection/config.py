@@ -1,0 +1,83 @@
+"""The settings of a device's selection, in ``edge.toml`` and in the benchmark."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+__all__ = ["Average", "SelectionConfig"]
+
+Average: TypeAlias = Literal["running", "exponential"]
+
+
+class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[selection]``: which samples a device sends.
+
+    Attributes
+    ----------
+    rule : str
+        ``entropy-band`` (`cema.ondevice.selection.entropy_band.EntropyBand`), ``package.module:Class`` or
+        ``path/to/file.py:Class`` (`cema.ondevice.selection.base.Selector`).
+    options : dict
+        Keyword arguments of a rule of one's own. All further settings are those of ``entropy-band``.
+    e_min, e_max : float
+        ``E_min`` and the initial ``E_max^0``, as fractions of ``ln C``: ``0 <= e_min < e_max <= 1``.
+    decay : float
+        λ. It multiplies at every batch, so that any value but 1 compounds (0.99 for 100 batches is 0.37);
+        ``E_max`` is therefore clamped to ``[E_min, ln C]`` after every step.
+    average : {"running", "exponential"}
+        ``E_avg`` as the mean over all samples so far, or as an exponential mean over batches.
+    momentum : float
+        The weight of a new batch in the exponential mean, in (0, 1].
+    group : int
+        How many samples make a batch, for devices that predict a few at a time.
+    floor : float
+        ``E_max`` never decides below this many times ``E_avg``; 0 is the paper's rule alone. A stream that is hard from
+        its first batch has most of its entropies above ``E_max^0``, and the ratio, which only follows changes since
+        then, never opens: nothing is sent where help is needed most.
+    d_margin : float
+        Of what that selects, upload only what passes ETA's second filter with this margin
+        (`cema.ondevice.selection.redundancy.RedundancyFilter`); 0 for no such filter.
+    """
+
+    rule: str = "entropy-band"
+    options: dict[str, Any] = {}
+    e_min: float = 0.02
+    e_max: float = 0.4
+    decay: float = 1.0
+    average: Average = "running"
+    momentum: float = 0.1
+    group: int = 64
+    floor: float = 1.0
+    d_margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if not 0 <= self.e_min < self.e_max <= 1:
+            raise ValueError(
+                f"expected 0 <= e_min < e_max <= 1 (fractions of ln C), got e_min={self.e_min} and "
+                f"e_max={self.e_max}"
+            )
+        if not (math.isfinite(self.decay) and self.decay > 0):
+            raise ValueError(
+                f"expected a finite decay > 0, got {self.decay}; 1 keeps the threshold undecayed"
+            )
+        if self.average not in ("running", "exponential"):
+            raise ValueError(f'expected average to be "running" or "exponential", got {self.average!r}')
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"expected a momentum in (0, 1], got {self.momentum}")
+        if self.group < 1:
+            raise ValueError(f"expected a group of at least 1 sample, got {self.group}")
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"expected a finite floor >= 0, got {self.floor}; 0 is the paper's rule alone")
+        if not 0 <= self.d_margin <= 1:
+            raise ValueError(
+                f"d_margin: expected a number in [0, 1], got {self.d_margin}; correct the setting"
+            )
+        if self.rule == "entropy-band" and self.options:
+            raise ValueError(
+                f"options: expected none for the rule entropy-band, got {sorted(self.options)}; its settings stand "
+                "beside rule"
+            )

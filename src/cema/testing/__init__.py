@@ -1,0 +1,1 @@
+"""Suites that a stranger runs on his own classes. They need pytest."""
