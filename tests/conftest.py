@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# The suites that the package ships are tests too.
+pytest.register_assert_rewrite("cema.testing")
+
 SUPPORT = Path(__file__).parent / "support"
 # Helpers that several folders of tests share; child processes find the models in it by `package.module:function`.
 sys.path.insert(0, str(SUPPORT))

@@ -14,8 +14,6 @@ import pytest
 from recorded_folders import RECORDED, recorded
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import Store
 from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
@@ -45,11 +43,10 @@ def test_a_device_goes_on(recorded: Path) -> None:
 def test_a_cloud_goes_on(recorded: Path) -> None:
     expected = EXPECTED["cloud"]
     config = CloudConfig.load(recorded / "cloud.toml")
-    with Devices.open(config) as devices:
-        device = devices.authenticate((recorded / "camera.token").read_text().strip())
-        assert device is not None
-        assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
+    device = store.devices(["north"]).authenticate((recorded / "camera.token").read_text().strip())
+    assert device is not None
+    assert (device.name, device.role, device.cohort) == ("camera", "device", "north")
     status = store.status("north")
     for name in (
         "cohort",
@@ -77,7 +74,7 @@ def test_a_cloud_goes_on(recorded: Path) -> None:
 def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(recorded: Path) -> None:
     expected = EXPECTED["cloud"]["adapter"]
     config = CloudConfig.load(recorded / "cloud.toml")
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     worker = open_cohort(store, config, config.cohort[0])
     learner: Any = worker.learner
     assert (learner.steps, learner.since_change) == (expected["steps"], expected["since_change"])

@@ -12,6 +12,7 @@
     +-- ModelError       a model name cannot be resolved                               (ValueError)
     +-- StoreError       the cloud's store cannot do what was asked
     |   +-- StoreFull    ... because its byte cap is reached
+    |   +-- StoreUnavailable  ... now: it is locked, its disk fails, or its server is gone
     +-- SpoolError       the device's spool cannot do what was asked
 
 A message says what was expected, what came, and what to do about it. Those that describe a wrong argument are
@@ -34,6 +35,7 @@ __all__ = [
     "SpoolError",
     "StoreError",
     "StoreFull",
+    "StoreUnavailable",
     "UpdateRejected",
 ]
 
@@ -121,6 +123,13 @@ class StoreError(CemaError):
 
 class StoreFull(StoreError):  # noqa: N818 - a state, not a fault
     """The store has reached its byte cap; the sender should try again later."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818 - a state, not a fault
+    """The store cannot be used now: locked for too long, closed, its disk fails or its server is gone.
+
+    Nothing was changed, and the same call may succeed later.
+    """
 
 
 class SpoolError(CemaError):

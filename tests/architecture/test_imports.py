@@ -99,6 +99,15 @@ def test_what_runs_on_a_device_never_imports_torch(path: Path) -> None:
     }
 
 
+def test_nobody_but_the_back_end_knows_what_the_store_is_kept_in() -> None:
+    store = SOURCE / "cloud" / "store"
+    for path in (SOURCE / "cloud").rglob("*.py"):
+        if not (path.parent == store and path.name.startswith("sqlite")):
+            assert "sqlite3" not in imports(path), path
+        if path.parent != store:
+            assert not [name for name in imports(path) if name.startswith("cema.cloud.store.sqlite")], path
+
+
 @pytest.mark.parametrize(
     ("code", "forbidden"),
     [

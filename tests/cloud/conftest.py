@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from cema.cloud.store.sqlite import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A store with one cohort, `north`."""
-    opened = Store(tmp_path / "cema.db", max_bytes=16 * 2**20)
-    opened.open_cohort("north", base="0" * 64)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="session")

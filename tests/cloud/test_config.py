@@ -13,12 +13,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = CloudConfig.load(write_config(tmp_path, cohorts='model_weights = "w.safetensors"'))
     assert Path(config.data) == tmp_path / "data"
     assert Path(config.signing_key) == tmp_path / "signing.key"
-    cohort = config.find("north")
+    (cohort,) = config.cohort
     assert Path(cohort.bundle) == tmp_path / "bundle"
     assert cohort.model_weights == str(tmp_path / "w.safetensors")
     assert cohort.foundation_weights is None
-    with pytest.raises(ConfigError, match="no cohort 'x'"):
-        config.find("x")
 
 
 @pytest.mark.parametrize(

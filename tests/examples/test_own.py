@@ -14,7 +14,6 @@ import pytest
 
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.sqlite import Store
 from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
@@ -110,7 +109,7 @@ def test_a_cloud_learns_with_an_algorithm_of_ones_own(recorded: Path) -> None:
         config.cohort[0],
         adapt=msgspec.structs.replace(config.cohort[0].adapt, algorithm=ALGORITHM, options={"replays": 2}),
     )
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     worker = open_cohort(store, config, cohort)
     steps = worker.learner.steps
     assert type(worker.learner).__name__ == "ManySteps"

@@ -26,10 +26,9 @@ from PIL import Image
 from cema.cloud.config import CloudConfig, LimitsConfig
 from cema.cloud.http import app
 from cema.cloud.http import errors as _http
-from cema.cloud.store import sqlite as store
-from cema.cloud.store import sqlite_samples as samples
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import PublishedUpdate, Store
+from cema.cloud.store import base as store
+from cema.cloud.store import sqlite_space as space
+from cema.cloud.store.base import PublishedUpdate
 from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
@@ -86,9 +85,9 @@ class PlainEngine:
 
     def __init__(self, config: CloudConfig) -> None:
         self.config = config
-        self.store = Store(config.database, max_bytes=config.limits.store_bytes)
+        self.store = config.open_store()
         self.store.open_cohort("north", base=manifest().base)
-        self.devices = Devices(self.store.database, ["north"])
+        self.devices = self.store.devices(["north"])
 
     def start(self) -> None:
         """Nothing to start."""
@@ -368,7 +367,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.body_seconds": _http.BODY_SECONDS,
         "cloud.drain_bytes": _http.DRAIN_BYTES,
         "cloud.updates_kept": store.UPDATES_KEPT,
-        "cloud.evicted_ids": samples.EVICTED_IDS,
+        "cloud.evicted_ids": space.EVICTED_IDS,
         "image.max_pixels": image._MAX_PIXELS,
         "envelope.max_bytes": update._MAX_ENVELOPE_BYTES,
     }

@@ -12,8 +12,6 @@ import uvicorn
 
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import Store
 from cema.cloud.worker.supervisor import Engine
 from cema.formats.bundle import Bundle, write_bundle
 from cema.formats.image import CodecConfig, encode_image
@@ -85,10 +83,10 @@ class StillEngine:
 
     def __init__(self, config: CloudConfig) -> None:
         self.config = config
-        self.store = Store(config.database, max_bytes=config.limits.store_bytes)
+        self.store = config.open_store()
         for cohort in config.cohort:
             self.store.open_cohort(cohort.name, base=Bundle.load(Path(cohort.bundle)).manifest.base)
-        self.devices = Devices(self.store.database, [cohort.name for cohort in config.cohort])
+        self.devices = self.store.devices([cohort.name for cohort in config.cohort])
         self.well = True
 
     def start(self) -> None:

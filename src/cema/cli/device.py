@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cema.cloud.store.devices import DeviceRegister
 
 __all__ = ["app"]
 
@@ -39,10 +44,7 @@ def add(
     ] = _Role.DEVICE,
 ) -> None:
     """Register a device and print its token. The token is shown this once: the cloud keeps only its hash."""
-    from cema.cloud.config import CloudConfig
-    from cema.cloud.store.devices import Devices
-
-    with Devices.open(CloudConfig.load(config)) as devices:
+    with _register(config) as devices:
         typer.echo(devices.add(name, cohort=cohort, role=role.value))
 
 
@@ -52,11 +54,8 @@ def list_(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cema.cloud.config import CloudConfig
-    from cema.cloud.store.devices import Devices
-
     table = Table("name", "role", "cohort", "added", "revoked")
-    with Devices.open(CloudConfig.load(config)) as devices:
+    with _register(config) as devices:
         for entry in devices.list():
             table.add_row(
                 entry.name,
@@ -71,12 +70,19 @@ def list_(config: Config) -> None:
 @app.command()
 def revoke(name: Name, config: Config) -> None:
     """End a device's token, at once; the name stays taken."""
-    from cema.cloud.config import CloudConfig
-    from cema.cloud.store.devices import Devices
-
-    with Devices.open(CloudConfig.load(config)) as devices:
+    with _register(config) as devices:
         devices.revoke(name)
     typer.echo(f"revoked {name}")
+
+
+@contextmanager
+def _register(path: Path) -> Iterator[DeviceRegister]:
+    """Open the register of a configured cloud, running or not."""
+    from cema.cloud.config import CloudConfig
+
+    config = CloudConfig.load(path)
+    with closing(config.open_store()) as store:
+        yield store.devices([cohort.name for cohort in config.cohort])
 
 
 def _moment(seconds: float | None) -> str:

@@ -11,9 +11,8 @@ import msgspec
 from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
-from cema.cloud.store.sqlite_database import PAGE
-from cema.cloud.store.sqlite_samples import ROW_BYTES
-from cema.errors import ConfigError
+from cema.cloud.store.base import Store
+from cema.cloud.store.open import absolute_url, check_store, open_store
 
 __all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]
 
@@ -28,7 +27,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes
     ----------
     store_bytes : int
-        Cap of the store's database file. Old samples leave when it is reached. Samples leave an eighth of it free,
+        Cap of the store (of its database file). Old samples leave when it is reached. Samples leave an eighth free,
         which must hold, of every cohort together, the worker's checkpoint (statistics, parameters and momenta of the
         normalisation layers of both models, and some 10 bytes for each sample that may be replayed) and the 16
         newest updates; a worker that finds no room for a checkpoint ends.
@@ -37,7 +36,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         store takes every request.
     batch_samples : int
         Most samples in one request; more are answered 413. What the store needs for each beside its image may
-        be half of `store_bytes`, at most.
+        be half of `store_bytes`, at most: how many that allows depends on the store.
     backlog_samples : int
         Samples of one cohort that may wait for its worker; beyond them uploads are answered 429.
     retry_after_seconds : int
@@ -59,13 +58,6 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"body_bytes: expected at most a quarter of store_bytes ({self.store_bytes} // 4 = "
                 f"{self.store_bytes // 4}), got {self.body_bytes}; the store could not take every request: lower "
                 "body_bytes or raise store_bytes"
-            )
-        most = self.store_bytes // 2 // (ROW_BYTES + PAGE)
-        if self.batch_samples > most:
-            raise ValueError(
-                f"batch_samples: expected at most {most} with a store of {self.store_bytes} bytes (store_bytes), "
-                f"got {self.batch_samples}; the store could not take every request: lower batch_samples or raise "
-                "store_bytes"
             )
         if self.backlog_samples < self.batch_samples:
             raise ValueError(
@@ -197,7 +189,10 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes
     ----------
     data : str
-        Folder of the store.
+        Folder of what this machine keeps: the lock of the server and, unless `store` names another, the store.
+    store : str, optional
+        URL of the store, see `cema.cloud.store.open.open_store`; None stands for ``cema.db`` in `data`. A relative
+        path in it, too, is relative to the file.
     signing_key : str
         Private key (ed25519, PEM) that signs updates.
     host : str
@@ -217,11 +212,15 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cohort: tuple[CohortConfig, ...]
     host: str = "127.0.0.1"
     port: int = 8080
+    store: str | None = None
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
 
     def __post_init__(self) -> None:
-        """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist."""
+        """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist.
+
+        And limits that the store cannot keep: which those are, its back end knows.
+        """
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port: expected 0 to 65535, got {self.port}")
         names = [cohort.name for cohort in self.cohort]
@@ -236,6 +235,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"({self.worker.max_backlog}), got {cohort.adapt.fresh}; a full batch could never wait: lower "
                     "adapt.fresh or raise worker.max_backlog"
                 )
+        check_store(self.store_url, self.limits)
 
     @classmethod
     def load(cls, path: Path) -> CloudConfig:
@@ -262,23 +262,24 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             for cohort in config.cohort
         )
         return msgspec.structs.replace(
-            config, data=absolute(config.data), signing_key=absolute(config.signing_key), cohort=cohorts
+            config,
+            data=absolute(config.data),
+            signing_key=absolute(config.signing_key),
+            store=config.store and absolute_url(config.store, base),
+            cohort=cohorts,
         )
 
     @property
-    def database(self) -> Path:
-        """The store's file."""
-        return Path(self.data) / "cema.db"
+    def store_url(self) -> str:
+        """The store's URL, also when it is not set."""
+        return self.store or f"sqlite://{(Path(self.data) / 'cema.db').absolute()}"
 
-    def find(self, name: str) -> CohortConfig:
-        """Return the cohort of that name.
+    def open_store(self) -> Store:
+        """Open the store, for the caller to close.
 
         Raises
         ------
-        ConfigError
-            There is none.
+        ConfigError, StoreError
+            See `cema.cloud.store.open.open_store`.
         """
-        for cohort in self.cohort:
-            if cohort.name == name:
-                return cohort
-        raise ConfigError(f"no cohort {name!r} is configured; there are {[c.name for c in self.cohort]}")
+        return open_store(self.store_url, max_bytes=self.limits.store_bytes)

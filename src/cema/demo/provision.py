@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.devices import Devices
 from cema.demo.settings import DemoSettings
 from cema.export.bundle import export_bundle
 from cema.formats.bundle import Bundle
@@ -101,7 +101,8 @@ def provision(
             cohort=COHORT, model=json.dumps(settings.model), foundation=json.dumps(settings.foundation)
         )
     )
-    with Devices.open(CloudConfig.load(config)) as devices:
+    with closing(CloudConfig.load(config).open_store()) as store:
+        devices = store.devices([COHORT])
         for i in range(settings.edges):
             _write_secret(folder / f"edge-{i}.token", devices.add(f"edge-{i}", cohort=COHORT))
         operator = devices.add("demo", cohort=COHORT, role="operator")

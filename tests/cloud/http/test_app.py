@@ -15,7 +15,7 @@ import pytest
 from cloud_support import StillEngine, make_samples, samples_of, serving, write_config
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.sqlite import PublishedUpdate
+from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.store.sqlite_database import PAGE
 from cema.cloud.store.sqlite_samples import ROW_BYTES
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples

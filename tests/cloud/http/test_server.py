@@ -5,12 +5,12 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -20,10 +20,9 @@ from cloud_support import samples_of
 from cloud_tiny_models import quadrants
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import Store
 from cema.cloud.worker.rounds import open_cohort
 from cema.cloud.worker.supervisor import LocalEngine
+from cema.errors import StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
 from cema.formats.update import verify_payload, verify_update
@@ -103,8 +102,8 @@ def folder(factory: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[[], Server]]:
     config = folder / "cloud.toml"
-    with Devices.open(CloudConfig.load(config)) as devices:
-        token = devices.add("cam", cohort="north")
+    with closing(CloudConfig.load(config).open_store()) as store:
+        token = store.devices(["north"]).add("cam", cohort="north")
     servers: list[Server] = []
 
     def run() -> Server:
@@ -186,7 +185,7 @@ def test_kill_9_loses_nothing_doubles_nothing_and_changes_no_result(
     # The worker notices by itself that its parent is gone.
     eventually(lambda: gone(orphan))
     config = CloudConfig.load(path)
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     stored = [s.id for s in store.fresh("north", after=0, limit=10**6)]
     store.close()
     assert acknowledged <= set(stored)
@@ -211,7 +210,7 @@ def test_kill_9_loses_nothing_doubles_nothing_and_changes_no_result(
 
 def both_results(config: CloudConfig) -> tuple[bytes | None, bytes | None]:
     """What is in the store, and what one worker makes of the same samples in one go."""
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     there = store.claim("north").checkpoint
     with store.database.write() as connection:
         connection.execute("UPDATE cohorts SET cursor = 0, checkpoint = NULL")
@@ -323,7 +322,7 @@ def test_the_supervisor_outlives_a_store_that_cannot_be_written(
 
     def put_report(*_: object, **__: object) -> None:
         locked.set()
-        raise sqlite3.OperationalError("database is locked")
+        raise StoreUnavailable("database is locked")
 
     starts: list[int] = []
     monkeypatch.setattr("cema.cloud.worker.supervisor.FIRST_DELAY", 0.01)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,13 @@ from cloud_tiny_models import PREPROCESSING, edge, quadrants, train
 from safetensors.torch import save_file
 
 from cema.cloud.config import CloudConfig, CohortConfig, PublishConfig
-from cema.cloud.store.sqlite import Fenced, Store
+from cema.cloud.store.base import Fenced
+from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker.cohort import ATTEMPTS, MOST_REJECTED, CohortWorker, WorkerFailed
 from cema.cloud.worker.gate import AgreementWindow, BatchAgreement
 from cema.cloud.worker.publisher import Publisher
-from cema.cloud.worker.rounds import open_cohort
-from cema.errors import ConfigError, ModelError, StoreError
+from cema.cloud.worker.rounds import open_cohort, run
+from cema.errors import ConfigError, ModelError, StoreError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.image import decode_image
 from cema.formats.keys import generate_key, load_private_key
@@ -39,7 +41,7 @@ class Cloud:
 
     folder: Path
     config: CloudConfig
-    store: Store
+    store: SqliteStore
     now: float = 1000.0
     sent: int = field(default=0)
 
@@ -81,7 +83,7 @@ def cloud(factory: Path, tmp_path: Path) -> Iterator[Cloud]:
     path = tmp_path / "f" / "cloud.toml"
     path.write_text(path.read_text().replace("[worker]", "[worker]\nidle_steps = 0"))
     config = CloudConfig.load(path)
-    store = Store(config.database, max_bytes=64 * 2**20)
+    store = SqliteStore(Path(config.data) / "cema.db", max_bytes=64 * 2**20)
     made = Cloud(tmp_path / "f", config, store)
     made.worker_config(max_backlog=1000)  # tests send all at once, and mean each sample to be learned from
     yield made
@@ -244,7 +246,7 @@ def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(cloud: Clou
     uninterrupted = final_state(cloud)
     payload = cloud.store.latest_update("north")
 
-    other = Store(copy, max_bytes=64 * 2**20)
+    other = SqliteStore(copy, max_bytes=64 * 2**20)
     shadow = Cloud(cloud.folder, cloud.config, other)
     for turn in range(200):
         worker = shadow.open()
@@ -277,7 +279,7 @@ def test_a_fault_inside_the_commit_leaves_the_step_undone(cloud: Cloud) -> None:
         connection.execute(
             "CREATE TRIGGER fault BEFORE INSERT ON updates BEGIN SELECT raise(ABORT, 'x'); END"
         )
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(StoreError, match="failed: x"):
         worker.run_once()
     assert cloud.store.status("north") == before
     with cloud.store.database.write() as connection:
@@ -593,3 +595,10 @@ def test_a_store_of_another_base_model_is_refused(cloud: Cloud) -> None:
     cloud.store.open_cohort("north", base="1" * 64)
     with pytest.raises(StoreError, match="base model"):
         cloud.open()
+
+
+def test_a_store_that_is_unavailable_is_no_fault_of_the_configuration(cloud: Cloud) -> None:
+    with cloud.store.database.write() as connection:
+        connection.execute("ALTER TABLE cohorts RENAME TO lost")
+    with pytest.raises(StoreUnavailable):  # and no ConfigError, which would end the server at its first start
+        run(cloud.config, threading.Event(), threading.Event())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,10 +17,10 @@ from cema._util.checks import is_sha256
 from cema._version import __version__
 from cema.cloud.http.errors import ApiError, authenticate, install_errors, matches, read_body
 from cema.cloud.http.metrics import Metrics, RequestTimer
+from cema.cloud.store.base import BacklogFull, UploadTooLarge
 from cema.cloud.store.devices import Device
-from cema.cloud.store.sqlite_samples import BacklogFull, UploadTooLarge
 from cema.cloud.worker.supervisor import Engine
-from cema.errors import FormatError, ImageError, StoreError, StoreFull
+from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["create_app"]
@@ -48,7 +47,7 @@ def create_app(engine: Engine) -> FastAPI:
     Returns
     -------
     fastapi.FastAPI
-        An ASGI application. Calls to SQLite run in its thread pool, never on the event loop.
+        An ASGI application. Calls to the store run in its thread pool, never on the event loop.
     """
 
     @asynccontextmanager
@@ -199,7 +198,7 @@ class _Api:
             raise self._later(429, "backlog_full", str(error)) from error
         except StoreFull as error:
             raise self._later(429, "store_full", str(error)) from error
-        except (sqlite3.OperationalError, StoreError) as error:
+        except StoreUnavailable as error:
             # Locked for too long, closed, or the disk fails: nothing was stored, and the device has everything.
             log.error("samples could not be stored: %s", error)
             raise self._later(503, "store_unavailable", "the store cannot be written now") from error

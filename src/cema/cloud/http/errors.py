@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from cema.cloud.store.devices import Device, Devices
+from cema.cloud.store.devices import Device, DeviceRegister
 
 __all__ = ["ApiError", "authenticate", "install_errors", "matches"]
 
@@ -129,7 +129,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def authenticate(request: Request, devices: Devices) -> Device:
+def authenticate(request: Request, devices: DeviceRegister) -> Device:
     """Return who sends a request.
 
     Raises

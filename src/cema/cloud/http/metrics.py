@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from cema.cloud.store.sqlite import Store
+from cema.cloud.store.base import Store
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

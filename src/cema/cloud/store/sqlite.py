@@ -1,102 +1,114 @@
-"""The cloud's durable state: samples, the worker's steps, updates and artifacts, counters."""
+"""The store in one SQLite file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from cema.cloud.store.sqlite_database import PAGE, bump
-from cema.cloud.store.sqlite_samples import (
-    SampleTable,
+from cema._util.toml import resolve_path
+from cema.cloud.store import sqlite_samples
+from cema.cloud.store.base import (
+    UPDATES_KEPT,
+    Backlog,
+    CohortState,
+    Fenced,
+    Limits,
+    PublishedUpdate,
+    StoredSample,
 )
-from cema.errors import StoreError
+from cema.cloud.store.sqlite_database import PAGE, Database, bump
+from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_space import make_room, shrink
+from cema.errors import ConfigError, StoreError
+from cema.formats.sample import Sample, Verdict
 
-__all__ = ["CohortState", "Fenced", "PublishedUpdate", "Store"]
-
-# Older updates are deleted: every update is complete, so nobody needs them.
-UPDATES_KEPT = 16
-
-
-class Fenced(StoreError):  # noqa: N818 - a state, not a fault
-    """A newer worker has taken the cohort over; this one must stop."""
+__all__ = ["SqliteStore"]
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedUpdate:
-    """One version of a cohort's norm state, as it is served.
+class SqliteStore:
+    """A `cema.cloud.store.base.Store` in one SQLite file; what its methods promise is written there.
 
-    Attributes
+    Parameters
     ----------
-    version
-        1 and up.
-    digest
-        SHA-256 of `payload`, hex: the artifact's address.
-    envelope
-        The signed manifest.
-    payload
-        The encoded norm state.
-    created, expires
-        Unix seconds.
+    path
+        The database file; it and its folder are created when absent.
+    max_bytes
+        Cap of the file, in bytes. A cap that was lowered is met as far as samples may be evicted.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be opened, is no CEMA database, or `max_bytes` is under 256 KiB.
     """
 
-    version: int
-    digest: str
-    envelope: bytes
-    payload: bytes = field(repr=False)
-    created: float
-    expires: float
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self.database = Database(path, max_bytes=max_bytes)
+        self._samples = sqlite_samples.SampleTable(self.database)
+        shrink(self.database)
 
+    @classmethod
+    def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
+        """Open the file at a path, see `cema.cloud.store.base.Backend.open`."""
+        return cls(_path(address), max_bytes=max_bytes)
 
-@dataclass(frozen=True, slots=True)
-class CohortState:
-    """Where a cohort's worker stands: what it needs to go on after a crash.
+    @classmethod
+    def absolute(cls, address: str, folder: Path) -> str:
+        """Return the path, taken from a folder when it is relative."""
+        return str(resolve_path(folder, str(_path(address))))
 
-    Attributes
-    ----------
-    cursor
-        Sequence number of the last sample that the worker is done with.
-    checkpoint
-        What the worker committed with it, or None before the first commit.
-    epoch
-        The claim under which the state was read; commits under an older one are refused.
-    attempts
-        How often a first step from this cursor was begun and not committed.
-    """
+    @classmethod
+    def check_limits(cls, limits: Limits) -> None:
+        """Check the cloud's limits, see `cema.cloud.store.base.Backend.check_limits`."""
+        sqlite_samples.check_limits(limits)
 
-    cursor: int
-    checkpoint: bytes | None
-    epoch: int
-    attempts: int
+    def put(
+        self,
+        cohort: str,
+        samples: Sequence[Sample],
+        *,
+        device: str,
+        now: float,
+        max_backlog: int,
+        rejected: Mapping[str, int] | None = None,
+    ) -> list[Verdict]:
+        """Store what is new, durably: every verdict returned is on disk."""
+        return self._samples.put(
+            cohort, samples, device=device, now=now, max_backlog=max_backlog, rejected=rejected
+        )
 
+    def fresh(self, cohort: str, *, after: int, limit: int) -> list[StoredSample]:
+        """Return up to `limit` samples of a cohort that follow `after` in the sequence, oldest first."""
+        return self._samples.fresh(cohort, after=after, limit=limit)
 
-class Store(SampleTable):
-    """Everything that the cloud must not lose, in one SQLite file.
+    def sequence(self, cohort: str, *, after: int, limit: int) -> list[int]:
+        """Return the sequence numbers alone of up to `limit` samples that follow `after`."""
+        return self._samples.sequence(cohort, after=after, limit=limit)
 
-    Any number of threads and processes may use one file. All writes are durable when they return.
+    def images(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """Return the encoded images of those samples that are still stored, by sequence number."""
+        return self._samples.images(seqs)
 
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     store = Store(Path(folder) / "cema.db", max_bytes=2**24)
-    ...     store.open_cohort("north", base="0" * 64)
-    ...     store.backlog("north").samples
-    ...     store.close()
-    0
-    """
+    def backlog(self, cohort: str) -> Backlog:
+        """Return what of a cohort still waits for the worker."""
+        return self._samples.backlog(cohort)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the database in use; its file may be larger, up to the cap."""
+        return self._samples.used_bytes()
+
+    def devices(self, cohorts: Collection[str]) -> SqliteDevices:
+        """Return the register of devices; it takes new ones of these cohorts."""
+        return SqliteDevices(self.database, cohorts)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
 
     def open_cohort(self, name: str, *, base: str) -> None:
-        """Make a cohort known, for one base model.
-
-        Raises
-        ------
-        StoreError
-            The store holds the cohort's state for another base model: it cannot be carried over.
-        """
+        """Make a cohort known, for one base model; another one than it has is refused."""
         with self.database.write() as connection:
             connection.execute("INSERT OR IGNORE INTO cohorts (name, base) VALUES (?, ?)", (name, base))
             known = connection.execute("SELECT base FROM cohorts WHERE name = ?", (name,)).fetchone()[0]
@@ -134,17 +146,7 @@ class Store(SampleTable):
         counts: Mapping[str, float] | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        """Commit a step whole: cursor, checkpoint, update if there is one, counters. All or nothing.
-
-        Raises
-        ------
-        Fenced
-            Another worker has claimed the cohort since.
-        StoreError
-            The cursor would go back, or the update is not the next version.
-        StoreFull
-            No room for the checkpoint, even after every processed sample has gone.
-        """
+        """Commit a step whole: cursor, checkpoint, update if there is one, counters. All or nothing."""
         with self.database.write() as connection:
             moved = connection.execute(
                 "UPDATE cohorts SET cursor = ?, attempts = 0, committed_at = ?, checkpoint = NULL "
@@ -155,7 +157,8 @@ class Store(SampleTable):
                 raise self._refusal(connection, cohort, cursor, epoch)
             # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
             size = len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0)
-            self._make_room(connection, size + 4 * PAGE, self.database.max_bytes)
+            cap = self.database.max_bytes
+            make_room(connection, size + 4 * PAGE, cap, cap=cap)
             connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (checkpoint, cohort))
             if update is not None:
                 self._insert_update(connection, cohort, update)
@@ -271,6 +274,18 @@ class Store(SampleTable):
             "counts": self.counters(cohort),
             "worker": {"seen_at": worker[0], **json.loads(worker[1])} if worker else None,
         }
+
+
+def _path(address: str) -> Path:
+    """Return the path of a URL's address: what follows `sqlite:`, as it is, or after the `//` of an empty host."""
+    if address.startswith("///"):
+        address = "/" + address.lstrip("/")
+    if not address or address == ":memory:" or address.startswith("//"):
+        raise ConfigError(
+            f"store: expected sqlite:PATH with a relative path, or sqlite:/PATH or sqlite:///PATH with an absolute "
+            f"one, got 'sqlite:{address}'"
+        )
+    return Path(address)
 
 
 def _increase(connection: Any, cohort: str, column: Literal["epoch", "attempts"]) -> None:

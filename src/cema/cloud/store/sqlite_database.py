@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cema.errors import StoreError, StoreFull
+from cema.errors import StoreError, StoreFull, StoreUnavailable
 
 __all__ = ["PAGE", "Database", "bump"]
 
@@ -125,7 +125,7 @@ class Database:
         return connection
 
     def _migrate(self) -> None:
-        with self.write() as connection:
+        with self._transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 # Not executescript: that would commit the transaction it stands in.
@@ -146,10 +146,18 @@ class Database:
         ------
         StoreFull
             The database may not grow any further (its cap, or the disk).
+        StoreUnavailable
+            The database is closed, was locked by another process for too long, or cannot be written.
+        StoreError
+            SQLite failed in any other way.
         """
+        with self._own_errors(), self._transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._writing:
-            if self._closed:
-                raise StoreError("the store is closed; open a new one")
+            self._check_open()
             connection = self._writer
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -167,10 +175,22 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """Run the block on one consistent snapshot; it never waits for a writer."""
+        """Run the block on one consistent snapshot; it never waits for a writer.
+
+        Raises
+        ------
+        StoreUnavailable
+            The database is closed, or cannot be read.
+        StoreError
+            SQLite failed in any other way.
+        """
+        with self._own_errors(), self._snapshot() as connection:
+            yield connection
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
         with self._pool:
-            if self._closed:
-                raise StoreError("the store is closed; open a new one")
+            self._check_open()
             connection = self._idle.pop() if self._idle else None
         connection = connection or self._connect()
         try:
@@ -185,6 +205,25 @@ class Database:
                     self._idle.append(connection)
             if not keep:
                 connection.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed; open a new one")
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Let no error of SQLite leave the store: who uses it knows no SQLite."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(
+                f"the store {self.path} cannot be used now: {error}; see whether another program holds it, and "
+                "whether its disk works"
+            ) from error
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the store {self.path} failed: {error}; see whether its file is whole"
+            ) from error
 
     def close(self) -> None:
         """Close every idle connection; those in use close when their block ends."""

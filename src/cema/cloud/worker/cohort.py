@@ -17,8 +17,7 @@ from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
-from cema.cloud.store.sqlite import PublishedUpdate, Store
-from cema.cloud.store.sqlite_samples import StoredSample
+from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.worker.gate import AgreementWindow, BatchAgreement, agreements
 from cema.cloud.worker.publisher import Publisher
 from cema.errors import FormatError, ImageError, StoreError

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cema._util.lifetime import on_eof
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.sqlite import Fenced
+from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
 
 __all__ = ["EXIT_CONFIG", "EXIT_FENCED", "main"]

@@ -14,7 +14,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cema.cloud.config import PublishConfig
-from cema.cloud.store.sqlite import PublishedUpdate
+from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
 from cema.errors import ConfigError, ModelError
 from cema.formats.bundle import Bundle, check_golden

@@ -11,10 +11,10 @@ import msgspec
 import torch
 
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
-from cema.cloud.store.sqlite import Store
+from cema.cloud.store.base import Store
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
-from cema.errors import CemaError, ConfigError
+from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.keys import load_private_key
 from cema.models.device import why_unusable
@@ -83,12 +83,14 @@ def run(config: CloudConfig, stop: threading.Event, working: threading.Event) ->
     """
     if config.worker.threads:
         torch.set_num_threads(config.worker.threads)
-    store = Store(config.database, max_bytes=config.limits.store_bytes)
+    store = config.open_store()
     try:
         workers = []
         for cohort in config.cohort:
             try:
                 workers.append(open_cohort(store, config, cohort))
+            except StoreUnavailable:
+                raise  # no fault of the configuration: another start may well succeed
             except (CemaError, ValueError, OSError) as error:
                 raise ConfigError(f"cohort {cohort.name!r} cannot be opened: {error}") from error
             log.info("cohort %s: ready at sample %d", cohort.name, workers[-1].cursor)

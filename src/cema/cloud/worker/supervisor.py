@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.devices import Devices
-from cema.cloud.store.sqlite import Store
+from cema.cloud.store.base import Store
+from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import StoreError
 from cema.formats.bundle import Bundle
@@ -57,7 +56,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def devices(self) -> Devices:
+    def devices(self) -> DeviceRegister:
         """Who may talk to the cloud."""
         ...
 
@@ -114,7 +113,7 @@ class LocalEngine:
         load_private_key(Path(config.signing_key))
         self._lock = _lock(Path(config.data))
         try:
-            self._store = Store(config.database, max_bytes=config.limits.store_bytes)
+            self._store = config.open_store()
         except BaseException:
             self._lock.close()
             raise
@@ -124,7 +123,7 @@ class LocalEngine:
         except BaseException:
             self._close()
             raise
-        self._devices = Devices(self._store.database, list(bases))
+        self._devices = self._store.devices(list(bases))
 
     @property
     def config(self) -> CloudConfig:
@@ -137,7 +136,7 @@ class LocalEngine:
         return self._store
 
     @property
-    def devices(self) -> Devices:
+    def devices(self) -> DeviceRegister:
         """Who may talk to the cloud."""
         return self._devices
 
@@ -219,7 +218,7 @@ class LocalEngine:
             for cohort in self._config.cohort:
                 self._store.put_report(cohort.name, {"ready": False}, now=time.time())
                 self._store.count(cohort.name, {"worker.restarts": 1})
-        except (StoreError, sqlite3.Error) as error:
+        except StoreError as error:
             # Locked for too long, or the disk fails: the worker is restarted all the same.
             log.error("the worker's restart could not be noted: %s", error)
 

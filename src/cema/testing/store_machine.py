@@ -1,36 +1,50 @@
-"""The store against a model in memory, under random uploads, commits, crashes of the worker and reopening."""
+"""A store against a model in memory, under random uploads, commits, crashes of the worker and reopening."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cema.cloud.store.sqlite import PublishedUpdate, Store
-from cema.cloud.store.sqlite_samples import BacklogFull
+from cema.cloud.store.base import BacklogFull, Store
 from cema.errors import StoreFull
-from cema.formats.sample import Sample
+from cema.testing.store_data import numbered_sample, numbered_update
 
-CAP = 400_000
+__all__ = ["StoreMachine"]
+
 BACKLOG = 30
-
-
-def sample(number: int) -> Sample:
-    image = number.to_bytes(8, "little") * (1 + 61 * (number % 40))
-    return Sample(
-        id=hashlib.sha256(image).hexdigest(), image=image, entropy=0.0, label=0, version=0, captured_at=0.0
-    )
+EVERYTHING = 10**6
 
 
 class StoreMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    """One store, used in a random order; each invariant is checked after each step.
+
+    Parameters
+    ----------
+    make
+        Opens the store: new at the first call, the same one at each later call.
+    check_size
+        Raises when the store takes more than its cap.
+    remove
+        Called at the end, when the store is closed.
+    max_bytes
+        The store's cap; samples have up to a twentieth of it.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Store],
+        check_size: Callable[[Store], None],
+        remove: Callable[[], None],
+        *,
+        max_bytes: int,
+    ) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "cema.db"
+        self.make = make
+        self.check_size = check_size
+        self.remove = remove
+        self.unit = max_bytes // 800
         self.order: list[str] = []  # every sample ever stored, in order of arrival
         self.done = 0  # how many of them the worker is through with
         self.checkpoint: bytes | None = None
@@ -38,17 +52,20 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.store = Store(self.path, max_bytes=CAP)
+        """Open the store as a worker that has just started."""
+        self.store = self.make()
         self.store.open_cohort("north", base="0" * 64)
         self.state = self.store.claim("north")
 
     def teardown(self) -> None:
+        """Remove the store."""
         self.store.close()
-        self.folder.cleanup()
+        self.remove()
 
     @rule(numbers=st.lists(st.integers(0, 100), min_size=1, max_size=12))
     def upload(self, numbers: list[int]) -> None:
-        samples = [sample(n) for n in numbers]
+        """Send samples, some of them again."""
+        samples = [numbered_sample(n, 8 + self.unit * (n % 40)) for n in numbers]
         new = [i for i in dict.fromkeys(s.id for s in samples) if i not in set(self.order)]
         try:
             verdicts = self.store.put("north", samples, device="d", now=1.0, max_backlog=BACKLOG)
@@ -64,18 +81,15 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.done < len(self.order))
     @rule(share=st.floats(0, 1), publish=st.booleans())
     def step(self, share: float, publish: bool) -> None:
-        waiting = self.store.sequence("north", after=self.cursor(), limit=1000)
+        """Commit a step on some of the samples that wait."""
+        waiting = self.store.sequence("north", after=self.cursor(), limit=EVERYTHING)
         taken = max(1, round(share * len(waiting)))
-        payload = b"payload %d" % self.version
-        update = PublishedUpdate(
-            self.version + 1, hashlib.sha256(payload).hexdigest(), b"e", payload, 1.0, 2.0
-        )
         checkpoint = b"checkpoint %d" % taken * 100
         self.store.commit_step(
             "north",
             waiting[taken - 1],
             checkpoint,
-            update if publish else None,
+            numbered_update(self.version + 1) if publish else None,
             epoch=self.state.epoch,
             now=1.0,
         )
@@ -85,34 +99,38 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
+        """Close the store and start again on what it kept."""
         self.store.close()
         self.open()
         assert self.state.checkpoint == self.checkpoint
         assert self.state.attempts == 0
 
     def cursor(self) -> int:
+        """Return how far the worker is."""
         return int(self.store.status("north")["cursor"])
 
     @invariant()
     def what_waits_is_all_there_in_order(self) -> None:
-        waiting = [s.id for s in self.store.fresh("north", after=self.cursor(), limit=1000)]
+        """Compare what waits with the model."""
+        waiting = [s.id for s in self.store.fresh("north", after=self.cursor(), limit=EVERYTHING)]
         assert waiting == self.order[self.done :]
         assert self.store.backlog("north").samples == len(waiting)
 
     @invariant()
     def only_the_oldest_processed_are_gone_and_counted(self) -> None:
-        here = [s.id for s in self.store.fresh("north", after=0, limit=1000)]
+        """Compare what was evicted with the model."""
+        here = [s.id for s in self.store.fresh("north", after=0, limit=EVERYTHING)]
         assert here == self.order[len(self.order) - len(here) :]
         assert self.store.counters("north").get("evicted.byte_cap", 0) == len(self.order) - len(here)
 
     @invariant()
     def the_cap_holds(self) -> None:
-        assert self.path.stat().st_size <= CAP
+        """Compare the store's size with its cap."""
+        self.check_size(self.store)
 
     @invariant()
     def the_version_is_the_last_one_committed(self) -> None:
+        """Compare the newest update with the model."""
         assert self.store.status("north")["version"] == self.version
-
-
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+        latest = self.store.latest_update("north")
+        assert latest == (numbered_update(self.version) if self.version else None)

@@ -1,0 +1,72 @@
+"""The SQLite store's register of devices."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Collection
+from typing import cast
+
+from cema.cloud.store.devices import Device, Role, check_device, new_token, token_digest
+from cema.cloud.store.sqlite_database import Database
+from cema.errors import StoreError
+
+__all__ = ["SqliteDevices"]
+
+
+class SqliteDevices:
+    """A `DeviceRegister` in the store's database.
+
+    Parameters
+    ----------
+    database
+        The store's database.
+    cohorts
+        The cohorts that a new device may belong to.
+    """
+
+    def __init__(self, database: Database, cohorts: Collection[str]) -> None:
+        self._database = database
+        self._cohorts = frozenset(cohorts)
+
+    def add(self, name: str, *, cohort: str | None, role: Role = "device", now: float | None = None) -> str:
+        """Register a device and return its token, see `DeviceRegister.add`."""
+        check_device(name, cohort, role, self._cohorts)
+        token = new_token()
+        row = (name, role, cohort, token_digest(token), time.time() if now is None else now)
+        with self._database.write() as connection:
+            try:
+                connection.execute(
+                    "INSERT INTO devices (name, role, cohort, token_hash, created_at) VALUES (?, ?, ?, ?, ?)",
+                    row,
+                )
+            except sqlite3.IntegrityError as error:
+                raise StoreError(f"there is a device {name!r} already; choose another name") from error
+        return token
+
+    def revoke(self, name: str, *, now: float | None = None) -> None:
+        """End a token's life, see `DeviceRegister.revoke`."""
+        with self._database.write() as connection:
+            known = connection.execute(
+                "UPDATE devices SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?",
+                (time.time() if now is None else now, name),
+            ).rowcount
+        if not known:
+            raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+
+    def list(self) -> tuple[Device, ...]:
+        """Return all devices, revoked ones too, by name."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT name, role, cohort, created_at, revoked_at FROM devices ORDER BY name"
+            ).fetchall()
+        return tuple(Device(row[0], cast("Role", row[1]), *row[2:]) for row in rows)
+
+    def authenticate(self, token: str) -> Device | None:
+        """Return whose token this is, revoked or not, or None when nobody's."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT name, role, cohort, created_at, revoked_at FROM devices WHERE token_hash = ?",
+                (token_digest(token),),
+            ).fetchone()
+        return Device(row[0], cast("Role", row[1]), *row[2:]) if row else None
