@@ -1,18 +1,22 @@
-# Two verbs set everything up on a fresh machine: `make demo` and `make test`.
+# Every verb sets up what it needs on a fresh machine. `make` alone prints them.
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: help demo test check clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
 
-demo: $(INSTALLED)
+help: ## print these verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## one cloud and two edges on this machine, on a stream that drifts
 	$(VENV)/bin/cema demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) ## the whole test suite
 	$(VENV)/bin/python -m pytest
 
-check: $(INSTALLED)
+check: $(INSTALLED) ## lint, format and types: what every change passes before it is committed
 	PATH="$(abspath $(VENV))/bin:$$PATH" scripts/check
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -24,5 +28,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-clean:
+clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist

@@ -5,7 +5,13 @@ from __future__ import annotations
 import cema
 
 PUBLIC = {
-    *("EdgeAgent", "EdgeConfig", "EdgeStatus", "Model", "Prediction", "Preprocessing", "__version__"),
+    "EdgeAgent",
+    "EdgeConfig",
+    "EdgeStatus",
+    "Model",
+    "Prediction",
+    "Preprocessing",
+    "__version__",
     "export_bundle",
 }
 

@@ -257,12 +257,15 @@ def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     def place(cell: dict[str, Any]) -> tuple[Any, ...]:
         pair = (cell["model"], cell["foundation"])
         return (
-            *(cell["dataset"], cell["protocol"], pairs.get(pair, len(pairs)), pair, cell["severity"]),
-            *(
-                methods.get(cell["method"], len(methods)),
-                corruptions.get(cell["corruption"], len(corruptions)),
-            ),
-            *(cell["corruption"], cell["seed"]),
+            cell["dataset"],
+            cell["protocol"],
+            pairs.get(pair, len(pairs)),
+            pair,
+            cell["severity"],
+            methods.get(cell["method"], len(methods)),
+            corruptions.get(cell["corruption"], len(corruptions)),
+            cell["corruption"],
+            cell["seed"],
         )
 
     return sorted(cells, key=place)

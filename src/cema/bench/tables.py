@@ -36,12 +36,46 @@ AVERAGE = "average"
 
 #: Headings as papers abbreviate them.
 SHORT = {
-    **{"gaussian_noise": "Gauss.", "shot_noise": "Shot", "impulse_noise": "Impul.", "defocus_blur": "Defoc."},
-    **{"glass_blur": "Glass", "motion_blur": "Motion", "zoom_blur": "Zoom", "snow": "Snow", "frost": "Frost"},
-    **{"fog": "Fog", "brightness": "Brit.", "contrast": "Contr.", "elastic_transform": "Elast."},
-    **{"pixelate": "Pixel", "jpeg_compression": "JPEG", "speckle_noise": "Speck.", "gaussian_blur": "G.blur"},
-    **{"spatter": "Spatt.", "saturate": "Satur.", "clean": "Clean", AVERAGE: "Avg."},
+    "gaussian_noise": "Gauss.",
+    "shot_noise": "Shot",
+    "impulse_noise": "Impul.",
+    "defocus_blur": "Defoc.",
+    "glass_blur": "Glass",
+    "motion_blur": "Motion",
+    "zoom_blur": "Zoom",
+    "snow": "Snow",
+    "frost": "Frost",
+    "fog": "Fog",
+    "brightness": "Brit.",
+    "contrast": "Contr.",
+    "elastic_transform": "Elast.",
+    "pixelate": "Pixel",
+    "jpeg_compression": "JPEG",
+    "speckle_noise": "Speck.",
+    "gaussian_blur": "G.blur",
+    "spatter": "Spatt.",
+    "saturate": "Satur.",
+    "clean": "Clean",
+    AVERAGE: "Avg.",
 }
+
+_CSV_COLUMNS = [
+    "dataset",
+    "model",
+    "foundation",
+    "protocol",
+    "severity",
+    "method",
+    "corruption",
+    "seeds",
+    "samples",
+    "accuracy",
+    "deviation",
+    "uploads",
+    "share",
+    "bytes_up",
+    "note",
+]
 
 
 @dataclass(frozen=True)
@@ -310,12 +344,7 @@ def write_csv(path: Path, tables: Sequence[ResultTable]) -> None:
     """Write one line for each method and corruption, and for each average; what was not measured is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            *("dataset", "model", "foundation", "protocol", "severity", "method", "corruption", "seeds"),
-            *("samples", "accuracy", "deviation", "uploads", "share", "bytes_up", "note"),
-        ]
-    )
+    writer.writerow(_CSV_COLUMNS)
     for table in tables:
         for method, row in table.rows.items():
             for name, entry in row.items():

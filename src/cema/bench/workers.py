@@ -1,4 +1,8 @@
-"""Processes that share the work: each holds the data and the models, and does one task at a time."""
+"""Processes that share the work: each holds the data and the models, and does one task at a time.
+
+Not a library's pool: pebble's reports the end of a task and not how far it is, and its busy processes outlive a parent
+that was killed. A pipe to each process tells both.
+"""
 
 from __future__ import annotations
 
