@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 from cloud_support import StillEngine, make_samples, samples_of, serving, write_config
+from openapi import Declared
+from openapi_spec_validator import validate
 
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import PublishedUpdate
@@ -44,7 +46,9 @@ class Cloud:
         self.engine = engine
         self.store = engine.store
         self.url = url
-        self.http = httpx2.Client(base_url=url)
+        # Every response of every test is held against the document.
+        self.declared = Declared(httpx2.get(f"{url}/openapi.json").json())
+        self.http = httpx2.Client(base_url=url, event_hooks={"response": [self.declared.check]})
         add = engine.devices.add
         self.token = add("cam", cohort="north")
         self.southern = add("far", cohort="south")
@@ -69,7 +73,12 @@ class Cloud:
     def publish(self, version: int, payload: bytes) -> PublishedUpdate:
         epoch = self.store.claim("north").epoch
         update = PublishedUpdate(
-            version, hashlib.sha256(payload).hexdigest(), b'{"manifest": "..."}', payload, 1.0, 1e12
+            version,
+            hashlib.sha256(payload).hexdigest(),
+            b'{"manifest": "...", "signatures": []}',
+            payload,
+            1.0,
+            1e12,
         )
         self.store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0)
         return update
@@ -401,3 +410,28 @@ def test_a_fault_of_our_own_is_a_500_that_tells_nothing(cloud: Cloud) -> None:
     response = cloud.get("/v1/cohorts/north/updates/latest")
     error = refused(response, 500, "internal")
     assert "updates" not in json.dumps(error)
+
+
+def test_the_api_describes_itself(cloud: Cloud) -> None:
+    response = cloud.http.get("/openapi.json")
+    document = response.json()
+    validate(document)
+    assert response.headers["cache-control"] == "no-store"
+    assert document["info"]["title"] == "CEMA cloud"
+    operations = {
+        operation["operationId"]: operation
+        for path in document["paths"].values()
+        for operation in path.values()
+    }
+    assert operations.keys() == {
+        "upload_samples",
+        "latest_update",
+        "artifact",
+        "cohort_status",
+        "health",
+        "metrics",
+        "openapi_document",
+    }
+    public = {name for name, operation in operations.items() if "security" not in operation}
+    assert public == {"health", "openapi_document"}
+    assert all(operation["summary"] and operation["tags"] for operation in operations.values())

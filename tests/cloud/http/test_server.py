@@ -38,7 +38,7 @@ class Server:
         self.http = httpx2.Client(headers=headers, timeout=30)
         self.log = open(config.parent / "server.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cema.cloud.http.server", "--config", str(config)],
+            [sys.executable, "-m", "cema", "cloud", "serve", "--config", str(config)],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -225,7 +225,7 @@ def both_results(config: CloudConfig) -> tuple[bytes | None, bytes | None]:
 
 def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cema.cloud.http.server", "--config", str(config)],
+        [sys.executable, "-m", "cema", "cloud", "serve", "--config", str(config)],
         check=False,
         capture_output=True,
         text=True,

@@ -1,34 +1,73 @@
-"""What the endpoints share: errors as JSON, bodies within a limit, tokens, entity tags."""
+"""Every error of the API: its codes, the exception that the endpoints raise, and its JSON."""
 
 from __future__ import annotations
-
-import asyncio
-import re
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from cema.cloud.store.devices import Device, DeviceRegister
+from cema.cloud.http.caching import NO_STORE
+from cema.cloud.http.schemas import Error, ErrorBody
 
-__all__ = ["ApiError", "authenticate", "install_errors", "matches"]
+__all__ = ["ERRORS", "ApiError", "install_errors"]
 
-# What is still read of a body that is too large, so that its sender gets to see the answer, and for how long.
-DRAIN_BYTES = 64 * 2**20
-BODY_SECONDS = 300.0
-TAG = re.compile(r'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
+ERRORS: dict[str, tuple[int, str]] = {
+    "malformed": (400, "The body is not an upload frame."),
+    "disconnected": (400, "The sender went away in the middle of its body."),
+    "invalid_request": (400, "The request does not fit the endpoint."),
+    "unauthorized": (401, "No token, or an unknown one."),
+    "revoked": (403, "The token was revoked."),
+    "wrong_cohort": (403, "The token is for another cohort."),
+    "not_a_device": (403, "An operator tried to upload."),
+    "not_an_operator": (403, "The token is not that of an operator of all cohorts."),
+    "unknown_cohort": (404, "There is no such cohort."),
+    "unknown_artifact": (404, "The cohort has no such artifact, or no longer."),
+    "not_found": (404, "There is no such path."),
+    "method_not_allowed": (405, "The path does not take this method."),
+    "timeout": (408, "The body did not arrive in time."),
+    "too_large": (413, "The body has too many bytes, or its new samples would not fit an empty store."),
+    "too_many_samples": (413, "The frame has too many samples."),
+    "unsupported_media_type": (415, "Wrong Content-Type, or a Content-Encoding."),
+    "backlog_full": (429, "Too many samples of the cohort wait for the worker."),
+    "store_full": (429, "There is no room now and nothing to evict."),
+    "internal": (500, "A fault of the cloud."),
+    "busy": (503, "Too many uploads at this moment."),
+    "store_unavailable": (503, "The store cannot be written now."),
+    "stopping": (503, "The server was stopped before the body had arrived."),
+    "unhealthy": (503, "The worker is not running."),
+}
+"""The status and the meaning of each code. ``http_error``, for what else the framework refuses, has any status."""
 
 
 class ApiError(Exception):
-    """An answer other than success: status, a code for programs, what happened and what to do for people."""
+    """An answer other than success: a code for programs, what happened and what to do for people.
+
+    Parameters
+    ----------
+    code
+        One of `ERRORS`, or ``http_error``.
+    message
+        What was expected and what came.
+    remedy
+        What to do.
+    status
+        The HTTP status; by default the code's.
+    headers
+        Headers of the answer beside ``Cache-Control: no-store``.
+    """
 
     def __init__(
-        self, status: int, code: str, message: str, remedy: str, *, headers: dict[str, str] | None = None
+        self,
+        code: str,
+        message: str,
+        remedy: str,
+        *,
+        status: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = ERRORS[code][0] if status is None else status
         self.code = code
         self.message = message
         self.remedy = remedy
@@ -36,8 +75,8 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """Return it as the JSON that every error of this API is."""
-        content = {"error": {"code": self.code, "message": self.message, "remedy": self.remedy}}
-        return JSONResponse(content, self.status, {"Cache-Control": "no-store", **(self.headers or {})})
+        body = ErrorBody(error=Error(code=self.code, message=self.message, remedy=self.remedy))
+        return JSONResponse(body.model_dump(), self.status, {**NO_STORE, **(self.headers or {})})
 
 
 def install_errors(app: FastAPI) -> None:
@@ -47,23 +86,10 @@ def install_errors(app: FastAPI) -> None:
         return error.response() if isinstance(error, ApiError) else _internal()
 
     async def http_error(_: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
-        if status == 404:
-            answer = ApiError(404, "not_found", "there is nothing at this address", "check the URL")
-        elif status == 405:
-            answer = ApiError(
-                405, "method_not_allowed", "this address does not take that method", "see the Allow header",
-                headers=headers,
-            )  # fmt: skip
-        else:
-            answer = ApiError(
-                status, "http_error", str(getattr(error, "detail", error)), "correct the request"
-            )
-        return answer.response()
+        return _of_framework(error).response() if isinstance(error, HTTPException) else _internal()
 
     async def invalid(_: Request, error: Exception) -> Response:
-        return ApiError(400, "invalid_request", str(error), "correct the request").response()
+        return ApiError("invalid_request", str(error), "correct the request").response()
 
     async def internal(_: Request, error: Exception) -> Response:
         return _internal()
@@ -74,91 +100,22 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, internal)
 
 
+def _of_framework(error: HTTPException) -> ApiError:
+    if error.status_code == 404:
+        return ApiError("not_found", "there is nothing at this address", "check the URL")
+    if error.status_code == 405:
+        return ApiError(
+            "method_not_allowed",
+            "this address does not take that method",
+            "see the Allow header",
+            headers=dict(error.headers or {}),
+        )
+    return ApiError("http_error", str(error.detail), "correct the request", status=error.status_code)
+
+
 def _internal() -> Response:
     return ApiError(
-        500,
         "internal",
         "the server failed on this request",
         "send it again later; the server's log says more",
     ).response()
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a request's body, never holding more than `limit` bytes of it.
-
-    Raises
-    ------
-    ApiError
-        413 when the body is larger; 408 when it does not arrive; 400 when its sender has gone; 503 when the
-        server ends first.
-    """
-    declared = request.headers.get("content-length", "")
-    too_large = declared.isdecimal() and int(declared) > limit
-    chunks: list[bytes] = []
-    total = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            if not (too_large and int(declared) > limit + DRAIN_BYTES):
-                async for chunk in request.stream():
-                    total += len(chunk)
-                    if total <= limit and not too_large:
-                        chunks.append(chunk)
-                        continue
-                    too_large = True
-                    chunks.clear()
-                    if total > limit + DRAIN_BYTES:
-                        break
-    except TimeoutError:
-        raise ApiError(
-            408, "timeout", f"the body did not arrive within {BODY_SECONDS:g} s", "send smaller requests"
-        ) from None
-    except asyncio.CancelledError:
-        # The server ends, and its patience with open requests has ended before.
-        raise ApiError(
-            503, "stopping", "the server is being stopped", "send it again", headers={"Connection": "close"}
-        ) from None
-    except ClientDisconnect:
-        raise ApiError(400, "disconnected", "the sender went away", "send it again") from None
-    if too_large:
-        raise ApiError(
-            413,
-            "too_large",
-            f"the body may have {limit} bytes at most, {max(total, int(declared or 0))} came",
-            "send fewer samples in a request",
-        )
-    return b"".join(chunks)
-
-
-def authenticate(request: Request, devices: DeviceRegister) -> Device:
-    """Return who sends a request.
-
-    Raises
-    ------
-    ApiError
-        401 without a token that somebody has; 403 when it has been revoked.
-    """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    device = devices.authenticate(token.strip()) if scheme.lower() == "bearer" and token.strip() else None
-    if device is None:
-        raise ApiError(
-            401,
-            "unauthorized",
-            "the request carries no token that is known here",
-            "send 'Authorization: Bearer TOKEN' with the token that adding the device printed",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    if device.revoked_at is not None:
-        raise ApiError(
-            403,
-            "revoked",
-            f"the token of {device.name!r} has been revoked",
-            "register the device under a new name",
-        )
-    return device
-
-
-def matches(if_none_match: str | None, etag: str) -> bool:
-    """Tell whether an ``If-None-Match`` header names an entity tag (weak comparison, RFC 9110 13.1.2)."""
-    if if_none_match is None:
-        return False
-    return if_none_match.strip() == "*" or etag in TAG.findall(if_none_match)

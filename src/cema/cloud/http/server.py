@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +21,7 @@ from cema.cloud.http.app import create_app
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import CemaError, ConfigError
 
-__all__ = ["main", "serve"]
+__all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +131,3 @@ def _bind(host: str, port: int) -> socket.socket:
 def _url(address: tuple[Any, ...]) -> str:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"http://{host}:{address[1]}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cema.cloud.http.server", description=serve.__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the configuration (TOML)")
-    return serve(parser.parse_args(arguments).config)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

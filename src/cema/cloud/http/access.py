@@ -1,0 +1,134 @@
+"""Who may do what: the dependencies that let a request through to its endpoint.
+
+They are checked in the order that ``docs/protocol.md`` promises: token, revoked, cohort, membership, role. Each
+check calls the one before it, where FastAPI could chain them: reading the store needs the thread pool, and a chain
+would go there once for every link.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from cema.cloud.config import NAME
+from cema.cloud.http.errors import ApiError
+from cema.cloud.http.service import Service, TheService
+from cema.cloud.store.devices import Device
+
+__all__ = [
+    "MEMBER_ERRORS",
+    "SCRAPER_ERRORS",
+    "UPLOADER_ERRORS",
+    "CohortName",
+    "Credentials",
+    "authenticate",
+    "member",
+    "scraper",
+    "uploader",
+]
+
+# What each check can answer, for the description of the endpoints behind it.
+_TOKEN_ERRORS = ("unauthorized", "revoked")
+MEMBER_ERRORS = (*_TOKEN_ERRORS, "unknown_cohort", "wrong_cohort")
+UPLOADER_ERRORS = (*MEMBER_ERRORS, "not_a_device")
+SCRAPER_ERRORS = (*_TOKEN_ERRORS, "not_an_operator")
+
+# The pattern is for readers of the document: another name is an unknown cohort (404), not an invalid request.
+CohortName = Annotated[
+    str, Path(description="The cohort's name.", json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+]
+"""The path parameter ``cohort``."""
+
+_BEARER = HTTPBearer(
+    scheme_name="token",
+    description="The token that adding a device or an operator has printed.",
+    auto_error=False,
+)
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+"""What the header ``Authorization`` holds, or None when that is no bearer token."""
+
+
+def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
+    """Return who sends a request.
+
+    Raises
+    ------
+    ApiError
+        401 without a token that somebody has; 403 when it has been revoked.
+    """
+    token = credentials.credentials.strip() if credentials else ""
+    device = service.engine.devices.authenticate(token) if token else None
+    if device is None:
+        raise ApiError(
+            "unauthorized",
+            "the request carries no token that is known here",
+            "send 'Authorization: Bearer TOKEN' with the token that adding the device printed",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    if device.revoked_at is not None:
+        raise ApiError(
+            "revoked",
+            f"the token of {device.name!r} has been revoked",
+            "register the device under a new name",
+        )
+    return device
+
+
+def member(cohort: CohortName, credentials: Credentials, service: TheService) -> Device:
+    """Let through who may read about this cohort.
+
+    Raises
+    ------
+    ApiError
+        As `authenticate`; 404 when there is no such cohort; 403 when the token is for another one.
+    """
+    device = authenticate(credentials, service)
+    if cohort not in service.cohorts:
+        raise ApiError(
+            "unknown_cohort",
+            f"there is no cohort {cohort!r} here",
+            "check the cohort in the device's settings",
+        )
+    if device.cohort is not None and device.cohort != cohort:
+        raise ApiError(
+            "wrong_cohort",
+            f"{device.name!r} belongs to cohort {device.cohort!r}, not {cohort!r}",
+            "use the cohort that the device was added to, or add it to this one under a new name",
+        )
+    return device
+
+
+def uploader(cohort: CohortName, credentials: Credentials, service: TheService) -> Device:
+    """Let through who may send samples to this cohort.
+
+    Raises
+    ------
+    ApiError
+        As `member`; 403 when an operator tries.
+    """
+    device = member(cohort, credentials, service)
+    if device.role != "device":
+        raise ApiError(
+            "not_a_device", f"{device.name!r} is an operator and may only read", "use a device's token"
+        )
+    return device
+
+
+def scraper(credentials: Credentials, service: TheService) -> Device:
+    """Let through who may read what covers every cohort.
+
+    Raises
+    ------
+    ApiError
+        As `authenticate`; 403 unless it is an operator of all cohorts.
+    """
+    device = authenticate(credentials, service)
+    if device.role != "operator" or device.cohort is not None:
+        raise ApiError(
+            "not_an_operator",
+            f"{device.name!r} may not read the metrics, which cover every cohort",
+            "use the token of an operator that was added without a cohort",
+        )
+    return device

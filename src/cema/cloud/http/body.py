@@ -1,0 +1,69 @@
+"""Request bodies, read by hand: within a limit of bytes and of time, whatever the sender announces."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from cema.cloud.http.errors import ApiError
+
+__all__ = ["read_body"]
+
+# What is still read of a body that is too large, so that its sender gets to see the answer, and for how long.
+DRAIN_BYTES = 64 * 2**20
+BODY_SECONDS = 300.0
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a request's body, never holding more than `limit` bytes of it.
+
+    Raises
+    ------
+    ApiError
+        413 when the body is larger; 408 when it does not arrive; 400 when its sender has gone; 503 when the
+        server ends first.
+    """
+    declared = request.headers.get("content-length", "")
+    announced = int(declared) if declared.isdecimal() else 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body, total = await _read(request, limit, announced)
+    except TimeoutError:
+        raise ApiError(
+            "timeout", f"the body did not arrive within {BODY_SECONDS:g} s", "send smaller requests"
+        ) from None
+    except asyncio.CancelledError:
+        # The server ends, and its patience with open requests has ended before.
+        raise ApiError(
+            "stopping", "the server is being stopped", "send it again", headers={"Connection": "close"}
+        ) from None
+    except ClientDisconnect:
+        raise ApiError("disconnected", "the sender went away", "send it again") from None
+    if body is None:
+        raise ApiError(
+            "too_large",
+            f"the body may have {limit} bytes at most, {max(total, announced)} came",
+            "send fewer samples in a request",
+        )
+    return body
+
+
+async def _read(request: Request, limit: int, announced: int) -> tuple[bytes | None, int]:
+    """Return the body, or None when it is too large, and how many bytes of it were read."""
+    too_large = announced > limit
+    chunks: list[bytes] = []
+    total = 0
+    if announced > limit + DRAIN_BYTES:
+        return None, total
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total <= limit and not too_large:
+            chunks.append(chunk)
+            continue
+        too_large = True
+        chunks.clear()
+        if total > limit + DRAIN_BYTES:
+            break
+    return (None if too_large else b"".join(chunks)), total

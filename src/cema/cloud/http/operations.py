@@ -1,0 +1,83 @@
+"""For those who run the service: status, health, metrics, and the description of the API itself."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from cema._version import __version__
+from cema.cloud.http.access import MEMBER_ERRORS, SCRAPER_ERRORS, CohortName, member, scraper
+from cema.cloud.http.caching import NO_STORE
+from cema.cloud.http.metrics import CONTENT_TYPE
+from cema.cloud.http.responses import errors, headers
+from cema.cloud.http.schemas import Health, Status
+from cema.cloud.http.service import TheService
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operations"])
+
+_NOT_KEPT = {"headers": headers("Cache-Control")}
+
+
+@router.get(
+    "/v1/cohorts/{cohort}/status",
+    summary="Read where a cohort stands",
+    response_description="One snapshot.",
+    responses={200: _NOT_KEPT, **errors(*MEMBER_ERRORS)},
+    dependencies=[Depends(member)],
+)
+def cohort_status(cohort: CohortName, service: TheService, response: Response) -> Status:
+    """Samples, the newest update, counters, and what the worker last said."""
+    status = service.store.status(cohort)
+    status["worker"] = {"ready": False, **(status["worker"] or {})}
+    status["healthy"] = service.engine.healthy()
+    response.headers.update(NO_STORE)
+    return Status(**status)
+
+
+@router.get(
+    "/healthz",
+    summary="Ask whether the worker is running",
+    response_description="It is.",
+    responses={200: _NOT_KEPT, **errors("unhealthy")},
+)
+def health(service: TheService, response: Response) -> Health:
+    """Uploads and updates may work all the same when it is not."""
+    if not service.engine.healthy():
+        raise service.later(
+            "unhealthy",
+            "the worker is not running; uploads are stored and updates served all the same",
+            "see the server's log for why the worker ended",
+        )
+    response.headers.update(NO_STORE)
+    return Health(status="ok", version=__version__)
+
+
+@router.get(
+    "/metrics",
+    summary="Read the metrics",
+    response_class=Response,
+    response_description="Prometheus' text format.",
+    responses={
+        200: {**_NOT_KEPT, "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}},
+        **errors(*SCRAPER_ERRORS),
+    },
+    dependencies=[Depends(scraper)],
+)
+def metrics(service: TheService) -> Response:
+    """Of every cohort, for an operator of all cohorts."""
+    body, kind = service.metrics.render()
+    return Response(body, media_type=kind, headers=NO_STORE)
+
+
+@router.get(
+    "/openapi.json",
+    summary="Read this document",
+    response_class=Response,
+    response_description="The API in OpenAPI 3.1.",
+    responses={200: {**_NOT_KEPT, "content": {"application/json": {"schema": {"type": "object"}}}}},
+)
+def openapi_document(request: Request) -> Response:
+    """What docs/protocol.md says in words, for programs."""
+    return JSONResponse(request.app.openapi(), headers=NO_STORE)

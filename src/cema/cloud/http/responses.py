@@ -1,0 +1,71 @@
+"""What the OpenAPI document says of an endpoint's answers beside their models: errors, headers, binary bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cema.cloud.http.errors import ERRORS
+from cema.cloud.http.schemas import ErrorBody
+
+__all__ = ["EVERY_ENDPOINT", "Responses", "errors", "headers"]
+
+Responses = dict[int | str, dict[str, Any]]
+"""The parameter `responses` of a route: a description by status."""
+
+_HEADERS = {
+    "Cache-Control": "Whether the answer may be kept.",
+    "ETag": "The entity tag, for If-None-Match.",
+    "Retry-After": "Seconds to wait before the next try.",
+    "WWW-Authenticate": "Bearer",
+}
+_MORE_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """Describe the headers of an answer.
+
+    Examples
+    --------
+    >>> headers("Retry-After")
+    {'Retry-After': {'description': 'Seconds to wait before the next try.', 'schema': {'type': 'string'}}}
+    """
+    return {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names}
+
+
+def errors(*codes: str) -> Responses:
+    """Describe the errors that an endpoint can answer.
+
+    Parameters
+    ----------
+    *codes
+        Codes of `ERRORS`.
+
+    Returns
+    -------
+    dict
+        For each status: what each code means, the error's schema with these codes, and the headers.
+    """
+    found: dict[int, list[str]] = {}
+    for code in codes:
+        found.setdefault(ERRORS[code][0], []).append(code)
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": " ".join(f"`{code}`: {ERRORS[code][1]}" for code in here),
+            "headers": headers("Cache-Control", *_MORE_HEADERS.get(status, ())),
+            "content": {"application/json": {"schema": _with_codes(here)}},
+        }
+        for status, here in sorted(found.items())
+    }
+
+
+def _with_codes(codes: list[str]) -> dict[str, Any]:
+    """Narrow the error's schema, beside whose reference this is put, to these codes."""
+    return {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
+
+
+EVERY_ENDPOINT: Responses = {
+    **errors("internal"),
+    "default": {"model": ErrorBody, "description": "`http_error`: whatever else the server refuses."},
+}
+"""What every endpoint can answer."""

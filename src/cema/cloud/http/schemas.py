@@ -1,0 +1,107 @@
+"""The JSON bodies of the API: what they hold and what the OpenAPI document says of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Envelope",
+    "Error",
+    "ErrorBody",
+    "Health",
+    "Signature",
+    "Status",
+    "UpdateSummary",
+    "Verdict",
+    "Verdicts",
+]
+
+Seconds = Annotated[float, Field(description="Unix time in seconds.")]
+
+
+class Error(BaseModel):
+    """Why a request failed."""
+
+    code: str = Field(min_length=1, description="For programs.")
+    message: str = Field(min_length=1, description="What was expected and what came; for people, may change.")
+    remedy: str = Field(min_length=1, description="What to do; for people, may change.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: Error
+
+
+class Verdict(BaseModel):
+    """The verdict on one sample of a frame."""
+
+    id: str = Field(description="The sample's identity, as it was sent.")
+    verdict: Literal["stored", "duplicate", "rejected"]
+    reason: str | None = Field(description="Why it was rejected; for people. Otherwise null.")
+
+
+class Verdicts(BaseModel):
+    """One verdict for each sample, in the frame's order."""
+
+    verdicts: list[Verdict]
+
+
+class Signature(BaseModel):
+    """An Ed25519 signature of a manifest."""
+
+    key: str = Field(description="Which key: the first 16 hexadecimal digits of its SHA-256.")
+    signature: str = Field(description="Base64 of 64 bytes.")
+
+
+class Envelope(BaseModel):
+    """A signed manifest; a device must check its bytes as they came."""
+
+    manifest: str = Field(description="Base64 of the manifest's canonical JSON.")
+    signatures: list[Signature]
+
+
+class UpdateSummary(BaseModel):
+    """The newest update of a cohort."""
+
+    version: int
+    digest: str = Field(description="SHA-256 of the payload.")
+    created: Seconds
+    expires: Seconds
+
+
+class WorkerReport(BaseModel):
+    """What the worker last said; all but `ready` is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ready: bool
+
+
+class Status(BaseModel):
+    """Where a cohort stands. Members may be added."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cohort: str
+    base: str = Field(description="SHA-256 of the model that updates are for.")
+    cursor: int = Field(description="Sequence number of the last sample that the worker is done with.")
+    committed_at: Seconds | None
+    samples: int = Field(description="Samples in the store.")
+    last_sample: int = Field(description="Sequence number of the last sample stored.")
+    backlog: int = Field(description="Samples that wait for the worker.")
+    used_bytes: int = Field(description="Bytes of the whole store, of all cohorts.")
+    version: int = Field(description="The newest published version; 0 before the first.")
+    update: UpdateSummary | None
+    counts: dict[str, float] = Field(description="Counters by dotted name; those at 0 are left out.")
+    worker: WorkerReport
+    healthy: bool
+
+
+class Health(BaseModel):
+    """The service is up and its worker is running."""
+
+    status: Literal["ok"] = "ok"
+    version: str = Field(description="Version of the software.")

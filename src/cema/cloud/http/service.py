@@ -1,0 +1,65 @@
+"""What all endpoints of one application share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from cema.cloud.http.errors import ApiError
+from cema.cloud.http.metrics import Metrics
+from cema.cloud.worker.supervisor import Engine
+
+__all__ = ["Service", "TheService"]
+
+# Uploads read or stored at one time: bounds memory at so many bodies.
+UPLOADS_AT_ONCE = 32
+
+
+class Service:
+    """One engine behind the endpoints, and the uploads that are in progress.
+
+    Parameters
+    ----------
+    engine
+        The store, the devices, and whatever adapts.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.store = engine.store
+        self.limits = engine.config.limits
+        self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
+        self.metrics = Metrics(engine.store, sorted(self.cohorts))
+        self._uploads = 0
+
+    @contextmanager
+    def one_upload(self) -> Iterator[None]:
+        """Take one of the places for uploads, on the event loop; 503 when there is none."""
+        if self._uploads >= UPLOADS_AT_ONCE:
+            raise self.later("busy", f"{self._uploads} uploads are being stored at this moment")
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    def later(
+        self,
+        code: str,
+        message: str,
+        remedy: str = "keep the samples and send them again after Retry-After seconds",
+    ) -> ApiError:
+        """Return an error with the configured ``Retry-After``."""
+        return ApiError(code, message, remedy, headers={"Retry-After": str(self.limits.retry_after_seconds)})
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(_service)]
+"""The application's `Service`, as a parameter of an endpoint or a dependency."""

@@ -1,0 +1,99 @@
+"""Updates go out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path
+from fastapi.responses import Response
+
+from cema._util.checks import is_sha256
+from cema.cloud.http.access import MEMBER_ERRORS, CohortName, Credentials, member
+from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
+from cema.cloud.http.errors import ApiError
+from cema.cloud.http.responses import errors, headers
+from cema.cloud.http.schemas import Envelope
+from cema.cloud.http.service import TheService
+from cema.cloud.store.base import PublishedUpdate
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["updates"])
+
+# The pattern is for readers of the document: another digest is an unknown artifact (404), not an invalid request.
+Digest = Annotated[
+    str,
+    Path(
+        description="SHA-256 of the payload, from the manifest.",
+        json_schema_extra={"pattern": "^[0-9a-f]{64}$"},
+    ),
+]
+IfNoneMatch = Annotated[
+    str | None, Header(description="Entity tags that the sender has: one, a list, or `*`.")
+]
+_TAGGED = headers("ETag", "Cache-Control")
+_NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "headers": _TAGGED}
+
+
+def _newest(cohort: CohortName, credentials: Credentials, service: TheService) -> PublishedUpdate | None:
+    """Check the sender and read the store in one trip to the thread pool: every device asks all the time."""
+    member(cohort, credentials, service)
+    return service.store.latest_update(cohort)
+
+
+# The model describes the envelope; its bytes go out as they were signed.
+@router.get(
+    "/updates/latest",
+    summary="Ask for the newest update",
+    response_model=Envelope,
+    response_description="The newest envelope.",
+    responses={
+        200: {"headers": _TAGGED},
+        204: {"description": "Nothing was published yet.", "headers": headers("Cache-Control")},
+        304: _NOT_MODIFIED,
+        **errors(*MEMBER_ERRORS),
+    },
+)
+async def latest_update(
+    update: Annotated[PublishedUpdate | None, Depends(_newest)], if_none_match: IfNoneMatch = None
+) -> Response:
+    """The entity tag changes whenever the envelope does, also when a new version has the same payload."""
+    if update is None:
+        return Response(status_code=204, headers=NO_CACHE)
+    etag = f'"{update.digest}-{update.version}"'
+    tagged = {**NO_CACHE, "ETag": etag}
+    if matches(if_none_match, etag):
+        return Response(status_code=304, headers=tagged)
+    return Response(update.envelope, media_type="application/json", headers=tagged)
+
+
+@router.get(
+    "/artifacts/{digest}",
+    summary="Fetch an update's payload",
+    response_class=Response,
+    response_description="The payload (docs/protocol.md, section 5.2), all of it: ranges are not served.",
+    responses={
+        200: {
+            "headers": _TAGGED,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        304: _NOT_MODIFIED,
+        **errors(*MEMBER_ERRORS, "unknown_artifact"),
+    },
+    dependencies=[Depends(member)],
+)
+def artifact(
+    cohort: CohortName, digest: Digest, service: TheService, if_none_match: IfNoneMatch = None
+) -> Response:
+    """The bytes whose SHA-256 is `digest`; they never change. Only those of the newest updates are kept."""
+    data = service.store.artifact(cohort, digest) if is_sha256(digest) else None
+    if data is None:
+        raise ApiError(
+            "unknown_artifact",
+            f"cohort {cohort!r} has no artifact {digest[:64]!r}",
+            "fetch updates/latest again: only the newest updates are kept",
+        )
+    tagged = {**FOREVER, "ETag": f'"{digest}"'}
+    if matches(if_none_match, tagged["ETag"]):
+        return Response(status_code=304, headers=tagged)
+    return Response(data, media_type="application/octet-stream", headers=tagged)

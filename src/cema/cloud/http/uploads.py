@@ -1,0 +1,148 @@
+"""Samples come in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
+from cema.cloud.http.body import read_body
+from cema.cloud.http.caching import NO_STORE
+from cema.cloud.http.errors import ApiError
+from cema.cloud.http.responses import errors, headers
+from cema.cloud.http.schemas import Verdicts
+from cema.cloud.http.service import Service, TheService
+from cema.cloud.store.base import BacklogFull, UploadTooLarge
+from cema.cloud.store.devices import Device
+from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
+from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
+
+__all__ = ["router"]
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["samples"])
+
+# Read by hand, within limits, and so described by hand.
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "An upload frame (docs/protocol.md, section 1.4), without Content-Encoding.",
+        "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_ERRORS = errors(
+    *UPLOADER_ERRORS,
+    "unsupported_media_type",
+    "busy",
+    "timeout",
+    "stopping",
+    "disconnected",
+    "too_large",
+    "malformed",
+    "too_many_samples",
+    "backlog_full",
+    "store_full",
+    "store_unavailable",
+)
+
+
+# The model describes the verdicts and does not check them again: this is the path that has to be fast.
+@router.post(
+    "/v1/cohorts/{cohort}/samples",
+    summary="Upload samples",
+    response_model=Verdicts,
+    response_description="A verdict for each sample.",
+    responses={200: {"headers": headers("Cache-Control")}, **_ERRORS},
+    openapi_extra=_BODY,
+)
+async def upload_samples(
+    cohort: CohortName,
+    request: Request,
+    device: Annotated[Device, Depends(uploader)],
+    service: TheService,
+) -> Response:
+    """What is answered `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
+    _check_media_type(request)
+    with service.one_upload():
+        body = await read_body(request, service.limits.body_bytes)
+        verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
+    content = [{"id": v.id, "verdict": v.verdict, "reason": v.reason} for v in verdicts]
+    return JSONResponse({"verdicts": content}, headers=NO_STORE)
+
+
+def _check_media_type(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if kind != CONTENT_TYPE or encoding != "identity":
+        raise ApiError(
+            "unsupported_media_type",
+            f"expected {CONTENT_TYPE}, not encoded, got {kind or 'no Content-Type'} ({encoding})",
+            f"send Content-Type: {CONTENT_TYPE} and no Content-Encoding",
+        )
+
+
+def _ingest(service: Service, cohort: str, device: str, body: bytes) -> list[Verdict]:
+    """Check and store one request's samples; whatever gets a verdict is on disk."""
+    samples = _decode(body, service.limits.batch_samples)
+    good, rejected, reasons = _check(samples)
+    try:
+        stored = iter(
+            service.store.put(
+                cohort,
+                good,
+                device=device,
+                now=time.time(),
+                max_backlog=service.limits.backlog_samples,
+                rejected=reasons,
+            )
+        )
+    except UploadTooLarge as error:
+        raise ApiError("too_large", str(error), "send fewer samples in a request") from error
+    except BacklogFull as error:
+        raise service.later("backlog_full", str(error)) from error
+    except StoreFull as error:
+        raise service.later("store_full", str(error)) from error
+    except StoreUnavailable as error:
+        # Locked for too long, closed, or the disk fails: nothing was stored, and the device has everything.
+        log.error("samples could not be stored: %s", error)
+        raise service.later("store_unavailable", "the store cannot be written now") from error
+    return [rejected[i] if i in rejected else next(stored) for i in range(len(samples))]
+
+
+def _decode(body: bytes, most: int) -> list[Sample]:
+    try:
+        # No limit here, so that too many samples are told apart from a malformed frame.
+        samples = decode_samples(body, max_samples=max(1, len(body)))
+    except FormatError as error:
+        raise ApiError(
+            "malformed", str(error), "send a frame as cema.formats.sample.encode_samples makes it"
+        ) from error
+    if len(samples) > most:
+        raise ApiError(
+            "too_many_samples",
+            f"a request may hold {most} samples, {len(samples)} came",
+            "send fewer samples in a request",
+        )
+    return samples
+
+
+def _check(samples: list[Sample]) -> tuple[list[Sample], dict[int, Verdict], Counter[str]]:
+    """Return the good samples, the verdicts on the others by position, and how many there are of each reason."""
+    good: list[Sample] = []
+    rejected: dict[int, Verdict] = {}
+    reasons: Counter[str] = Counter()
+    for i, sample in enumerate(samples):
+        try:
+            check_sample(sample)
+        except (FormatError, ImageError) as error:
+            rejected[i] = Verdict(id=sample.id, verdict="rejected", reason=str(error))
+            reasons["image" if isinstance(error, ImageError) else "format"] += 1
+        else:
+            good.append(sample)
+    return good, rejected, reasons
