@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cema.data import cache
-from cema.data.cache import cache_folder, cached_corruptions, clear_cache
+from cema.data.cache import cache_folder, cached_corruptions
 from cema.data.corruptions import corrupt_images
 from cema.errors import ConfigError, ImageError
 
@@ -174,20 +174,6 @@ def test_the_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert cache_folder() == tmp_path / "xdg" / "cema" / "corruptions"
     cached_corruptions(images[:2], "contrast", 1)
     assert len(list(cache_folder().iterdir())) == 1
-
-
-def test_clearing(tmp_path: Path, images: np.ndarray) -> None:
-    assert clear_cache(tmp_path / "absent") == 0
-    found = cached_corruptions(images, "contrast", 1, folder=tmp_path)
-    (path,) = tmp_path.iterdir()
-    size = path.stat().st_size
-    path.with_name(f".{path.name}.0123456789ab.tmp").write_bytes(b"killed")
-    foreign = [tmp_path / "labels.npy", tmp_path / "gaussian_noise.npy"]
-    for other in foreign:
-        other.write_bytes(b"somebody else's")
-    assert clear_cache(tmp_path) == size + len(b"killed")
-    assert sorted(tmp_path.iterdir()) == sorted(foreign)
-    assert np.array_equal(found, corrupt_images(images, "contrast", 1))  # still readable
 
 
 def test_two_processes_make_the_same_file(tmp_path: Path, images: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
-from cema.edge.program import _read_image, run
+from cema.edge.program import run
 from cema.errors import ConfigError, ImageError
 from cema.formats.bundle import Bundle
 
@@ -145,21 +145,6 @@ def test_the_command_says_in_one_line_what_is_wrong(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"cema: {expected}")
     assert done.stderr.count("\n") == 1
-
-
-def test_files_of_16_bits_are_scaled_and_of_32_refused_and_alpha_is_ignored(tmp_path: Path) -> None:
-    wide = np.array([[0, 128, 129, 257], [32768, 65280, 65406, 65535]], np.uint16)
-    narrow = np.array([[0, 0, 1, 1], [128, 254, 254, 255]], np.uint8)
-    for name in ("grey.png", "grey.tif", "grey.ppm"):
-        Image.fromarray(wide).save(tmp_path / name)
-        np.testing.assert_array_equal(_read_image(tmp_path / name), narrow[:, :, None], err_msg=name)
-    for dtype in (np.int32, np.float32):
-        Image.fromarray(wide.astype(dtype)).save(tmp_path / "grey32.tif")
-        with pytest.raises(ImageError, match="convert the file to 8 bits"):
-            _read_image(tmp_path / "grey32.tif")
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(_read_image(tmp_path / "alpha.png"), pixels[:, :, :3])
 
 
 def test_a_swap_of_the_last_moment_has_its_line(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_atomic", "write_new", "write_synced"]
+__all__ = ["sync_folder", "unfinished", "write_atomic", "write_new", "write_synced"]
 
 
 def sync_folder(folder: Path) -> None:
@@ -48,6 +50,35 @@ def write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Give a place to write a file that shall appear under its name only when it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        What the file will be called.
+
+    Yields
+    ------
+    Path
+        An unused hidden name in the same folder. Move the file to `path` when it is written; what is still under the
+        hidden name at the end is removed.
+
+    Examples
+    --------
+    >>> with unfinished(Path("model.bin")) as temporary:
+    ...     temporary.parent, temporary.name.startswith(".model.bin.")
+    (PosixPath('.'), True)
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):  # it was moved, or never made; why is said by the error that is on its way
+            temporary.unlink()
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file, replacing what is there: readers and crashes see the old content or the new, all of it.
 
@@ -60,12 +91,9 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     mode : int, default 0o644
         Its permissions.
     """
-    temporary = _temporary(path)
-    try:
+    with unfinished(path) as temporary:
         write_synced(temporary, data, mode=mode)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -86,15 +114,7 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     FileExistsError
         If `path` exists; it is left as it is.
     """
-    temporary = _temporary(path)
-    try:
+    with unfinished(path) as temporary:
         write_synced(temporary, data, mode=mode)
         os.link(temporary, path)  # unlike rename, link refuses to replace
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def _temporary(path: Path) -> Path:
-    """Return an unused hidden name beside `path`, on the same file system."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")

@@ -2,8 +2,8 @@
 
 A file is found by what went into it: the pixels, the corruption, severity, seed and constants, this package's own
 code of the corruptions, and the versions of the libraries that it stands on. Whatever of this changes, another file
-is made, so a file is never out of date. None is ever removed either: `clear_cache` removes them all, and so does
-deleting the folder; a run that is reading them goes on undisturbed.
+is made, so a file is never out of date. None is ever removed either: to be rid of them, delete the folder; a run that is
+reading them goes on undisturbed.
 
 Each file is an ordinary ``.npy`` that `numpy.load` reads, followed by the digest of all that comes before.
 """
@@ -16,8 +16,6 @@ import importlib.resources
 import io
 import math
 import os
-import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -26,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cema._util.files import unfinished
+from cema._util.folders import user_cache
 from cema.data.corruptions import Constants, check_corruption, corrupted_chunks
 from cema.errors import ConfigError, ImageError
 
-__all__ = ["cache_folder", "cached_corruptions", "clear_cache"]
+__all__ = ["cache_folder", "cached_corruptions"]
 
 _DIGEST = 32
-_OURS = re.compile(r"\.?[a-z_]+-[1-5]-[0-9a-f]{32}\.npy(\.[0-9a-f]{12}\.tmp)?")
 _CODE = ("_cifar_steps.py", "cifar_corruptions.py", "corruptions.py")
 _LIBRARIES = (
     ("imagecorruptions-imaug",),
@@ -54,31 +53,7 @@ def cache_folder() -> Path:
         ``$XDG_CACHE_HOME/cema/corruptions``, or ``~/.cache/cema/corruptions`` where that variable is not set. It
         need not exist.
     """
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The standard has it that a relative path is no path.
-    return (named if named.is_absolute() else Path.home() / ".cache") / "cema" / "corruptions"
-
-
-def clear_cache(folder: Path | None = None) -> int:
-    """Remove every file of corrupted images, and what a killed process left of one.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        By default `cache_folder`.
-
-    Returns
-    -------
-    int
-        Bytes freed. Arrays that are in use stay readable until they are let go.
-    """
-    folder = cache_folder() if folder is None else folder
-    freed = 0
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if _OURS.fullmatch(path.name):  # the folder may hold other files
-            freed += path.stat().st_size
-            path.unlink(missing_ok=True)
-    return freed
+    return user_cache("corruptions")
 
 
 def cached_corruptions(
@@ -223,12 +198,11 @@ def _fetched(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def _store(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     """Write a file that appears under its name when it is whole, and not before."""
     # Not made durable: what a power loss cut short is told by its digest, and made again. The name is this call's own.
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     digest = hashlib.blake2b(digest_size=_DIGEST)
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = unfinished.open("xb")
-    try:
+    with unfinished(path) as temporary:
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("xb")
         with file:
             for block in chain([_header(shape)], map(np.ndarray.tobytes, blocks)):
                 digest.update(block)
@@ -238,9 +212,7 @@ def _store(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> 
                 file.write(digest.digest())
                 file.flush()
         with _explained(path):
-            os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            os.replace(temporary, path)
 
 
 @contextmanager

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
+from PIL import Image
 
+from cema.data.image_sequence import ImageSequence
 from cema.errors import ConfigError, ImageError
+from cema.ondevice.image_file import IMAGE_SUFFIXES, read_image_file
 
 __all__ = ["WNIDS_FILE", "LabelledFolder", "find_class_list", "read_photograph"]
 
 #: Name of the list that gives each class folder its index: one name a line, the first line is class 0.
 WNIDS_FILE = "imagenet_wnids.txt"
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
-
-class LabelledFolder(Sequence[np.ndarray]):
+class LabelledFolder(ImageSequence):
     """The photographs below a folder, read when they are asked for.
 
     Parameters
@@ -57,13 +56,13 @@ class LabelledFolder(Sequence[np.ndarray]):
                 raise ConfigError(
                     f"{folder}: class {folder.name!r} is not in {listed}; add it there or remove the folder"
                 )
-            found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+            found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
             files += found
             labels += [index[folder.name]] * len(found)
         if not files:
             raise ConfigError(
                 f"{root}: no photographs found; expected {root.name}/<class>/<name> ending in "
-                f"{', '.join(_SUFFIXES)}"
+                f"{', '.join(IMAGE_SUFFIXES)}"
             )
         self.files: tuple[Path, ...] = tuple(files)
         self.labels: np.ndarray = np.array(labels, dtype=np.int64)
@@ -71,15 +70,9 @@ class LabelledFolder(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        """Read one photograph, or a list of them."""
-        if isinstance(index, slice):
-            return [read_photograph(path) for path in self.files[index]]
-        return read_photograph(self.files[index])
+    def read(self, place: int) -> np.ndarray:
+        """Read one photograph, uint8 (H, W, 3); see `read_photograph`."""
+        return read_photograph(self.files[place])
 
 
 def read_photograph(path: Path) -> np.ndarray:
@@ -93,23 +86,20 @@ def read_photograph(path: Path) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, shape (H, W, 3)
-        Turned upright where the file says how the camera was held.
+        Turned upright where the file says how the camera was held; 16 bits per channel are scaled down to 8.
 
     Raises
     ------
     ImageError
-        If the file is absent, truncated or no image; the message names it.
+        If the file is absent, truncated, no image, or has a range of pixels that is unknown; the message names it.
     """
-    from PIL import Image, ImageOps  # noqa: PLC0415 - only photographs need it
-
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return np.array(upright.convert("RGB"), dtype=np.uint8)
+        image = read_image_file(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{path}: cannot be read as an image ({error}); replace or remove the file"
         ) from error
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def find_class_list(root: Path) -> Path | None:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from cema.data._shared import LabelledImages, choose, files_digest
 from cema.data.clean import CleanDataset
 from cema.data.corruptions import MIN_SIDE, Constants
 from cema.data.folder import LabelledFolder, read_photograph
+from cema.data.image_sequence import ImageSequence
 from cema.data.npz import SMALL_SIDE, constants_for, family_of
 from cema.errors import ConfigError, ImageError
 from cema.ondevice.preprocess import resize_image
@@ -30,7 +30,7 @@ IMAGENET_SIDE = 224
 _KEPT = 224 / 256
 
 
-class Photographs(Sequence[np.ndarray]):
+class Photographs(ImageSequence):
     """Photographs in files. Reading keeps no state, so several threads may read at once.
 
     Parameters
@@ -51,23 +51,15 @@ class Photographs(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        """Read one photograph, uint8 (H, W, 3), or a list of them.
+    def read(self, place: int) -> np.ndarray:
+        """Read one photograph, uint8 (H, W, 3).
 
         Raises
         ------
         ImageError
-            If a file is absent, truncated, no image or of another size; the message names it.
+            If the file is absent, truncated, no image or of another size; the message names it.
         """
-        if isinstance(index, slice):
-            return [self._read(path) for path in self.files[index]]
-        return self._read(self.files[index])
-
-    def _read(self, path: Path) -> np.ndarray:
+        path = self.files[place]
         image = read_photograph(path)
         if self.side:
             image = centre_crop(image, self.side)

@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -32,16 +32,15 @@ from typing import Any, TextIO
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
-from cema.errors import ConfigError, ImageError
+from cema.edge.images import ImageSource, open_source
+from cema.errors import ConfigError
 from cema.formats.sample import Sample
 
 __all__ = ["run"]
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _STATUS_SECONDS = 1.0
 _TICK_SECONDS = 0.2
 
@@ -98,7 +97,7 @@ def run(
         )
     if not linger >= 0:
         raise ConfigError(f"linger: expected 0 seconds or more, got {linger:g}")
-    images = _open_source(source)
+    images = open_source(source)
     stream = sys.stdout if out is None else out
     stop = threading.Event()
     lines = _Lines(stream)
@@ -148,7 +147,7 @@ class _Session:
         self._status_due = time.monotonic() + _STATUS_SECONDS
         self.seen = 0
 
-    def predict_all(self, images: _Source, size: int, rate: float | None) -> None:
+    def predict_all(self, images: ImageSource, size: int, rate: float | None) -> None:
         started = time.monotonic()
         waiting: list[Image8] = []
         for image in images.read(self._unreadable):
@@ -214,76 +213,6 @@ class _Session:
 
     def _unreadable(self, file: Path, error: Exception) -> None:
         self.emit("error", file=str(file), message=str(error) or type(error).__name__)
-
-
-class _Source:
-    """Images in order: the files of a folder, or the rows of an array on disk."""
-
-    def __init__(self, files: list[Path], rows: npt.NDArray[Any] | None) -> None:
-        self._files, self._rows = files, rows
-
-    def __len__(self) -> int:
-        return len(self._files) if self._rows is None else len(self._rows)
-
-    def read(self, unreadable: Callable[[Path, Exception], None]) -> Iterator[Image8]:
-        if self._rows is not None:
-            for row in self._rows:
-                yield np.array(row, np.uint8)
-            return
-        for file in self._files:
-            try:
-                image = _read_image(file)
-            # Pillow's decoders raise whatever a damaged file leads them into: OSError, SyntaxError and more.
-            except Exception as error:
-                unreadable(file, error)
-                continue
-            yield image
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
-
-
-def _open_source(source: Path) -> _Source:
-    try:
-        folder = source.is_dir()
-        files = _image_files(source) if folder else []
-    except OSError as error:
-        raise ImageError(f"{source}: cannot be read: {error}; check its permissions") from error
-    if folder:
-        if not files:
-            raise ImageError(f"{source}: expected images ({', '.join(sorted(_SUFFIXES))}) in it, found none")
-        return _Source(files, None)
-    if source.suffix != ".npy":
-        raise ImageError(f"{source}: expected a folder of images or a .npy file; check the path")
-    try:
-        rows = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ImageError(
-            f"{source}: cannot be read: {error}; expected a .npy file of uint8 images"
-        ) from error
-    if rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[3] not in {1, 3}:
-        raise ImageError(
-            f"{source}: expected uint8 (N, H, W, 1 or 3), got {rows.dtype} {rows.shape}; save the images so"
-        )
-    return _Source([], rows)
-
-
-def _read_image(file: Path) -> Image8:
-    with Image.open(file) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        # Pillow has 16-bit grey as I;16, or (PNG in its older releases, PPM) as I; its own conversion clips.
-        if upright.mode.startswith("I;16") or (upright.mode == "I" and opened.format in {"PNG", "PPM"}):
-            wide = np.asarray(upright).astype(np.uint32)
-            return ((wide + 128) // 257).astype(np.uint8)[:, :, None]
-        if upright.mode in {"I", "F"}:
-            raise ImageError(
-                f"expected unsigned 8 or 16 bits per channel, got Pillow's mode {upright.mode}, whose range is "
-                "unknown; convert the file to 8 bits"
-            )
-        grey = upright.mode in {"1", "L"}
-        pixels = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
-    return pixels[:, :, None] if grey else pixels
 
 
 def _status(agent: EdgeAgent) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cema._util.files import write_atomic
 from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, DigitsData, load_digits
 from cema.models.digits import DIGITS_PREPROCESSING, digits_net
 from cema.models.digits_vit import DigitsVit, digits_vit_net
@@ -202,8 +201,8 @@ def train_digits(
             "torch": torch.__version__,
             "seconds": round(time.perf_counter() - started, 1),
         }
-        _write(out / f"{name}.safetensors", weights)
-        _write(out / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_atomic(out / f"{name}.safetensors", weights)
+        write_atomic(out / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
         records[name] = record
     return records
 
@@ -331,15 +330,3 @@ def _describe_split(data: DigitsData) -> dict[str, Any]:
         "test": len(data.test_rows),
         "test_rows_sha256": digest(data.test_rows),
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
