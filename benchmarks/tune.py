@@ -34,7 +34,7 @@ from cema.methods.base import MethodContext
 from cema.methods.registry import default_settings, make_adapter
 
 if TYPE_CHECKING:
-    from cema.data._shared import Dataset, LabelledImages
+    from cema.data.base import Dataset, LabelledImages
     from cema.models.spec import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)

@@ -22,9 +22,13 @@ def test_an_unfinished_file_appears_only_when_it_is_moved(tmp_path: Path) -> Non
 
 
 def test_what_an_error_leaves_unfinished_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="power"), unfinished(tmp_path / "whole") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("power")
+    def interrupted() -> None:
+        with unfinished(tmp_path / "whole") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"):
+        interrupted()
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cema.data._shared import LabelledImages
+from cema.data.base import LabelledImages
 from cema.data.cache import cached_corruptions
 from cema.data.corruptions import corrupt_images
 from cema.data.dataset import open_dataset

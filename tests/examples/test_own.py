@@ -19,6 +19,7 @@ from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 from cema.models.registry import resolve
 from cema.ondevice.selection.config import SelectionConfig
+from cema.testing.datasets import DatasetSuite
 from cema.testing.learners import LearnerSuite
 from cema.testing.methods import MethodSuite
 from cema.testing.selectors import SelectorSuite
@@ -26,6 +27,7 @@ from cema.testing.selectors import SelectorSuite
 EXAMPLES = Path(__file__).parents[2] / "examples"
 METHOD = f"{EXAMPLES}/own_method.py:InfoMax"
 RULE = f"{EXAMPLES}/own_selector.py:LeastSure"
+DATA = f"{EXAMPLES}/own_dataset.py:Shapes"
 ALGORITHM = f"{EXAMPLES}/own_learner.py:ManySteps"
 
 
@@ -51,6 +53,13 @@ class TestOwnLearner(LearnerSuite):
         # Replay waits for 16 samples: from the second batch on there are two steps more.
         assert [self.feed(learner, step).step for step in range(3)] == [1, 4, 7]
         assert learner.steps == 7
+
+
+class TestOwnDataset(DatasetSuite):
+    __test__ = True
+
+    def spec(self, folder: Path) -> str:
+        return DATA
 
 
 def test_the_examples_are_short() -> None:
@@ -133,3 +142,16 @@ def test_an_own_model_is_the_same_at_every_call() -> None:
     first, second = (resolve(f"{EXAMPLES}/own_model.py:build") for _ in range(2))
     for key, value in first.module.state_dict().items():
         assert value.equal(second.module.state_dict()[key])
+
+
+def test_a_data_set_of_ones_own_runs_through_the_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "cema", "bench", "--data", DATA, "--cache", str(tmp_path / "cache")),
+        *("--model", "digits-cnn", "--foundation", "digits-cnn-foundation", "--methods", "source"),
+        *("--corruptions", "fog", "--severities", "5", "--samples", "64", "--jobs", "1", "--out", str(out)),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads((out / "results.json").read_text())["cells"]
+    assert (cell["dataset"], cell["samples"]) == ("shapes", 64)

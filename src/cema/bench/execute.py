@@ -15,14 +15,14 @@ from cema.bench.config import BenchConfig
 from cema.bench.plan import Run, load_pair
 from cema.bench.prefetch import prefetch
 from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
+from cema.data.base import IMAGENET_SIDE
 from cema.data.dataset import open_dataset
-from cema.data.photographs import IMAGENET_SIDE
 from cema.errors import CemaError
 from cema.methods.base import MethodContext, NotApplicable
 from cema.methods.registry import make_adapter
 
 if TYPE_CHECKING:
-    from cema.data._shared import Dataset, LabelledImages
+    from cema.data.base import Dataset, LabelledImages
     from cema.methods.base import Adapter
     from cema.models.spec import Model
 

@@ -35,14 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Architecture",
-    "Family",
     "architecture",
     "check_methods",
     "method_settings",
     "table_settings",
 ]
 
-Family = Literal["imagenet", "cifar", "cifar100", "digits"]
 Architecture = Literal["batchnorm", "groupnorm", "layernorm"]
 
 
@@ -84,7 +82,7 @@ def table_settings(method: str, family: str, kind: Architecture, rates: Rates = 
 
 def method_settings(
     method: str,
-    family: Family,
+    family: str,
     kind: Architecture,
     *,
     rates: Rates = "papers",

@@ -14,7 +14,7 @@ import msgspec
 
 from cema.bench.code_digest import code_digest
 from cema.bench.config import BenchConfig, ModelPair
-from cema.bench.hyperparameters import Family, architecture, method_settings
+from cema.bench.hyperparameters import architecture, method_settings
 from cema.bench.protocols import Condition, streams
 from cema.errors import ConfigError
 from cema.models.digest import model_digest
@@ -119,7 +119,7 @@ def _uncropped(model: Model) -> Model:
     return replace(model, preprocessing=msgspec.structs.replace(model.preprocessing, crop=1.0))
 
 
-def describe_pair(pair: ModelPair, config: BenchConfig, family: Family, methods: Sequence[str]) -> Pair:
+def describe_pair(pair: ModelPair, config: BenchConfig, family: str, methods: Sequence[str]) -> Pair:
     """Load a pair of models and work out its settings.
 
     Raises

@@ -25,7 +25,7 @@ from cema.errors import CemaError
 from cema.models.device import why_unusable
 
 if TYPE_CHECKING:
-    from cema.data._shared import Dataset
+    from cema.data.base import Dataset
 
 __all__ = ["Plan", "make_plan", "run_benchmark"]
 

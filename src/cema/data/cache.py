@@ -2,8 +2,8 @@
 
 A file is found by what went into it: the pixels, the corruption, severity, seed and constants, this package's own
 code of the corruptions, and the versions of the libraries that it stands on. Whatever of this changes, another file
-is made, so a file is never out of date. None is ever removed either: to be rid of them, delete the folder; a run that is
-reading them goes on undisturbed.
+is made, so a file is never out of date. None is ever removed either: to be rid of them, delete the folder; a run that
+is reading them goes on undisturbed.
 
 Each file is an ordinary ``.npy`` that `numpy.load` reads, followed by the digest of all that comes before.
 """

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data._shared import (
+from cema.data.base import (
+    Dataset,
+    DatasetOptions,
     Family,
     LabelledImages,
     Progress,
@@ -19,10 +21,11 @@ from cema.data._shared import (
     choose,
     files_digest,
     known_corruptions,
+    required,
 )
 from cema.errors import ConfigError, ImageError
 
-__all__ = ["CifarC", "is_cifar_c"]
+__all__ = ["CifarC", "CifarCReader", "is_cifar_c"]
 
 _LABELS = "labels.npy"
 _SEVERITIES = 5
@@ -44,7 +47,7 @@ class CifarC:
     name : str
         ``cifar10-c``, or ``cifar100-c`` where a label is above 9.
     digest, classes, family, logits, corruptions, cropped
-        As in `cema.data._shared.Dataset`.
+        As in `cema.data.base.Dataset`.
 
     Raises
     ------
@@ -164,3 +167,19 @@ def _read_labels(path: Path, count: int, corruption: Path) -> np.ndarray:
     if (rows != rows[0]).any():
         raise ImageError(f"{path}: expected the same labels at each severity, for the images are the same")
     return np.array(rows[0], dtype=np.int64)
+
+
+class CifarCReader:
+    """Opens a folder of CIFAR-10-C or CIFAR-100-C; see `cema.data.base.DatasetReader`."""
+
+    name = "cifar-c"
+    expects = "a folder of CIFAR-10-C or CIFAR-100-C"
+    needs_path = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.is_dir() and is_cifar_c(path)
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        return CifarC(required(self, path), seed=options.seed, limit=options.limit)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data._shared import Family, LabelledImages, Progress, check_condition
+from cema.data.base import Family, LabelledImages, Progress, check_condition
 from cema.data.cache import cached_corruptions
 from cema.data.corruptions import Constants
 
@@ -22,7 +22,7 @@ class CleanDataset:
     Attributes
     ----------
     name, digest, classes, family, logits, cropped
-        As in `cema.data._shared.Dataset`.
+        As in `cema.data.base.Dataset`.
     images : LabelledImages
         The clean ones.
     constants : {"cifar", "imagenet"}

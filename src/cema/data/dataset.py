@@ -1,26 +1,34 @@
-"""Data sets for the benchmark: what they offer, and how a name or a path becomes one."""
+"""Data sets for the benchmark: how a name or a path becomes one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from cema.data._shared import Dataset
-from cema.data.cifar_c import CifarC, is_cifar_c
+from cema._util.names import is_object_name, load_object
+from cema.data.base import IMAGENET_SIDE, Dataset, DatasetOptions, DatasetReader
+from cema.data.cifar_c import CifarCReader
 from cema.data.corruptions import Constants
-from cema.data.digits import load_digits
-from cema.data.fashion_mnist import load_fashion_mnist
-from cema.data.imagenet_c import ImageNetC, is_imagenet_c
-from cema.data.imagenet_r import ImageNetR, is_imagenet_r
-from cema.data.npz import array_dataset, open_npz
-from cema.data.photographs import IMAGENET_SIDE, open_folder
+from cema.data.digits import DigitsReader
+from cema.data.fashion_mnist import FashionMnistReader
+from cema.data.imagenet_c import ImageNetCReader
+from cema.data.imagenet_r import ImageNetRReader
+from cema.data.npz import NpzReader
+from cema.data.photographs import FolderReader
 from cema.errors import ConfigError
 
-__all__ = ["LAYOUTS", "open_dataset"]
+__all__ = ["READERS", "open_dataset"]
 
-#: The layouts that a path may have, and how to say which: ``imagenet-r:PATH``.
-LAYOUTS: tuple[str, ...] = ("cifar-c", "folder", "imagenet-c", "imagenet-r", "npz")
+READERS: tuple[DatasetReader, ...] = (
+    DigitsReader(),
+    FashionMnistReader(),
+    NpzReader(),
+    CifarCReader(),
+    ImageNetCReader(),
+    ImageNetRReader(),
+    FolderReader(),
+)
+"""The built-in kinds of data. Of those that recognise a path, the first opens it."""
 
 
 def open_dataset(
@@ -40,7 +48,9 @@ def open_dataset(
     spec : str
         ``digits`` (embedded: the 2,000 test images), ``fashion-mnist`` (the 10,000 test images), or a path: a folder
         of ImageNet-C, ImageNet-R, CIFAR-10-C or CIFAR-100-C, any folder by class, or a ``.npz`` archive. What a path
-        is shows in what it holds; where that is wrong, write the layout before it: ``folder:PATH``.
+        is shows in what it holds; where that is wrong, write the layout before it: ``folder:PATH``. A reader of one's
+        own (`cema.data.base.DatasetReader`) is ``package.module:Class`` or ``path/to/file.py:Class``, and ``@PATH``
+        behind it what it opens.
     cache : Path, optional
         The folder that keeps images corrupted on the fly, and Fashion-MNIST if it must be downloaded.
     seed : int
@@ -70,52 +80,49 @@ def open_dataset(
     ImageError
         If a file is not what it should be; the message names it.
     """
-    layout, path = _split(spec)
-    array = partial(array_dataset, classes=10, constants=constants, cache=cache, seed=seed, limit=limit)
-    if layout == "digits":
-        digits = load_digits()
-        return array("digits", digits.test_images, digits.test_labels)
-    if layout == "fashion-mnist":
-        images, labels = load_fashion_mnist(download_to=None if cache is None else cache / "fashion-mnist")
-        return array("fashion-mnist", images, labels)
+    options = DatasetOptions(cache=cache, seed=seed, limit=limit, wnids=wnids, side=side, constants=constants)
+    reader, path = _find(spec)
+    return reader.open(path, options)
+
+
+def _find(spec: str) -> tuple[DatasetReader, Path | None]:
+    """Return who opens a data set, and the path that was named."""
+    before, _, after = spec.partition(":")
+    for reader in READERS:
+        if spec == reader.name and not reader.needs_path:
+            return reader, None
+        if before == reader.name and after and reader.needs_path:
+            return reader, _existing(after)
+    name, at, rest = spec.partition("@")
+    if is_object_name(name) and not Path(spec).expanduser().exists():
+        return _own(name), Path(rest).expanduser() if at else None
+    path = _existing(spec)
+    for reader in READERS:
+        if reader.matches(path):
+            return reader, path
+    raise ConfigError(f"{path}: expected {_expected()}; this file is none of them")
+
+
+def _own(name: str) -> DatasetReader:
+    """Make a reader of a class that a stranger names."""
+    made: Any = load_object(name)
+    reader: DatasetReader = made() if isinstance(made, type) else made
+    missing = [member for member in ("name", "expects", "matches", "open") if not hasattr(reader, member)]
+    if missing:
+        raise ConfigError(
+            f"{name}: expected a reader of data sets, got {type(reader).__name__} without {', '.join(missing)}; see "
+            "cema.data.base.DatasetReader"
+        )
+    return reader
+
+
+def _existing(text: str) -> Path:
+    path = Path(text).expanduser()
     if not path.exists():
-        raise ConfigError(f"{path}: there is no such file or folder; expected {_EXPECTED}")
-    openers: dict[str, Callable[[], Dataset]] = {
-        "npz": lambda: open_npz(path, constants=constants, cache=cache, seed=seed, limit=limit),
-        "cifar-c": lambda: CifarC(path, seed=seed, limit=limit),
-        "imagenet-c": lambda: ImageNetC(path, wnids=wnids, seed=seed, limit=limit),
-        "imagenet-r": lambda: ImageNetR(path, wnids=wnids, seed=seed, limit=limit),
-        "folder": lambda: open_folder(
-            path, wnids=wnids, side=side, constants=constants, cache=cache, seed=seed, limit=limit
-        ),
-    }
-    return openers[layout or _recognise(path)]()
+        raise ConfigError(f"{path}: there is no such file or folder; expected {_expected()}")
+    return path
 
 
-_EXPECTED = (
-    "digits, fashion-mnist, a .npz archive with x and y, or a folder of ImageNet-C, ImageNet-R, CIFAR-10-C, "
-    "CIFAR-100-C or of images by class"
-)
-
-
-def _split(spec: str) -> tuple[str | None, Path]:
-    """Take a data set's name, or a layout and a path, apart."""
-    if spec in ("digits", "fashion-mnist"):
-        return spec, Path()
-    before, colon, after = spec.partition(":")
-    if colon and before in LAYOUTS and after:
-        return before, Path(after).expanduser()
-    return None, Path(spec).expanduser()
-
-
-def _recognise(path: Path) -> str:
-    """Return the layout that the content of an existing path has."""
-    if path.is_file():
-        if path.suffix.lower() == ".npz":
-            return "npz"
-        raise ConfigError(f"{path}: expected {_EXPECTED}; this file is none of them")
-    if is_cifar_c(path):
-        return "cifar-c"
-    if is_imagenet_c(path):
-        return "imagenet-c"
-    return "imagenet-r" if is_imagenet_r(path) else "folder"
+def _expected() -> str:
+    kinds = [reader.expects for reader in READERS]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"

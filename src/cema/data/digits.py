@@ -13,9 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
+from cema.data.base import Dataset, DatasetOptions
+from cema.data.npz import array_dataset
 from cema.errors import ConfigError, ImageError
 
-__all__ = ["DIGITS_SHA256", "SPLIT_SEED", "DigitsData", "digits_source", "load_digits", "split_digits"]
+__all__ = [
+    "DIGITS_SHA256",
+    "SPLIT_SEED",
+    "DigitsData",
+    "DigitsReader",
+    "digits_source",
+    "load_digits",
+    "split_digits",
+]
 
 #: sha256 of the 5,000 x 785 table (784 pixels, then the label) as uint8 in row order. The shipped weights
 #: are tied to these very images: with others, the training images could appear in the test stream.
@@ -156,3 +166,20 @@ def _parse(source: Path) -> np.ndarray:
             "(0.25 works)"
         )
     return table
+
+
+class DigitsReader:
+    """Opens digits; see `cema.data.base.DatasetReader`."""
+
+    name = "digits"
+    expects = "digits"
+    needs_path = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return False
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        digits = load_digits()
+        return array_dataset("digits", digits.test_images, digits.test_labels, classes=10, options=options)

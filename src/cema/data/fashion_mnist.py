@@ -20,12 +20,15 @@ from typing import Literal
 import numpy as np
 
 from cema._util.files import write_atomic
+from cema.data.base import Dataset, DatasetOptions
+from cema.data.npz import array_dataset
 from cema.errors import ConfigError, ImageError
 
 __all__ = [
     "FASHION_MNIST_MD5",
     "FASHION_MNIST_SHA256",
     "FASHION_MNIST_URLS",
+    "FashionMnistReader",
     "dataset_folders",
     "download_checked",
     "load_fashion_mnist",
@@ -254,3 +257,21 @@ def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
     if sha256 is not None and (got := hashlib.sha256(data).hexdigest()) != sha256:
         raise ImageError(f"{path}: expected content with sha256 {sha256}, got {got}; remove the file")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+class FashionMnistReader:
+    """Opens fashion-mnist; see `cema.data.base.DatasetReader`."""
+
+    name = "fashion-mnist"
+    expects = "fashion-mnist"
+    needs_path = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return False
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        folder = None if options.cache is None else options.cache / "fashion-mnist"
+        images, labels = load_fashion_mnist(download_to=folder)
+        return array_dataset("fashion-mnist", images, labels, classes=10, options=options)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cema.data._shared import (
+from cema.data.base import (
+    Dataset,
+    DatasetOptions,
     Family,
     LabelledImages,
     Progress,
@@ -13,13 +15,14 @@ from cema.data._shared import (
     choose,
     files_digest,
     known_corruptions,
+    required,
 )
 from cema.data.corruptions import FAMILIES
 from cema.data.folder import LabelledFolder, find_class_list
 from cema.data.photographs import Photographs
 from cema.errors import ConfigError
 
-__all__ = ["WNID", "ImageNetC", "is_imagenet_c"]
+__all__ = ["WNID", "ImageNetC", "ImageNetCReader", "is_imagenet_c"]
 
 #: What the name of a WordNet noun looks like.
 WNID = re.compile(r"n\d{8}")
@@ -48,7 +51,7 @@ class ImageNetC:
     Attributes
     ----------
     name, digest, classes, family, logits, corruptions, cropped
-        As in `cema.data._shared.Dataset`. The digest is that of the images of the first corruption and severity there.
+        As in `cema.data.base.Dataset`. The digest is that of the images of the first corruption and severity there.
 
     Raises
     ------
@@ -159,3 +162,19 @@ def _find_corruptions(root: Path) -> dict[str, Path]:
 
 def _severities(folder: Path) -> list[str]:
     return [name for name in "12345" if (folder / name).is_dir()]
+
+
+class ImageNetCReader:
+    """Opens a folder of ImageNet-C; see `cema.data.base.DatasetReader`."""
+
+    name = "imagenet-c"
+    expects = "a folder of ImageNet-C"
+    needs_path = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.is_dir() and is_imagenet_c(path)
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        return ImageNetC(required(self, path), wnids=options.wnids, seed=options.seed, limit=options.limit)

@@ -13,13 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data._shared import Family, LabelledImages, Progress, choose, files_digest
+from cema.data.base import (
+    Dataset,
+    DatasetOptions,
+    Family,
+    LabelledImages,
+    Progress,
+    choose,
+    files_digest,
+    required,
+)
 from cema.data.folder import WNIDS_FILE, LabelledFolder, find_class_list
 from cema.data.imagenet_c import check_wnids
 from cema.data.photographs import Photographs
 from cema.errors import ConfigError
 
-__all__ = ["ImageNetR", "is_imagenet_r"]
+__all__ = ["ImageNetR", "ImageNetRReader", "is_imagenet_r"]
 
 _CLASSES = 200
 _NAME = "imagenet-r"
@@ -51,7 +60,7 @@ class ImageNetR:
     logits : tuple of int
         The columns of the 200 classes in ascending order of their wnids; labels count these.
     digest, classes, family, corruptions, cropped
-        As in `cema.data._shared.Dataset`.
+        As in `cema.data.base.Dataset`.
 
     Raises
     ------
@@ -126,3 +135,19 @@ def is_imagenet_r(root: Path) -> bool:
 
 def _is_named(root: Path) -> bool:
     return root.resolve().name.lower().replace("_", "-").startswith(_NAME)
+
+
+class ImageNetRReader:
+    """Opens a folder of ImageNet-R; see `cema.data.base.DatasetReader`."""
+
+    name = "imagenet-r"
+    expects = "a folder of ImageNet-R"
+    needs_path = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.is_dir() and is_imagenet_r(path)
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        return ImageNetR(required(self, path), wnids=options.wnids, seed=options.seed, limit=options.limit)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data._shared import Family, LabelledImages, choose, content_digest
+from cema.data.base import Dataset, DatasetOptions, Family, LabelledImages, choose, content_digest, required
 from cema.data.clean import CleanDataset
 from cema.data.corruptions import MIN_SIDE, Constants
 from cema.errors import ConfigError, ImageError
 
-__all__ = ["SMALL_SIDE", "array_dataset", "constants_for", "family_of", "open_npz", "read_npz"]
+__all__ = ["SMALL_SIDE", "NpzReader", "array_dataset", "constants_for", "family_of", "read_npz"]
 
 #: Images up to this side in pixels count as small: they take the hyperparameters of CIFAR or of digits.
 SMALL_SIDE = 64
@@ -49,10 +49,7 @@ def array_dataset(
     labels: np.ndarray,
     *,
     classes: int,
-    constants: Constants | None = None,
-    cache: Path | None = None,
-    seed: int = 0,
-    limit: int | None = None,
+    options: DatasetOptions,
 ) -> CleanDataset:
     """Make a data set of images in memory.
 
@@ -66,8 +63,8 @@ def array_dataset(
         Their classes.
     classes : int
         How many classes there are.
-    constants, cache, seed, limit
-        As for `cema.data.dataset.open_dataset`.
+    options : DatasetOptions
+        What is asked for.
 
     Returns
     -------
@@ -77,8 +74,8 @@ def array_dataset(
     labels = labels.astype(np.int64)
     height, width, channels = images.shape[1:]
     digest = content_digest(images, labels)
-    if limit is not None:
-        chosen = choose(len(images), limit, seed)
+    if options.limit is not None:
+        chosen = choose(len(images), options.limit, options.seed)
         images, labels = images[chosen], labels[chosen]
     return CleanDataset(
         name=name,
@@ -86,44 +83,11 @@ def array_dataset(
         classes=classes,
         family=family_of(height, width, channels, classes),
         images=LabelledImages(images, labels),
-        constants=constants or constants_for(height, width, channels),
-        cache=cache,
-        seed=seed,
+        constants=options.constants or constants_for(height, width, channels),
+        cache=options.cache,
+        seed=options.seed,
         # A model of another size should not cut away the border of an image that is small already.
         cropped=min(height, width) <= SMALL_SIDE,
-    )
-
-
-def open_npz(
-    path: Path,
-    *,
-    constants: Constants | None = None,
-    cache: Path | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-) -> CleanDataset:
-    """Open a ``.npz`` archive as a data set named after the file.
-
-    Parameters
-    ----------
-    path : Path
-        See `read_npz`.
-    constants, cache, seed, limit
-        As for `cema.data.dataset.open_dataset`.
-
-    Returns
-    -------
-    CleanDataset
-        Its corruptions are made on the fly.
-
-    Raises
-    ------
-    ConfigError, ImageError
-        As `read_npz`.
-    """
-    images, labels, classes = read_npz(path)
-    return array_dataset(
-        path.stem, images, labels, classes=classes, constants=constants, cache=cache, seed=seed, limit=limit
     )
 
 
@@ -196,3 +160,21 @@ def _classes(path: Path, labels: np.ndarray, given: np.ndarray | None) -> int:
             f"{least - 1}; got {given.tolist()!r}"
         )
     return int(given)
+
+
+class NpzReader:
+    """Opens a .npz archive with x and y; see `cema.data.base.DatasetReader`."""
+
+    name = "npz"
+    expects = "a .npz archive with x and y"
+    needs_path = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.is_file() and path.suffix.lower() == ".npz"
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        file = required(self, path)
+        images, labels, classes = read_npz(file)
+        return array_dataset(file.stem, images, labels, classes=classes, options=options)

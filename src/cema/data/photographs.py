@@ -12,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data._shared import LabelledImages, choose, files_digest
+from cema.data.base import Dataset, DatasetOptions, LabelledImages, choose, files_digest, required
 from cema.data.clean import CleanDataset
-from cema.data.corruptions import MIN_SIDE, Constants
+from cema.data.corruptions import MIN_SIDE
 from cema.data.folder import LabelledFolder, read_photograph
 from cema.data.image_sequence import ImageSequence
 from cema.data.npz import SMALL_SIDE, constants_for, family_of
 from cema.errors import ConfigError, ImageError
 from cema.ondevice.preprocess import resize_image
 
-__all__ = ["IMAGENET_SIDE", "DecodedOnce", "Photographs", "centre_crop", "open_folder"]
+__all__ = ["DecodedOnce", "FolderReader", "Photographs", "centre_crop", "open_folder"]
 
-#: The side of ImageNet-C's images in pixels.
-IMAGENET_SIDE = 224
 
 # ImageNet-C scales the shorter side to 256 pixels and keeps the 224 in the centre.
 _KEPT = 224 / 256
@@ -178,16 +176,7 @@ def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(resized[top : top + side, left : left + side])
 
 
-def open_folder(
-    root: Path,
-    *,
-    wnids: Path | None = None,
-    side: int = IMAGENET_SIDE,
-    constants: Constants | None = None,
-    cache: Path | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-) -> CleanDataset:
+def open_folder(root: Path, options: DatasetOptions) -> CleanDataset:
     """Open a folder of photographs by class as a data set named after the folder.
 
     Photographs whose shorter side is above 64 pixels are cut to one size before they are corrupted, as ImageNet-C was
@@ -195,12 +184,10 @@ def open_folder(
 
     Parameters
     ----------
-    root, wnids : Path
+    root : Path
         See `cema.data.folder.LabelledFolder`.
-    side : int
-        Of the squares in pixels. With 0 photographs stay as they are, and to be corrupted must have one size.
-    constants, cache, seed, limit
-        As for `cema.data.dataset.open_dataset`.
+    options : DatasetOptions
+        With a side of 0 photographs stay as they are, and to be corrupted must have one size.
 
     Returns
     -------
@@ -215,12 +202,13 @@ def open_folder(
     ImageError
         If the first photograph cannot be read.
     """
+    side = options.side
     if side and side < MIN_SIDE:
         raise ConfigError(
             f"photographs can be cut to squares of at least {MIN_SIDE} pixels, got {side}; 0 keeps them"
         )
-    folder = LabelledFolder(root, classes=wnids)
-    chosen = choose(len(folder), limit, seed)
+    folder = LabelledFolder(root, classes=options.wnids)
+    chosen = choose(len(folder), options.limit, options.seed)
     files = [folder.files[place] for place in chosen]
     height, width, channels = read_photograph(files[0]).shape
     if min(height, width) <= SMALL_SIDE:
@@ -232,9 +220,25 @@ def open_folder(
         classes=len(folder.classes),
         family=family_of(height, width, channels, len(folder.classes)),
         images=LabelledImages(Photographs(files, side=side), folder.labels[chosen]),
-        constants=constants or constants_for(*size, channels),
-        cache=cache,
-        seed=seed,
+        constants=options.constants or constants_for(*size, channels),
+        cache=options.cache,
+        seed=options.seed,
         cropped=bool(side) or min(size) <= SMALL_SIDE,
-        one_size=DecodedOnce(Photographs(files, side=side, size=size), cache),
+        one_size=DecodedOnce(Photographs(files, side=side, size=size), options.cache),
     )
+
+
+class FolderReader:
+    """Opens a folder of images by class; see `cema.data.base.DatasetReader`."""
+
+    name = "folder"
+    expects = "a folder of images by class"
+    needs_path = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.is_dir()
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it."""
+        return open_folder(required(self, path), options)

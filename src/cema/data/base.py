@@ -6,15 +6,18 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, check_corruption
+from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, Constants, check_corruption
 from cema.errors import ConfigError
 
 __all__ = [
+    "IMAGENET_SIDE",
     "Dataset",
+    "DatasetOptions",
+    "DatasetReader",
     "Family",
     "LabelledImages",
     "Progress",
@@ -23,10 +26,17 @@ __all__ = [
     "content_digest",
     "files_digest",
     "known_corruptions",
+    "required",
 ]
 
-Family: TypeAlias = Literal["imagenet", "cifar", "cifar100", "digits"]
-"""Which table of hyperparameters goes with a data set."""
+Family: TypeAlias = str
+"""Which rates of a method go with a data set: ``imagenet``, ``cifar``, ``cifar100``, ``digits``.
+
+A data set of one's own may name another family: methods then keep their defaults, unless their files have rates for it.
+"""
+
+IMAGENET_SIDE = 224
+"""The side of the photographs of ImageNet-C, in pixels."""
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with the number of images done and the number of all."""
@@ -61,6 +71,69 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """What is asked for beside a data set's name or path.
+
+    Attributes
+    ----------
+    cache : Path, optional
+        The folder that keeps images corrupted on the fly, and what must be downloaded.
+    seed : int
+        Of the shuffle that `limit` asks for, and of corruptions made on the fly.
+    limit : int, optional
+        Use only the first so many of a shuffle, the same for every corruption and severity; they are chosen before
+        anything is corrupted.
+    wnids : Path, optional
+        For folders by class: the list of class names, one a line, in the order of the model's logits. By default
+        ``imagenet_wnids.txt`` in the folder or beside it.
+    side : int
+        For folders by class: photographs above 64 pixels are cut to squares of this side, as ImageNet-C was made;
+        0 leaves them as they are.
+    constants : {"cifar", "imagenet"}, optional
+        Which published severities are meant where corruptions are made on the fly: by default CIFAR's for colour images
+        of 32 pixels a side, else ImageNet's.
+    """
+
+    cache: Path | None = None
+    seed: int = 0
+    limit: int | None = None
+    wnids: Path | None = None
+    side: int = IMAGENET_SIDE
+    constants: Constants | None = None
+
+
+class DatasetReader(Protocol):
+    """One kind of data set: what it is called, what it recognises, and how it is opened.
+
+    The class has a constructor without arguments.
+    """
+
+    @property
+    def name(self) -> str:
+        """What is written for it: ``digits``, or before a path as in ``folder:PATH``."""
+
+    @property
+    def expects(self) -> str:
+        """What it opens, in words, for messages."""
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether it opens a file or folder; otherwise its name alone is enough."""
+
+    def matches(self, path: Path) -> bool:
+        """Tell from what an existing path holds whether it is of this kind."""
+
+    def open(self, path: Path | None, options: DatasetOptions) -> Dataset:
+        """Open it.
+
+        Raises
+        ------
+        ConfigError, ImageError
+            When files are missing, or not what they should be.
+        """
 
 
 class Dataset(Protocol):
@@ -196,3 +269,16 @@ def files_digest(root: Path, files: Iterable[Path]) -> str:
     for path in files:
         digest.update(f"{path.relative_to(root).as_posix()}\n{path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def required(reader: DatasetReader, path: Path | None) -> Path:
+    """Return the path that a reader cannot do without.
+
+    Raises
+    ------
+    ConfigError
+        When there is none.
+    """
+    if path is None:
+        raise ConfigError(f"{reader.name}: expected {reader.expects}; write {reader.name}:PATH")
+    return path
