@@ -12,7 +12,7 @@ PUBLIC = {
     "Prediction",
     "Preprocessing",
     "__version__",
-    "export_bundle",
+    *("DatasetReader", "Learner", "Selector", "Store", "export_bundle", "method"),
 }
 
 

@@ -1,8 +1,13 @@
 from ._version import __version__ as __version__
+from .adapt.base import Learner as Learner
+from .cloud.store.base import Store as Store
+from .data.base import DatasetReader as DatasetReader
 from .edge.agent import EdgeAgent as EdgeAgent
 from .edge.config import EdgeConfig as EdgeConfig
 from .edge.status import EdgeStatus as EdgeStatus
 from .edge.status import Prediction as Prediction
 from .export.bundle import export_bundle as export_bundle
+from .methods.base import method as method
 from .models.spec import Model as Model
 from .ondevice.preprocess import Preprocessing as Preprocessing
+from .ondevice.selection.base import Selector as Selector
