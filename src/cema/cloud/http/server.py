@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.lifespan.on import LifespanOn
 
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
@@ -76,14 +75,15 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
-    server.run(sockets=[listener])
+    with _stopped_by_signals(server):
+        server.run(sockets=[listener])
     if misconfigured:
         print("cema: the worker cannot work with this configuration; see above", file=sys.stderr, flush=True)
     return 1 if misconfigured or not server.started else 0
 
 
 class _Server(uvicorn.Server):
-    """Announces its address, and returns after a signal instead of dying of it."""
+    """Announces its address, and ends the application also when it is hurried."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -94,26 +94,30 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         # When forced, uvicorn leaves the application to be cancelled with the event loop. This one still has a worker
-        # to end and a store to close.
-        if isinstance(self.lifespan, LifespanOn) and not self.lifespan.shutdown_event.is_set():
+        # to end and a store to close. Asked for twice, the application is not shut down twice.
+        if self.force_exit:
             await self.lifespan.shutdown()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        def stop(number: int, frame: FrameType | None) -> None:
-            # The second Ctrl-C means: now. SIGTERM may well come twice for one stop, from a supervisor and from
-            # `--stop-on-eof`.
-            self.force_exit = self.force_exit or (self.should_exit and number == signal.SIGINT)
-            self.should_exit = True
 
+@contextlib.contextmanager
+def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Stop the server on SIGTERM and SIGINT, and let neither change the exit status once it has stopped.
+
+    While it runs, uvicorn has handlers of its own: a second Ctrl-C means now, and SIGTERM may well come twice for one
+    stop, from a supervisor and from ``--stop-on-eof``. After that it restores the handlers that it found and sends
+    itself every signal again: without these here, the process would die of a signal that it has already obeyed.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            # All is closed, and the process ends with a status of its own: a late signal must not change that.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _bind(host: str, port: int) -> socket.socket:
