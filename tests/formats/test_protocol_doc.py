@@ -276,6 +276,10 @@ def test_the_error_codes_are_those_in_the_code() -> None:
     found = [(str(status), code) for code, (status, _) in ERRORS.items()]
     listed = [(row[0], row[1]) for row in table("errors")]
     assert sorted(listed) == sorted(found)
+    raised = set()
+    for path in Path(app.__file__).parent.glob("*.py"):
+        raised |= set(re.findall(r'\b(?:ApiError|later)\(\s*"(\w+)"', path.read_text(encoding="utf-8")))
+    assert raised == ERRORS.keys() | {"http_error"}
     assert "the code `http_error`" in PAGE
 
 

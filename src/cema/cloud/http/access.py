@@ -29,7 +29,7 @@ __all__ = [
     "uploader",
 ]
 
-# What each check can answer, for the description of the endpoints behind it.
+# The errors of each check, for the description of the endpoints behind it.
 _TOKEN_ERRORS = ("unauthorized", "revoked")
 MEMBER_ERRORS = (*_TOKEN_ERRORS, "unknown_cohort", "wrong_cohort")
 UPLOADER_ERRORS = (*MEMBER_ERRORS, "not_a_device")

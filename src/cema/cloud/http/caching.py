@@ -1,4 +1,4 @@
-"""What may be kept of an answer, and for how long: ``Cache-Control`` and entity tags."""
+"""Which responses may be kept, and for how long: ``Cache-Control`` and entity tags."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ ERRORS: dict[str, tuple[int, str]] = {
 
 
 class ApiError(Exception):
-    """An answer other than success: a code for programs, what happened and what to do for people.
+    """A response other than success: a code for programs, what happened and what to do for people.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class ApiError(Exception):
     status
         The HTTP status; by default the code's.
     headers
-        Headers of the answer beside ``Cache-Control: no-store``.
+        Headers of the response beside ``Cache-Control: no-store``.
     """
 
     def __init__(

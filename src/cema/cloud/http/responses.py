@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of an endpoint's answers beside their models: errors, headers, binary bodies."""
+"""What the OpenAPI document says of an endpoint's responses beside their models: errors, headers, binary bodies."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Responses = dict[int | str, dict[str, Any]]
 """The parameter `responses` of a route: a description by status."""
 
 _HEADERS = {
-    "Cache-Control": "Whether the answer may be kept.",
+    "Cache-Control": "Whether the response may be kept.",
     "ETag": "The entity tag, for If-None-Match.",
     "Retry-After": "Seconds to wait before the next try.",
-    "WWW-Authenticate": "Bearer",
+    "WWW-Authenticate": "Always `Bearer`.",
 }
 _MORE_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def headers(*names: str) -> dict[str, Any]:
-    """Describe the headers of an answer.
+    """Describe the headers of a response.
 
     Examples
     --------
@@ -33,7 +33,7 @@ def headers(*names: str) -> dict[str, Any]:
 
 
 def errors(*codes: str) -> Responses:
-    """Describe the errors that an endpoint can answer.
+    """Describe the errors that an endpoint can respond with.
 
     Parameters
     ----------
@@ -68,4 +68,4 @@ EVERY_ENDPOINT: Responses = {
     **errors("internal"),
     "default": {"model": ErrorBody, "description": "`http_error`: whatever else the server refuses."},
 }
-"""What every endpoint can answer."""
+"""What every endpoint can respond with."""

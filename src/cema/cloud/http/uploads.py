@@ -67,7 +67,7 @@ async def upload_samples(
     device: Annotated[Device, Depends(uploader)],
     service: TheService,
 ) -> Response:
-    """What is answered `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
+    """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
     _check_media_type(request)
     with service.one_upload():
         body = await read_body(request, service.limits.body_bytes)

@@ -1,0 +1,268 @@
+"""The OpenAPI document and the application: every declared error can happen, and nothing else happens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from cloud_support import StillEngine, make_samples, samples_of, write_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openapi import Declared
+
+from cema._version import __version__
+from cema.cloud.config import CloudConfig
+from cema.cloud.http import body
+from cema.cloud.http.app import create_app
+from cema.cloud.http.service import UPLOADS_AT_ONCE
+from cema.cloud.store.base import PublishedUpdate
+from cema.formats.sample import CONTENT_TYPE, encode_samples
+
+LIMITS = """
+[limits]
+store_bytes = 4194304
+body_bytes = 100000
+batch_samples = 8
+backlog_samples = 20
+"""
+SOUTH = """
+[[cohort]]
+name = "south"
+bundle = "bundle"
+model = "cloud_tiny_models:edge"
+foundation = "cloud_tiny_models:foundation"
+"""
+PAYLOAD = b"a payload"
+DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
+ENVELOPE = {
+    "manifest": base64.b64encode(b"{}").decode(),
+    "signatures": [{"key": "0" * 16, "signature": base64.b64encode(bytes(64)).decode()}],
+}
+SAMPLES = "/v1/cohorts/{cohort}/samples"
+LATEST = "/v1/cohorts/{cohort}/updates/latest"
+ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
+STATUS = "/v1/cohorts/{cohort}/status"
+# Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
+UNSEEN = {"disconnected", "stopping"}
+
+
+class Api:
+    """The application, called in this process; every response is checked against the document."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = StillEngine(CloudConfig.load(write_config(folder, extra=LIMITS, cohorts=SOUTH)))
+        self.app = create_app(self.engine)
+        self.document: dict[str, Any] = self.app.openapi()
+        self.declared = Declared(self.document)
+        self.seen: set[tuple[str, str, str | None]] = set()
+        add = self.engine.devices.add
+        self.tokens = {
+            "device": add("cam", cohort="north"),
+            "operator": add("ops-north", cohort="north", role="operator"),
+            "chief": add("ops", cohort=None, role="operator"),
+            "revoked": add("old", cohort="north"),
+        }
+        self.engine.devices.revoke("old")
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        *,
+        who: str | None = "device",
+        cohort: str = "north",
+        digest: str = DIGEST,
+        headers: dict[str, str] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+    ) -> httpx2.Response:
+        sent = {"Content-Type": CONTENT_TYPE} if method == "POST" else {}
+        if who is not None:
+            sent["Authorization"] = f"Bearer {self.tokens.get(who, who)}"
+        sent |= headers or {}
+        url = f"http://cloud{path.format(cohort=cohort, digest=digest)}"
+
+        async def call() -> httpx2.Response:
+            transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport) as client:
+                return await client.request(method, url, headers=sent, content=content)
+
+        response = asyncio.run(call())
+        self.declared.check(response)
+        code = response.json()["error"]["code"] if response.status_code >= 400 else None
+        self.seen.add((path, str(response.status_code), code))
+        return response
+
+    def publish(self) -> None:
+        update = PublishedUpdate(1, DIGEST, json.dumps(ENVELOPE).encode(), PAYLOAD, 1.0, 1e12)
+        epoch = self.engine.store.claim("north").epoch
+        self.engine.store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    made = Api(tmp_path)
+    yield made
+    made.engine.stop()
+
+
+def test_the_body_of_an_upload_is_described(api: Api) -> None:
+    content = api.document["paths"][SAMPLES]["post"]["requestBody"]["content"]
+    assert content == {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+
+
+def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_the_first_update(api)
+    api.publish()
+    wrong_senders(api)
+    wrong_uploads(api, monkeypatch)
+    good_requests(api)
+    full(api)
+    faults(api)
+    declared = {
+        (path, status, code)
+        for path, methods in api.document["paths"].items()
+        for operation in methods.values()
+        for status, response in operation["responses"].items()
+        if status != "default"
+        for code in codes(response)
+    }
+    assert declared >= api.seen
+    missing = declared - api.seen
+    # These two read nothing that could fail.
+    fixed = {("/healthz", "500", "internal"), ("/openapi.json", "500", "internal")}
+    assert {one for one in missing if one[2] not in UNSEEN} == fixed
+
+
+def codes(response: dict[str, Any]) -> list[str | None]:
+    """Return the error codes of a declared response, or [None] for a success."""
+    schema = response.get("content", {}).get("application/json", {}).get("schema", {})
+    if "properties" not in schema:
+        return [None]
+    return list(schema["properties"]["error"]["properties"]["code"]["enum"])
+
+
+def before_the_first_update(api: Api) -> None:
+    assert api("GET", LATEST).status_code == 204
+    status = api("GET", STATUS).json()
+    assert (status["update"], status["worker"]) == (None, {"ready": False})
+
+
+def wrong_senders(api: Api) -> None:
+    for method, path in (("POST", SAMPLES), ("GET", LATEST), ("GET", ARTIFACT), ("GET", STATUS)):
+        for who in (None, "nobody", "revoked"):
+            api(method, path, who=who)
+        api(method, path, cohort="west")
+        api(method, path, cohort="south")
+    for who in (None, "revoked", "device", "operator"):
+        api("GET", "/metrics", who=who)
+
+
+def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    api("POST", SAMPLES, who="operator", content=b"")
+    api("POST", SAMPLES, headers={"Content-Type": "text/plain"}, content=b"")
+    api("POST", SAMPLES, content=b"garbage")
+    api("POST", SAMPLES, content=bytes(100_001))
+    api("POST", SAMPLES, content=encode_samples(make_samples(9)))
+    with monkeypatch.context() as patch:
+        patch.setattr(body, "BODY_SECONDS", 0.01)
+        api("POST", SAMPLES, content=never())
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.service, "_uploads", UPLOADS_AT_ONCE)
+        api("POST", SAMPLES, content=b"")
+
+
+def good_requests(api: Api) -> None:
+    good = make_samples(2)
+    for _ in range(2):
+        assert api("POST", SAMPLES, content=encode_samples(good)).status_code == 200
+    spoilt = encode_samples(good).replace(good[0].image, bytes(len(good[0].image)))
+    (rejected, _) = api("POST", SAMPLES, content=spoilt).json()["verdicts"]
+    assert rejected["verdict"] == "rejected"
+    for path, content in ((LATEST, json.dumps(ENVELOPE).encode()), (ARTIFACT, PAYLOAD)):
+        response = api("GET", path)
+        assert response.content == content
+        assert api("GET", path, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
+    api("GET", ARTIFACT, digest="0" * 64)
+    api.engine.store.put_report("north", {"ready": True, "steps": 3, "last": {"loss": 0.5}}, now=9.0)
+    status = api("GET", STATUS, who="operator").json()
+    assert status["worker"] == {"ready": True, "seen_at": 9.0, "steps": 3, "last": {"loss": 0.5}}
+    assert status["update"] == {"version": 1, "digest": DIGEST, "created": 1.0, "expires": 1e12}
+    assert api("GET", "/metrics", who="chief").status_code == 200
+    assert api("GET", "/healthz", who=None).json() == {"status": "ok", "version": __version__}
+    api("GET", "/openapi.json", who=None)
+
+
+def full(api: Api) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (10, 150, 200, 3), dtype=np.uint8)
+    limit = api.engine.store.database.max_bytes
+    api.engine.store.database.max_bytes = 300_000  # as if its owner had configured less
+    responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
+    assert responses[-1].json()["error"]["code"] == "store_full"
+    api.engine.store.database.max_bytes = limit
+    responses = [api("POST", SAMPLES, content=encode_samples(make_samples(8, seed=10 + i))) for i in range(3)]
+    assert responses[-1].json()["error"]["code"] == "backlog_full"
+
+
+def faults(api: Api) -> None:
+    api.engine.well = False
+    api("GET", "/healthz", who=None)
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE evicted RENAME TO lost_ids")
+    api("POST", SAMPLES, content=encode_samples(make_samples(1, seed=99)))
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE updates RENAME TO lost_updates")
+    api("GET", LATEST)
+    api("GET", ARTIFACT)
+    api("GET", STATUS)
+    api("GET", "/metrics", who="chief")
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE devices RENAME TO lost_devices")
+    api("POST", SAMPLES, content=b"")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    made = Api(tmp_path_factory.mktemp("api"))
+    made.publish()
+    yield made
+    made.engine.stop()
+
+
+NAMES = st.one_of(
+    st.sampled_from(["north", "south"]), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,69}", fullmatch=True)
+)
+HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80).map(str.strip)
+HEADERS = ("Authorization", "If-None-Match", "Content-Type", "Content-Encoding", "Range")
+REQUESTS = {
+    "who": st.one_of(st.none(), st.sampled_from(["device", "operator", "chief", "revoked"]), HEADER_TEXT),
+    "cohort": NAMES,
+    "digest": st.one_of(st.just(DIGEST), st.from_regex(r"[0-9a-f]{60,66}", fullmatch=True), NAMES),
+    "headers": st.dictionaries(st.sampled_from(HEADERS), HEADER_TEXT, max_size=2),
+}
+BODIES = st.one_of(st.binary(max_size=200), st.just(encode_samples(make_samples(2))))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    path=st.sampled_from([SAMPLES, LATEST, ARTIFACT, STATUS, "/metrics"]),
+    request=st.fixed_dictionaries(REQUESTS),
+    content=BODIES,
+)
+def test_any_request_gets_a_declared_response(
+    shared: Api, path: str, request: dict[str, Any], content: bytes
+) -> None:
+    upload = path == SAMPLES
+    response = shared("POST" if upload else "GET", path, **request, content=content if upload else None)
+    assert response.status_code < 500, response.text
