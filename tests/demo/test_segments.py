@@ -56,7 +56,7 @@ def test_images_are_the_same_however_they_are_asked_for(images: np.ndarray, labe
     stream = make(images, labels, length=23, view=RandomView())
     whole = stream.images(0, len(stream))
     one_by_one = [stream.images(place, place + 1)[0] for place in range(len(stream))]
-    batched = [image for batch in stream.batches(7) for image in batch.images]
+    batched = [image for start in range(0, 69, 7) for image in stream.images(start, min(start + 7, 69))]
     assert all(map(np.array_equal, whole, one_by_one))
     assert all(map(np.array_equal, whole, batched))
 
@@ -69,7 +69,6 @@ def test_stretches_do_what_they_say(images: np.ndarray, labels: np.ndarray) -> N
     )
     for place, image in enumerate(stream.images(20, 30), 20):
         assert np.array_equal(image, corrupt_image(images[stream.order[place]], "contrast", 4))
-    assert stream.stretch_of(19).name == "noise"
 
 
 def test_repeats_get_another_draw_and_another_view(images: np.ndarray, labels: np.ndarray) -> None:
@@ -83,15 +82,6 @@ def test_repeats_get_another_draw_and_another_view(images: np.ndarray, labels: n
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, third)
     assert first.shape == second.shape
-
-
-def test_batches_do_not_mix_stretches(images: np.ndarray, labels: np.ndarray) -> None:
-    batches = list(make(images, labels).batches(4))
-    assert [len(batch.images) for batch in batches] == [4, 4, 2] * 3
-    assert [batch.stretch for batch in batches] == [0] * 3 + [1] * 3 + [2] * 3
-    assert [batch.start for batch in batches] == [0, 4, 8, 10, 14, 18, 20, 24, 28]
-    joined = np.concatenate([batch.labels for batch in batches])
-    assert np.array_equal(joined, make(images, labels).labels)
 
 
 def test_save_writes_what_images_gives(tmp_path: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -143,12 +133,8 @@ def test_wrong_arguments(images: np.ndarray, labels: np.ndarray) -> None:
         make(images[:0], labels[:0])
     with pytest.raises(ValueError, match="length"):
         make(images, labels, length=0)
-    with pytest.raises(ValueError, match="size 0"):
-        next(make(images, labels).batches(0))
     with pytest.raises(IndexError, match="30"):
         make(images, labels).images(0, 31)
-    with pytest.raises(IndexError, match="30"):
-        make(images, labels).stretch_of(30)
     with pytest.raises(ValueError, match="min_side"):
         RandomView(0)
     with pytest.raises(ValueError, match="no corruption"):

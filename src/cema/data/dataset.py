@@ -51,22 +51,8 @@ def open_dataset(
         is shows in what it holds; where that is wrong, write the layout before it: ``folder:PATH``. A reader of one's
         own (`cema.data.base.DatasetReader`) is ``package.module:Class`` or ``path/to/file.py:Class``, and ``@PATH``
         behind it what it opens.
-    cache : Path, optional
-        The folder that keeps images corrupted on the fly, and Fashion-MNIST if it must be downloaded.
-    seed : int
-        Of the shuffle that `limit` asks for, and of corruptions made on the fly.
-    limit : int, optional
-        Use only the first so many of a shuffle, the same for every corruption and severity; they are chosen before
-        anything is corrupted.
-    wnids : Path, optional
-        For folders by class: the list of class names, one a line, in the order of the model's logits. By default
-        ``imagenet_wnids.txt`` in the folder or beside it.
-    side : int
-        For folders by class: photographs above 64 pixels are cut to squares of this side, as ImageNet-C was made;
-        0 leaves them as they are.
-    constants : {"cifar", "imagenet"}, optional
-        Which published severities are meant where corruptions are made on the fly: by default CIFAR's for colour images
-        of 32 pixels a side, else ImageNet's.
+    cache, seed, limit, wnids, side, constants
+        See `cema.data.base.DatasetOptions`.
 
     Returns
     -------

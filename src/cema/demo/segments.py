@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from cema.data.corruptions import check_corruption, corrupt_images
 from cema.errors import ImageError
 
-__all__ = ["DIGITS_STRETCHES", "PHOTOGRAPH_STRETCHES", "RandomView", "Stream", "StreamBatch", "Stretch"]
+__all__ = ["DIGITS_STRETCHES", "PHOTOGRAPH_STRETCHES", "RandomView", "Stream", "Stretch"]
 
 
 @dataclass(frozen=True)
@@ -109,28 +109,6 @@ class RandomView:
         return np.ascontiguousarray(cut)
 
 
-@dataclass(frozen=True)
-class StreamBatch:
-    """Consecutive samples of one stretch.
-
-    Attributes
-    ----------
-    images : list of ndarray of uint8, shape (H, W, C)
-        What the device sees.
-    labels : ndarray of int64, shape (N,)
-        What it should say; only for scoring.
-    stretch : int
-        Which stretch they belong to.
-    start : int
-        Place of the first of them in the whole stream.
-    """
-
-    images: list[np.ndarray]
-    labels: np.ndarray
-    stretch: int
-    start: int
-
-
 class Stream:
     """An ordered stream of images made from labelled test images.
 
@@ -164,8 +142,8 @@ class Stream:
     --------
     >>> import numpy as np
     >>> stream = Stream(np.zeros((4, 32, 32, 1), np.uint8), [0, 1, 2, 3], [Stretch("clean")], length=6)
-    >>> len(stream), [len(batch.images) for batch in stream.batches(4)]
-    (6, [4, 2])
+    >>> len(stream), len(stream.images(2, 5))
+    (6, 3)
     """
 
     def __init__(
@@ -199,12 +177,6 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.order)
-
-    def stretch_of(self, place: int) -> Stretch:
-        """Return the stretch that a place in the stream belongs to; `IndexError` outside the stream."""
-        if not 0 <= place < len(self):
-            raise IndexError(f"the stream has places 0 to {len(self) - 1}, got {place}")
-        return self.stretches[place // self.length]
 
     def images(
         self,
@@ -256,35 +228,6 @@ class Stream:
             if progress is not None:
                 progress(len(made), len(made) + stop - start)
         return made
-
-    def batches(self, size: int, *, processes: int = 1) -> Iterator[StreamBatch]:
-        """Go through the stream in batches, none of which mixes two stretches.
-
-        Parameters
-        ----------
-        size : int
-            Samples in a batch; the last of each stretch may be smaller.
-        processes : int
-            As for `images`.
-
-        Yields
-        ------
-        StreamBatch
-            In order.
-
-        Raises
-        ------
-        ValueError
-            If `size` is below 1.
-        """
-        if size < 1:
-            raise ValueError(f"batches hold at least 1 sample, got size {size}")
-        for stretch in range(len(self.stretches)):
-            first, end = stretch * self.length, (stretch + 1) * self.length
-            for start in range(first, end, size):
-                stop = min(start + size, end)
-                images = self.images(start, stop, processes=processes)
-                yield StreamBatch(images, self.labels[start:stop], stretch, start)
 
     def save(
         self, path: Path, *, processes: int = 1, progress: Callable[[int, int], object] | None = None
