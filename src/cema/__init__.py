@@ -5,6 +5,6 @@ What users import stands in ``__init__.pyi`` and is loaded when it is first used
 
 import lazy_loader
 
-from cema._version import __version__ as __version__
+from cema._util.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

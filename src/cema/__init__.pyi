@@ -1,4 +1,4 @@
-from ._version import __version__ as __version__
+from ._util.version import __version__ as __version__
 from .adapt.base import Learner as Learner
 from .cloud.store.base import Store as Store
 from .data.base import DatasetReader as DatasetReader

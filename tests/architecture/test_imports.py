@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "cema"
 
-# What each package may import of the others. `errors`, `_util` and `_version` are open to all.
+# What each package may import of the others. `errors` and `_util` are open to all.
 ONDEVICE = {"ondevice"}
 FORMATS = ONDEVICE | {"formats"}
 MODELS = FORMATS | {"models"}
@@ -33,10 +33,10 @@ ALLOWED = {
     "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
     "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
 }
-OPEN = {"errors", "_util", "_version"}
+OPEN = {"errors", "_util"}
 # The command line calls everything; nothing calls it.
 TOP = {"cli", "__main__", "__init__"}
-TORCH_FREE = {"errors", "_util", "_version", "ondevice", "formats", "edge"}
+TORCH_FREE = {"errors", "_util", "ondevice", "formats", "edge"}
 
 
 @cache
@@ -66,7 +66,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 def test_every_folder_has_its_rule() -> None:
     folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
     assert folders == ALLOWED.keys() | {"cli"}
-    assert {p.stem for p in SOURCE.glob("*.py")} == {"errors", "_version", "__main__", "__init__"}
+    assert {p.stem for p in SOURCE.glob("*.py")} == {"errors", "__main__", "__init__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

@@ -47,7 +47,7 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    from cema._version import __version__
+    from cema._util.version import __version__
 
     assert cema("--version")[1] == f"cema {__version__}\n"
 

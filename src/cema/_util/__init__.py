@@ -1,1 +1,1 @@
-"""What every package may use: files, settings in TOML, range checks."""
+"""What every package may use: files, settings in TOML, range checks, the version."""

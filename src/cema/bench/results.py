@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from cema._util.files import sync_folder, write_atomic
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.bench.plan import Run, identities
 from cema.errors import ConfigError, FormatError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.cli import bench, cloud, demo, device, edge, export, keys, train
 
 __all__ = ["app"]

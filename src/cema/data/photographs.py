@@ -21,11 +21,11 @@ from cema.data.npz import SMALL_SIDE, constants_for, family_of
 from cema.errors import ConfigError, ImageError
 from cema.ondevice.preprocess import resize_image
 
-__all__ = ["DecodedOnce", "FolderReader", "Photographs", "centre_crop", "open_folder"]
+__all__ = ["KEPT", "DecodedOnce", "FolderReader", "Photographs", "centre_crop", "open_folder"]
 
 
-# ImageNet-C scales the shorter side to 256 pixels and keeps the 224 in the centre.
-_KEPT = 224 / 256
+#: ImageNet-C scales the shorter side to 256 pixels and keeps the 224 in the centre.
+KEPT = 224 / 256
 
 
 class Photographs(ImageSequence):
@@ -37,13 +37,18 @@ class Photographs(ImageSequence):
         Where they are.
     side : int
         Bring each to a square of this side with `centre_crop`; 0 leaves them as they are.
+    kept : float
+        See `centre_crop`.
     size : tuple of int, optional
         The height and width that all must have after that.
     """
 
-    def __init__(self, files: Sequence[Path], *, side: int = 0, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, files: Sequence[Path], *, side: int = 0, kept: float = KEPT, size: tuple[int, int] | None = None
+    ) -> None:
         self.files = tuple(files)
         self.side = side
+        self.kept = kept
         self._size = size
 
     def __len__(self) -> int:
@@ -60,7 +65,7 @@ class Photographs(ImageSequence):
         path = self.files[place]
         image = read_photograph(path)
         if self.side:
-            image = centre_crop(image, self.side)
+            image = centre_crop(image, self.side, self.kept)
         if self._size is not None and image.shape[:2] != self._size:
             raise ImageError(
                 f"{path}: expected {self._size[0]} x {self._size[1]} pixels like the first photograph, got "
@@ -147,8 +152,8 @@ def _mapped_space(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
         ) from error
 
 
-def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Cut out the centre as ImageNet-C was made: shorter side to 256/224 of `side`, then the middle square.
+def centre_crop(image: np.ndarray, side: int, kept: float = KEPT) -> np.ndarray:
+    """Scale the shorter side to ``side / kept`` and cut out the middle square.
 
     Parameters
     ----------
@@ -156,6 +161,8 @@ def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
         An image of any size.
     side : int
         Side of the square in pixels; 224 for ImageNet-C.
+    kept : float
+        The part of the shorter side that stays, in (0, 1]; by default as ImageNet-C was made.
 
     Returns
     -------
@@ -168,7 +175,7 @@ def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
     (224, 224, 3)
     """
     height, width = image.shape[:2]
-    scale = round(side / _KEPT) / min(height, width)
+    scale = round(side / kept) / min(height, width)
     # A little is added, so that the shorter side never falls short by a rounding error.
     size = (int(height * scale + 1e-6), int(width * scale + 1e-6))
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)

@@ -13,7 +13,7 @@ import httpx2
 import numpy as np
 from rich.console import Console
 
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.demo.processes import Children
 from cema.demo.provision import Provisioned, provision
 from cema.demo.report import result_table, write_json, write_plot

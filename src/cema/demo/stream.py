@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cema.data.digits import load_digits
 from cema.data.folder import LabelledFolder
+from cema.data.photographs import Photographs
 from cema.demo.segments import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
 from cema.demo.settings import DemoSettings
 from cema.errors import ConfigError
 from cema.models.spec import Model
-from cema.ondevice.preprocess import resize_image
 
 __all__ = ["EdgeStream", "make_streams"]
 
@@ -92,7 +92,9 @@ def _source(
     _check_classes(edge, len(photographs.classes), str(settings.images))
     shape = foundation.preprocessing
     side = max(shape.height, shape.width, edge.preprocessing.height, edge.preprocessing.width)
-    return _OneSize(photographs, side), photographs.labels, PHOTOGRAPH_STRETCHES, RandomView()
+    # A camera has one resolution, and one file holds all images: each is cut to the larger model's square.
+    squares = Photographs(photographs.files, side=side, kept=1.0)
+    return squares, photographs.labels, PHOTOGRAPH_STRETCHES, RandomView()
 
 
 def _check_classes(model: Model, classes: int, where: str) -> None:
@@ -102,26 +104,3 @@ def _check_classes(model: Model, classes: int, where: str) -> None:
             "Put a list of all class names, in the order of the model's logits, beside the images as "
             "imagenet_wnids.txt, or choose a model for these classes."
         )
-
-
-class _OneSize(Sequence[NDArray[np.uint8]]):
-    """Photographs scaled to a square of one side: a camera has one resolution, and one file holds them all."""
-
-    def __init__(self, photographs: LabelledFolder, side: int) -> None:
-        self._photographs, self._side = photographs, side
-
-    def __len__(self) -> int:
-        return len(self._photographs)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NDArray[np.uint8]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        image = self._photographs[index]
-        scale = self._side / min(image.shape[:2])
-        height, width = (max(self._side, round(n * scale)) for n in image.shape[:2])
-        top, left = (height - self._side) // 2, (width - self._side) // 2
-        return resize_image(image, height, width)[top : top + self._side, left : left + self._side]

@@ -19,7 +19,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
 
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.errors import ExportError, LogitsError
 from cema.export.onnx_graph import (
     INPUT_NAME,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openapi import Declared
 
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.cloud.config import CloudConfig
 from cema.cloud.http import body
 from cema.cloud.http.app import create_app

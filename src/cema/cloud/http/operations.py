@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from cema._version import __version__
+from cema._util.version import __version__
 from cema.cloud.http.access import MEMBER_ERRORS, SCRAPER_ERRORS, CohortName, member, scraper
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.metrics import CONTENT_TYPE
