@@ -72,7 +72,7 @@ def load_pool(pair: str, data: Path | None) -> Pool:
         from cema.data.digits import load_digits  # noqa: PLC0415
 
         digits = load_digits()
-        return Pool(digits.test_images, digits.test_labels)
+        return Pool(list(digits.test_images), digits.test_labels)
     if data is None:
         raise SystemExit(f"{pair}: pass --data, the folder with its images and weights")
     if pair == "cifar":

@@ -59,7 +59,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     preprocessing = load_models(options.pair, options.data)[0].preprocessing
     order = np.random.default_rng(options.seed).permutation(len(pool.labels))
     halves = order[: options.samples], order[options.samples : 2 * options.samples]
-    made, seen = {}, {}
+    made: dict[str, np.ndarray] = {}
+    seen: dict[str, np.ndarray] = {}
     for name in NAMES:
         for half, sent, into in ((0, True, made), (1, False, seen)):
             images: Sequence[np.ndarray] = [pool.images[i] for i in halves[half]]

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cema._util.names import merged
 from cema.bench.config import ModelPair
-from cema.bench.hyperparameters import Architecture, Family, table_settings
+from cema.bench.hyperparameters import Architecture, method_settings
 from cema.bench.plan import load_pair
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
@@ -34,7 +33,7 @@ from cema.methods.base import MethodContext
 from cema.methods.registry import default_settings, make_adapter
 
 if TYPE_CHECKING:
-    from cema.data.base import Dataset, LabelledImages
+    from cema.data.base import Dataset, Family, LabelledImages
     from cema.models.spec import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
@@ -132,7 +131,7 @@ def grid(options: argparse.Namespace, method: str) -> list[dict[str, Any]]:
 def settings_of(options: argparse.Namespace, method: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Put a grid point over what the tables have for the data and the architecture."""
     family, kind = COLUMNS[options.pair]
-    return merged(table_settings(method, family, kind, "short"), setting)
+    return method_settings(method, family, kind, rates="short", given={method: setting})
 
 
 def main() -> None:
