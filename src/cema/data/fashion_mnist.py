@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from cema._util.files import write_atomic
+from cema._util.folders import user_cache
 from cema.data.base import Dataset, DatasetOptions
 from cema.data.npz import array_dataset
 from cema.errors import ConfigError, ImageError
@@ -30,7 +30,6 @@ __all__ = [
     "FASHION_MNIST_URLS",
     "FashionMnistReader",
     "dataset_folders",
-    "download_checked",
     "load_fashion_mnist",
     "read_idx",
 ]
@@ -60,7 +59,6 @@ FASHION_MNIST_URLS: tuple[str, ...] = (
 _PARTS = {"train": "train", "test": "t10k"}
 _SIDE = 28
 _PADDED = 32
-_MAX_BYTES = 64 << 20
 _TIMEOUT = 30.0
 # The checksum is that of the compressed file, which no transport may unpack or pack again.
 _HEADERS = {"Accept-Encoding": "identity"}
@@ -149,8 +147,7 @@ def dataset_folders() -> tuple[Path, ...]:
 def _own_folder() -> Path:
     if given := os.environ.get("CEMA_DATA"):
         return Path(given) / "fashion-mnist"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "cema" / "fashion-mnist"
+    return user_cache("fashion-mnist")
 
 
 def _locate(
@@ -165,57 +162,29 @@ def _locate(
     failures = []
     for url in urls:
         try:
-            download_checked(url + packed, target / packed, md5=md5[packed])
+            return _download(url + packed, target, md5[packed])
         except ConfigError as error:
             failures.append(str(error))
-        else:
-            return target / packed
     raise ConfigError(
         f"{packed} of Fashion-MNIST was not found and could not be downloaded ({'; '.join(failures)}); put the files "
         f"of Fashion-MNIST into {target}, or set CEMA_DATA to the folder that has them"
     )
 
 
-def download_checked(url: str, path: Path, *, md5: str) -> None:
-    """Download a file; it appears under its name only whole and with the expected checksum.
-
-    Parameters
-    ----------
-    url : str
-        Where it is.
-    path : Path
-        Where to put it; folders are made.
-    md5 : str
-        Its MD5 in lowercase hexadecimal.
-
-    Raises
-    ------
-    ConfigError
-        If the server cannot be reached, or what it sends is an error, too much, or another file; or if httpx2 is
-        missing.
-    """
+def _download(url: str, folder: Path, md5: str) -> Path:
+    """Download a file; it appears under its name only whole and with the expected checksum."""
     try:
-        import httpx2  # noqa: PLC0415 - only downloads need it
+        import pooch  # noqa: PLC0415 - only downloads need it
+        import requests  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{url}: downloads need httpx2; pip install httpx2") from error
+        raise ConfigError(f"{url}: downloads need pooch; pip install pooch") from error
 
-    body = bytearray()
+    downloader = pooch.HTTPDownloader(headers=_HEADERS, timeout=_TIMEOUT)
+    name = url.rpartition("/")[2]
     try:
-        with httpx2.stream("GET", url, headers=_HEADERS, follow_redirects=True, timeout=_TIMEOUT) as response:
-            response.raise_for_status()
-            for piece in response.iter_raw():
-                body += piece
-                if len(body) > _MAX_BYTES:
-                    raise ConfigError(
-                        f"{url}: the file is larger than {_MAX_BYTES >> 20} MiB; it is another one"
-                    )
-    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, downloader=downloader))
+    except (requests.RequestException, ValueError, OSError) as error:
         raise ConfigError(f"{url}: {str(error) or type(error).__name__}") from error
-    got = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    if got != md5:
-        raise ConfigError(f"{url}: expected a file with MD5 {md5}, got {len(body)} bytes with {got}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, bytes(body))
 
 
 def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
