@@ -13,17 +13,18 @@ from torch import nn
 
 from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, load_digits
 from cema.errors import ModelError
-from cema.models import digits
-from cema.models.digits import digits_cnn, digits_cnn_foundation, digits_net, shipped_record
+from cema.models import shipped
+from cema.models.digits import DIGITS_PREPROCESSING, digits_net
+from cema.models.shipped import shipped_model, shipped_record
 from cema.recipes.digits import DIGITS_RECIPES, accuracy
 
-BUILDERS = {"digits-cnn": digits_cnn, "digits-cnn-foundation": digits_cnn_foundation}
+NAMES = ("digits-cnn", "digits-cnn-foundation")
 WEIGHTS = Path(str(files("cema.models") / "weights"))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_model_is_ready_to_use(name: str) -> None:
-    model = BUILDERS[name]()
+    model = shipped_model(name)
     images = load_digits().test_images[:5]
     assert model.name == name
     assert model.labels == tuple("0123456789")
@@ -35,9 +36,9 @@ def test_model_is_ready_to_use(name: str) -> None:
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_record_matches_the_weights(name: str) -> None:
-    record, data, model = shipped_record(name), load_digits(), BUILDERS[name]()
+    record, data, model = shipped_record(name), load_digits(), shipped_model(name)
     assert record["sha256"] == hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
     assert accuracy(model.module, data.test_images, data.test_labels) == pytest.approx(
         record["clean_accuracy"], abs=0.1
@@ -46,7 +47,7 @@ def test_record_matches_the_weights(name: str) -> None:
     assert record["augmentations"]
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_record_matches_recipe_and_split(name: str) -> None:
     record, data = shipped_record(name), load_digits()
     recipe = DIGITS_RECIPES[name]
@@ -62,19 +63,19 @@ def test_record_matches_recipe_and_split(name: str) -> None:
 
 def test_preprocessing_is_what_training_used() -> None:
     data = load_digits()
-    normalised = digits.DIGITS_PREPROCESSING(data.train_images)
+    normalised = DIGITS_PREPROCESSING(data.train_images)
     assert normalised.mean() == pytest.approx(0, abs=0.02)
     assert normalised.std() == pytest.approx(1, abs=0.02)
-    model = digits_cnn()
+    model = shipped_model("digits-cnn")
     with torch.inference_mode():
-        predicted = model.module(torch.from_numpy(digits.DIGITS_PREPROCESSING(data.test_images))).argmax(1)
+        predicted = model.module(torch.from_numpy(DIGITS_PREPROCESSING(data.test_images))).argmax(1)
     right = 100 * float((predicted.numpy() == data.test_labels).mean())
     assert right == pytest.approx(accuracy(model.module, data.test_images, data.test_labels), abs=0.05)
 
 
 def test_sizes_and_norm_layers() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 6_000_000
-    for name in BUILDERS:
+    for name in NAMES:
         net = digits_net(name)
         kinds = [type(module) for module in net.modules()]
         assert kinds.count(nn.BatchNorm2d) == kinds.count(nn.Conv2d) >= 4
@@ -85,9 +86,9 @@ def test_unknown_names_and_damaged_weights(monkeypatch: pytest.MonkeyPatch) -> N
         digits_net("digits-transformer")
     with pytest.raises(ModelError, match="reinstall"):
         shipped_record("digits-transformer")
-    real = digits._read
+    real = shipped._read
     monkeypatch.setattr(
-        digits, "_read", lambda file: real(file)[:-1] if file.endswith("tensors") else real(file)
+        shipped, "_read", lambda file: real(file)[:-1] if file.endswith("tensors") else real(file)
     )
     with pytest.raises(ModelError, match="sha256"):
-        digits_cnn()
+        shipped_model("digits-cnn")

@@ -18,14 +18,14 @@ from cema.data.corruptions import corrupt_images
 from cema.data.digits import DIGITS_SHA256, SPLIT_SEED, load_digits
 from cema.errors import ModelError
 from cema.export.bundle import export_bundle
-from cema.models.digits import shipped_record
-from cema.models.digits_vit import DigitsVit, VitShape, digits_vit, digits_vit_foundation, digits_vit_net
+from cema.models.digits_vit import DigitsVit, VitShape, digits_vit_net
 from cema.models.norm_state import folded_norm_state, norm_layers
 from cema.models.registry import resolve
+from cema.models.shipped import shipped_model, shipped_record
 from cema.models.spec import Model
 from cema.recipes.digits import DIGITS_RECIPES, accuracy
 
-BUILDERS = {"digits-vit": digits_vit, "digits-vit-foundation": digits_vit_foundation}
+NAMES = ("digits-vit", "digits-vit-foundation")
 WEIGHTS = Path(str(files("cema.models") / "weights"))
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
 SMALL = VitShape(width=8, depth=2, heads=2, hidden=12)
@@ -92,27 +92,27 @@ def test_positions_begin_distinct_and_bounded() -> None:
 
 
 def test_an_image_is_answered_alike_alone_and_in_a_batch() -> None:
-    model = digits_vit()
+    model = shipped_model("digits-vit")
     inputs = torch.from_numpy(model.preprocessing(load_digits().test_images[:16]))
     with torch.inference_mode():
         together, alone = model.module(inputs), torch.cat([model.module(x[None]) for x in inputs])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_model_is_ready_to_use(name: str) -> None:
     model = resolve(name, classes=10)
     assert (model.name, model.classes, model.labels) == (name, 10, tuple("0123456789"))
     assert not model.module.training
     assert all(
         torch.equal(value, model.module.state_dict()[key])
-        for key, value in BUILDERS[name]().module.state_dict().items()
+        for key, value in shipped_model(name).module.state_dict().items()
     )
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_record_matches_weights_recipe_and_split(name: str) -> None:
-    record, data, model = shipped_record(name), load_digits(), BUILDERS[name]()
+    record, data, model = shipped_record(name), load_digits(), shipped_model(name)
     content = (WEIGHTS / f"{name}.safetensors").read_bytes()
     recipe = DIGITS_RECIPES[name]
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
@@ -128,11 +128,11 @@ def test_record_matches_weights_recipe_and_split(name: str) -> None:
 
 
 def test_sizes_and_norm_layers() -> None:
-    sizes = [sum(p.numel() for p in digits_vit_net(name).parameters()) for name in BUILDERS]
+    sizes = [sum(p.numel() for p in digits_vit_net(name).parameters()) for name in NAMES]
     assert 100_000 <= sizes[0] <= 200_000
     assert 700_000 <= sizes[1] <= 1_200_000
-    assert sum((WEIGHTS / f"{name}.safetensors").stat().st_size for name in BUILDERS) < 6_000_000
-    for name in BUILDERS:
+    assert sum((WEIGHTS / f"{name}.safetensors").stat().st_size for name in NAMES) < 6_000_000
+    for name in NAMES:
         net = digits_vit_net(name)
         layers = norm_layers(net)
         assert all(type(layer) is nn.LayerNorm for layer in layers.values())
@@ -143,13 +143,13 @@ def test_sizes_and_norm_layers() -> None:
 def test_the_foundation_is_the_more_robust(corruption: tuple[str, int]) -> None:
     data = load_digits()
     images, labels = corrupt_images(data.test_images[:200], *corruption), data.test_labels[:200]
-    edge, foundation = (right(build(), images, labels) for build in BUILDERS.values())
+    edge, foundation = (right(shipped_model(name), images, labels) for name in NAMES)
     assert foundation >= edge + 5
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_export_agrees_with_torch(name: str, tmp_path: Path) -> None:
-    model = BUILDERS[name]()
+    model = shipped_model(name)
     report = export_bundle(model, tmp_path / "bundle", public_keys=[KEY])
     assert report.max_abs_difference < 1e-3
     assert report.norm_layers == len(norm_layers(model.module))
@@ -159,10 +159,10 @@ def test_export_agrees_with_torch(name: str, tmp_path: Path) -> None:
 def test_the_pair_adapts() -> None:
     data = load_digits()
     images, labels = corrupt_images(data.test_images[:256], "gaussian_noise", 4), data.test_labels[:256]
-    edge = digits_vit()
+    edge = shipped_model("digits-vit")
     before = right(edge, images, labels)
     source = folded_norm_state(edge.module)
-    adapter = CemaLearner(edge, digits_vit_foundation(), seed=0)
+    adapter = CemaLearner(edge, shipped_model("digits-vit-foundation"), seed=0)
     reports = [adapter.learn(list(images[start : start + 32])) for start in range(0, 256, 32)]
     assert [report.skipped for report in reports] == [0] * 8
     moved = adapter.norm_state()

@@ -1,4 +1,4 @@
-"""The built-in pair of Vision Transformers for handwritten digits, with the weights that ship with the package."""
+"""The Vision Transformers for handwritten digits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cema.errors import ModelError
-from cema.models.digits import DIGITS_LABELS, DIGITS_PREPROCESSING, shipped_model
-from cema.models.spec import Model
+from cema.models.digits import DIGITS_LABELS, DIGITS_PREPROCESSING
 
-__all__ = ["DigitsVit", "VitShape", "digits_vit", "digits_vit_foundation", "digits_vit_net"]
+__all__ = ["DigitsVit", "VitShape", "digits_vit_net"]
 
 _PATCH = 4
 
@@ -154,38 +153,6 @@ def digits_vit_net(name: str) -> DigitsVit:
     if name not in _SHAPES:
         raise ModelError(f"no digits transformer is called {name!r}; expected one of {', '.join(_SHAPES)}")
     return DigitsVit(_SHAPES[name])
-
-
-def digits_vit() -> Model:
-    """Return the edge model: small, lightly augmented, so that it degrades as deployed models do.
-
-    Returns
-    -------
-    Model
-        With the weights that ship with the package.
-
-    Raises
-    ------
-    ModelError
-        If the shipped weights are missing or damaged.
-    """
-    return shipped_model("digits-vit", digits_vit_net("digits-vit"))
-
-
-def digits_vit_foundation() -> Model:
-    """Return the foundation model: some 800,000 parameters, trained with strong augmentation.
-
-    Returns
-    -------
-    Model
-        With the weights that ship with the package.
-
-    Raises
-    ------
-    ModelError
-        If the shipped weights are missing or damaged.
-    """
-    return shipped_model("digits-vit-foundation", digits_vit_net("digits-vit-foundation"))
 
 
 def _waves(cells: int, width: int) -> Tensor:

@@ -81,15 +81,9 @@ def resolve(name: str, *, weights: Path | str | None = None, classes: int | None
 
 
 def _digits(name: str, weights: Path | None, classes: int | None) -> Model:
-    from cema.models import digits, digits_vit  # noqa: PLC0415 - read their weights only when asked for
+    from cema.models.shipped import shipped_model  # noqa: PLC0415 - reads its weights only when asked for
 
-    made = {
-        "digits-cnn": digits.digits_cnn,
-        "digits-cnn-foundation": digits.digits_cnn_foundation,
-        "digits-vit": digits_vit.digits_vit,
-        "digits-vit-foundation": digits_vit.digits_vit_foundation,
-    }
-    model = made[name]()
+    model = shipped_model(name)
     return finish(
         name, model.module, model.preprocessing, classes=classes, labels=model.labels, weights=weights
     )
