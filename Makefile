@@ -13,8 +13,10 @@ help: ## print these verbs
 demo: $(INSTALLED) ## one cloud and two edges on this machine, on a stream that drifts
 	$(VENV)/bin/cema demo
 
+# One process a core, and one thread a process: several threads in each would wait for each other. Every process
+# loads torch, hence not more than four.
 test: $(INSTALLED) ## the whole test suite
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: $(INSTALLED) ## lint, format and types: what every change passes before it is committed
 	PATH="$(abspath $(VENV))/bin:$$PATH" scripts/check

@@ -59,7 +59,9 @@ def test_absent_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         load_digits()
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2,3\n")])
+@pytest.mark.parametrize(
+    "content", [b"not gzip", gzip.compress(b"1,2,x\n", mtime=0), gzip.compress(b"1,2,3\n", mtime=0)]
+)
 def test_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     path = tmp_path / "digits.csv.gz"
     path.write_bytes(content)
