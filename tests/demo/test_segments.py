@@ -1,4 +1,4 @@
-"""Streams: order, repeats, stretches and views."""
+"""Streams: order, repeats, segments and views."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from cema.data.corruptions import FAMILIES, corrupt_image
 from cema.data.digits import load_digits
-from cema.demo.segments import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
+from cema.demo.segments import DIGITS_SEGMENTS, PHOTOGRAPH_SEGMENTS, RandomView, Segment, Stream
 from cema.errors import ImageError
 
-STRETCHES = (Stretch("clean"), Stretch("noise", "gaussian_noise", 3), Stretch("contrast", "contrast", 4))
+SEGMENTS = (Segment("clean"), Segment("noise", "gaussian_noise", 3), Segment("contrast", "contrast", 4))
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,17 @@ def labels() -> np.ndarray:
 
 
 def make(images: np.ndarray, labels: np.ndarray, **options: object) -> Stream:
-    return Stream(images, labels, STRETCHES, **options)  # type: ignore[arg-type]
+    return Stream(images, labels, SEGMENTS, **options)  # type: ignore[arg-type]
 
 
 @given(count=st.integers(1, 12), length=st.integers(1, 40), edge=st.integers(0, 3))
 def test_every_pass_shows_every_image_once(count: int, length: int, edge: int) -> None:
     source = np.zeros((count, 32, 32, 1), np.uint8)
-    stream = Stream(source, np.arange(count), STRETCHES, length=length, edge=edge)
+    stream = Stream(source, np.arange(count), SEGMENTS, length=length, edge=edge)
     assert len(stream) == 3 * length
     assert np.array_equal(stream.labels, stream.order)
-    for stretch in range(3):
-        order = stream.order[stretch * length : (stretch + 1) * length]
+    for segment in range(3):
+        order = stream.order[segment * length : (segment + 1) * length]
         for start in range(0, length, count):
             part = order[start : start + count]
             assert len(set(part.tolist())) == len(part)
@@ -61,7 +61,7 @@ def test_images_are_the_same_however_they_are_asked_for(images: np.ndarray, labe
     assert all(map(np.array_equal, whole, batched))
 
 
-def test_stretches_do_what_they_say(images: np.ndarray, labels: np.ndarray) -> None:
+def test_segments_do_what_they_say(images: np.ndarray, labels: np.ndarray) -> None:
     stream = make(images, labels)
     clean = stream.images(0, 10)
     assert all(
@@ -97,20 +97,20 @@ def test_save_writes_what_images_gives(tmp_path: Path, images: np.ndarray, label
 def test_save_refuses_several_sizes_and_leaves_nothing(tmp_path: Path) -> None:
     sizes = [np.zeros((32, 32, 1), np.uint8), np.zeros((40, 32, 1), np.uint8)]
     with pytest.raises(ImageError, match="resize"):
-        Stream(sizes, [0, 1], STRETCHES).save(tmp_path / "edge.npy")
+        Stream(sizes, [0, 1], SEGMENTS).save(tmp_path / "edge.npy")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stretches", [DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES])
-def test_default_stretches_cover_the_families(stretches: tuple[Stretch, ...]) -> None:
-    assert stretches[0] == Stretch("clean")
-    corruptions = [stretch.corruption for stretch in stretches[1:]]
+@pytest.mark.parametrize("segments", [DIGITS_SEGMENTS, PHOTOGRAPH_SEGMENTS])
+def test_default_segments_cover_the_families(segments: tuple[Segment, ...]) -> None:
+    assert segments[0] == Segment("clean")
+    corruptions = [segment.corruption for segment in segments[1:]]
     assert len(set(corruptions)) >= 4
     assert set(corruptions) & set(FAMILIES["noise"])
     assert set(corruptions) & set(FAMILIES["blur"])
     assert set(corruptions) & {"fog", "contrast"}
     assert set(corruptions) & {"snow", "frost"}
-    assert len({stretch.name for stretch in stretches}) == len(stretches)
+    assert len({segment.name for segment in segments}) == len(segments)
 
 
 def test_view_keeps_shape_and_colour() -> None:
@@ -138,6 +138,6 @@ def test_wrong_arguments(images: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="min_side"):
         RandomView(0)
     with pytest.raises(ValueError, match="no corruption"):
-        Stretch("clean", None, 3)
+        Segment("clean", None, 3)
     with pytest.raises(ValueError, match="unknown corruption"):
-        Stretch("mist", "mist", 3)
+        Segment("mist", "mist", 3)

@@ -12,7 +12,7 @@ def tally(count: int = 6) -> EdgeTally:
     return EdgeTally(np.arange(count) % 3, [0, count // 2, count])
 
 
-def test_each_stretch_counts_its_own_predictions() -> None:
+def test_each_segment_counts_its_own_predictions() -> None:
     edge = tally()
     edge.predicted(0, 10.0, [0, 1], np.array([0, 0]))
     edge.predicted(2, 11.0, [2, 0], np.array([2, 1]))
@@ -43,7 +43,7 @@ def test_an_update_is_booked_where_the_stream_stood() -> None:
     assert (clean.bytes_down, noise.bytes_down, edge.version) == (0, 100, 2)
 
 
-def test_a_stretch_that_nobody_reached_has_no_row() -> None:
+def test_a_segment_that_nobody_reached_has_no_row() -> None:
     edge = tally()
     edge.predicted(0, 1.0, [0, 1], np.zeros(2, np.int64))
     assert [row.name for row in summarise(["clean", "noise"], [edge])] == ["clean"]

@@ -19,7 +19,7 @@ def demo(
         Path | None, typer.Option(help="A folder DIR/<class>/*.JPEG; the embedded digits if unset.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Predictions per edge; rounded up to whole stretches.")
+        int | None, typer.Option(min=1, help="Predictions per edge; rounded up to whole segments.")
     ] = None,
     edges: Annotated[int, typer.Option(min=1, max=16, help="Edge processes.")] = 2,
     seed: Annotated[int, typer.Option(help="Orders the streams and draws the corruptions.")] = 0,

@@ -12,19 +12,19 @@ from rich import box
 from rich.table import Table
 
 from cema._util.units import human_bytes
-from cema.demo.tally import EdgeTally, StretchResult, rolling_mean
+from cema.demo.tally import EdgeTally, SegmentResult, rolling_mean
 
 __all__ = ["result_table", "write_json", "write_plot"]
 
 WINDOW = 200
 
 
-def result_table(rows: Sequence[StretchResult]) -> Table:
-    """Return the table that is printed at the end: one row per stretch, and the whole stream."""
+def result_table(rows: Sequence[SegmentResult]) -> Table:
+    """Return the table that is printed at the end: one row per segment, and the whole stream."""
     table = Table(
         title="Accuracy in percent and traffic, summed over the edges", box=box.SIMPLE_HEAD, padding=(0, 0)
     )
-    table.add_column("stretch", no_wrap=True)
+    table.add_column("segment", no_wrap=True)
     for name in ("samples", "frozen", "adapted", "sent", "sent %", "up", "down", "guard %"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -35,9 +35,9 @@ def result_table(rows: Sequence[StretchResult]) -> Table:
     return table
 
 
-def _whole(rows: Sequence[StretchResult]) -> StretchResult:
+def _whole(rows: Sequence[SegmentResult]) -> SegmentResult:
     samples = sum(row.samples for row in rows)
-    return StretchResult(
+    return SegmentResult(
         name="whole stream",
         samples=samples,
         frozen_accuracy=sum(row.frozen_accuracy * row.samples for row in rows) / samples,
@@ -49,7 +49,7 @@ def _whole(rows: Sequence[StretchResult]) -> StretchResult:
     )
 
 
-def _cells(row: StretchResult) -> list[str]:
+def _cells(row: SegmentResult) -> list[str]:
     return [
         row.name,
         str(row.samples),

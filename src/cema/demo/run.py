@@ -19,7 +19,7 @@ from cema.demo.provision import Provisioned, provision
 from cema.demo.report import result_table, write_json, write_plot
 from cema.demo.settings import DemoSettings
 from cema.demo.stream import EdgeStream, make_streams
-from cema.demo.tally import EdgeTally, StretchResult, summarise
+from cema.demo.tally import EdgeTally, SegmentResult, summarise
 from cema.demo.view import View
 from cema.edge.runtime import Runtime
 from cema.errors import CemaError
@@ -38,7 +38,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     Returns
     -------
     dict
-        What `--json` writes: `seed`, `seconds`, `versions`, `stretches`, and what edge and cloud counted.
+        What `--json` writes: `seed`, `seconds`, `versions`, `stretches` (the segments), and what was counted.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _cloud_status(url: str, provisioned: Provisioned) -> dict[str, Any]:
 
 def _result(
     settings: DemoSettings,
-    rows: list[StretchResult],
+    rows: list[SegmentResult],
     tallies: list[EdgeTally],
     cloud: dict[str, Any],
     seconds: float,

@@ -13,11 +13,11 @@ import numpy as np
 from cema.data.corruptions import check_corruption, corrupt_images
 from cema.errors import ImageError
 
-__all__ = ["DIGITS_STRETCHES", "PHOTOGRAPH_STRETCHES", "RandomView", "Stream", "Stretch"]
+__all__ = ["DIGITS_SEGMENTS", "PHOTOGRAPH_SEGMENTS", "RandomView", "Segment", "Stream"]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """A part of a stream under one condition.
 
     Attributes
@@ -44,26 +44,26 @@ class Stretch:
             check_corruption(self.corruption, self.severity)
         elif self.severity != 0:
             raise ValueError(
-                f"stretch {self.name!r} has severity {self.severity} but no corruption; use 0, or name one"
+                f"segment {self.name!r} has severity {self.severity} but no corruption; use 0, or name one"
             )
 
 
 #: Embedded digits: clean, then a noise, a blur, lost contrast and weather.
-DIGITS_STRETCHES: tuple[Stretch, ...] = (
-    Stretch("clean"),
-    Stretch("gaussian noise", "gaussian_noise", 4),
-    Stretch("motion blur", "motion_blur", 3),
-    Stretch("fog", "fog", 3),
-    Stretch("snow", "snow", 5),
+DIGITS_SEGMENTS: tuple[Segment, ...] = (
+    Segment("clean"),
+    Segment("gaussian noise", "gaussian_noise", 4),
+    Segment("motion blur", "motion_blur", 3),
+    Segment("fog", "fog", 3),
+    Segment("snow", "snow", 5),
 )
 
 #: Photographs of ImageNet's size: the same families; a noise, a blur, weather and lost contrast.
-PHOTOGRAPH_STRETCHES: tuple[Stretch, ...] = (
-    Stretch("clean"),
-    Stretch("gaussian noise", "gaussian_noise", 3),
-    Stretch("motion blur", "motion_blur", 4),
-    Stretch("snow", "snow", 3),
-    Stretch("contrast", "contrast", 4),
+PHOTOGRAPH_SEGMENTS: tuple[Segment, ...] = (
+    Segment("clean"),
+    Segment("gaussian noise", "gaussian_noise", 3),
+    Segment("motion blur", "motion_blur", 4),
+    Segment("snow", "snow", 3),
+    Segment("contrast", "contrast", 4),
 )
 
 
@@ -112,8 +112,8 @@ class RandomView:
 class Stream:
     """An ordered stream of images made from labelled test images.
 
-    Each stretch has the same number of samples. Its order is a seeded shuffle, another one for every stretch
-    and every edge; when a stretch is longer than the images are many, it goes through them again in a new
+    Each segment has the same number of samples. Its order is a seeded shuffle, another one for every segment
+    and every edge; when a segment is longer than the images are many, it goes through them again in a new
     order, and a repeated image gets a new view (if asked for) and a new draw of the corruption.
 
     Parameters
@@ -122,10 +122,10 @@ class Stream:
         The source. A sequence may read its images when indexed.
     labels : sequence of int
         One label for each image.
-    stretches : sequence of Stretch
+    segments : sequence of Segment
         The conditions in their order.
     length : int, optional
-        Samples in each stretch; by default as many as there are images.
+        Samples in each segment; by default as many as there are images.
     seed : int
         Seed of everything random; the same seed and edge give the same stream.
     edge : int
@@ -136,12 +136,12 @@ class Stream:
     Raises
     ------
     ValueError
-        If there are no images or stretches, labels do not match, or length or edge is out of range.
+        If there are no images or segments, labels do not match, or length or edge is out of range.
 
     Examples
     --------
     >>> import numpy as np
-    >>> stream = Stream(np.zeros((4, 32, 32, 1), np.uint8), [0, 1, 2, 3], [Stretch("clean")], length=6)
+    >>> stream = Stream(np.zeros((4, 32, 32, 1), np.uint8), [0, 1, 2, 3], [Segment("clean")], length=6)
     >>> len(stream), len(stream.images(2, 5))
     (6, 3)
     """
@@ -150,15 +150,15 @@ class Stream:
         self,
         images: np.ndarray | Sequence[np.ndarray],
         labels: Sequence[int] | np.ndarray,
-        stretches: Sequence[Stretch],
+        segments: Sequence[Segment],
         *,
         length: int | None = None,
         seed: int = 0,
         edge: int = 0,
         view: RandomView | None = None,
     ) -> None:
-        if not len(images) or not stretches:
-            raise ValueError(f"a stream needs images and stretches, got {len(images)} and {len(stretches)}")
+        if not len(images) or not segments:
+            raise ValueError(f"a stream needs images and segments, got {len(images)} and {len(segments)}")
         if len(labels) != len(images):
             raise ValueError(f"expected one label for each of {len(images)} images, got {len(labels)}")
         self.length = len(images) if length is None else length
@@ -166,13 +166,13 @@ class Stream:
             raise ValueError(
                 f"length must be at least 1, edge and seed at least 0; got {self.length}, {edge} and {seed}"
             )
-        self.stretches = tuple(stretches)
+        self.segments = tuple(segments)
         self._images, self._view = images, view
         self._seed, self._edge = seed, edge
         source = np.asarray(labels, dtype=np.int64)
-        #: Index of the source image at each place, int64 (stretches * length,).
-        self.order = np.concatenate([self._shuffled(index) for index in range(len(self.stretches))])
-        #: Label at each place, int64 (stretches * length,).
+        #: Index of the source image at each place, int64 (segments * length,).
+        self.order = np.concatenate([self._shuffled(index) for index in range(len(self.segments))])
+        #: Label at each place, int64 (segments * length,).
         self.labels = source[self.order]
 
     def __len__(self) -> int:
@@ -191,7 +191,7 @@ class Stream:
         Parameters
         ----------
         start, stop : int
-            Range of places; may run over several stretches.
+            Range of places; may run over several segments.
         processes, progress
             As for `cema.data.corruptions.corrupt_images`; the progress is over this call.
 
@@ -209,18 +209,18 @@ class Stream:
             raise IndexError(f"the stream has {len(self)} places, got the range {start} to {stop}")
         made: list[np.ndarray] = []
         while start < stop:
-            stretch, repeat = self.stretches[start // self.length], self._repeat(start)
-            # Up to the end of this stretch or of this pass through the images: one seed is for both.
+            segment, repeat = self.segments[start // self.length], self._repeat(start)
+            # Up to the end of this segment or of this pass through the images: one seed is for both.
             pass_end = start // self.length * self.length + (repeat + 1) * len(self._images)
             end = min(stop, (start // self.length + 1) * self.length, pass_end)
             plain = [self._seen(place) for place in range(start, end)]
-            if stretch.corruption is None:
+            if segment.corruption is None:
                 made += plain
             else:
                 made += corrupt_images(
                     plain,
-                    stretch.corruption,
-                    stretch.severity,
+                    segment.corruption,
+                    segment.severity,
                     seed=self._draw(start // self.length, repeat),
                     processes=processes,
                 )
@@ -277,19 +277,19 @@ class Stream:
     def _repeat(self, place: int) -> int:
         return place % self.length // len(self._images)
 
-    def _shuffled(self, stretch: int) -> np.ndarray:
-        rng = np.random.default_rng((self._seed, self._edge, stretch))
+    def _shuffled(self, segment: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, self._edge, segment))
         passes = -(-self.length // len(self._images))
         order = np.concatenate([rng.permutation(len(self._images)) for _ in range(passes)])
         return order[: self.length].astype(np.int64)
 
-    def _draw(self, stretch: int, repeat: int) -> int:
-        state = np.random.SeedSequence((self._seed, self._edge, stretch, repeat)).generate_state(2, np.uint64)
+    def _draw(self, segment: int, repeat: int) -> int:
+        state = np.random.SeedSequence((self._seed, self._edge, segment, repeat)).generate_state(2, np.uint64)
         return int(state[0])
 
     def _seen(self, place: int) -> np.ndarray:
-        index, stretch, repeat = int(self.order[place]), place // self.length, self._repeat(place)
+        index, segment, repeat = int(self.order[place]), place // self.length, self._repeat(place)
         image = self._images[index]
         if self._view is None or repeat == 0:
             return image
-        return self._view(image, np.random.default_rng((self._seed, self._edge, stretch, repeat, index)))
+        return self._view(image, np.random.default_rng((self._seed, self._edge, segment, repeat, index)))

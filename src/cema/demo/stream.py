@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cema.data.digits import load_digits
 from cema.data.folder import LabelledFolder
 from cema.data.photographs import Photographs
-from cema.demo.segments import DIGITS_STRETCHES, PHOTOGRAPH_STRETCHES, RandomView, Stream, Stretch
+from cema.demo.segments import DIGITS_SEGMENTS, PHOTOGRAPH_SEGMENTS, RandomView, Segment, Stream
 from cema.demo.settings import DemoSettings
 from cema.errors import ConfigError
 from cema.models.spec import Model
@@ -31,9 +31,9 @@ class EdgeStream:
     Attributes
     ----------
     names : tuple of str, (S,)
-        The stretches.
+        The segments.
     bounds : tuple of int, (S + 1,)
-        Where each stretch begins, and where the last one ends.
+        Where each segment begins, and where the last one ends.
     path : Path
         uint8 images, NHWC, as `.npy`.
     labels : ndarray of int64, (N,)
@@ -51,7 +51,7 @@ def make_streams(
 ) -> list[EdgeStream]:
     """Draw a stream per edge and write it below `folder`.
 
-    Every edge sees the same stretches; order and draws of the corruptions are its own.
+    Every edge sees the same segments; order and draws of the corruptions are its own.
 
     Raises
     ------
@@ -60,13 +60,13 @@ def make_streams(
     ImageError
         If an image cannot be read; the message names the file.
     """
-    images, labels, stretches, view = _source(settings, edge, foundation)
-    length = -(-settings.samples // len(stretches))
+    images, labels, segments, view = _source(settings, edge, foundation)
+    length = -(-settings.samples // len(segments))
     made = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         for i in range(settings.edges):
-            stream = Stream(images, labels, stretches, length=length, seed=settings.seed, edge=i, view=view)
+            stream = Stream(images, labels, segments, length=length, seed=settings.seed, edge=i, view=view)
             task = progress.add_task(f"drawing the stream of edge-{i}", total=len(stream))
 
             def show(done: int, _total: int, task: Any = task) -> None:
@@ -75,26 +75,26 @@ def make_streams(
             path = folder / f"stream-{i}.npy"
             stream.save(path, processes=1 if settings.images is None else os.cpu_count() or 1, progress=show)
             bounds = tuple(range(0, len(stream) + 1, length))
-            made.append(EdgeStream(tuple(s.name for s in stretches), bounds, path, stream.labels))
+            made.append(EdgeStream(tuple(s.name for s in segments), bounds, path, stream.labels))
     return made
 
 
 def _source(
     settings: DemoSettings, edge: Model, foundation: Model
 ) -> tuple[
-    Sequence[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int64], tuple[Stretch, ...], RandomView | None
+    Sequence[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int64], tuple[Segment, ...], RandomView | None
 ]:
     if settings.images is None:
         digits = load_digits()
         _check_classes(edge, 10, "the embedded digits")
-        return digits.test_images, digits.test_labels, DIGITS_STRETCHES, None
+        return digits.test_images, digits.test_labels, DIGITS_SEGMENTS, None
     photographs = LabelledFolder(settings.images)
     _check_classes(edge, len(photographs.classes), str(settings.images))
     shape = foundation.preprocessing
     side = max(shape.height, shape.width, edge.preprocessing.height, edge.preprocessing.width)
     # A camera has one resolution, and one file holds all images: each is cut to the larger model's square.
     squares = Photographs(photographs.files, side=side, kept=1.0)
-    return squares, photographs.labels, PHOTOGRAPH_STRETCHES, RandomView()
+    return squares, photographs.labels, PHOTOGRAPH_SEGMENTS, RandomView()
 
 
 def _check_classes(model: Model, classes: int, where: str) -> None:

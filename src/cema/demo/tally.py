@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EdgeTally", "StretchResult", "rolling_mean", "summarise"]
+__all__ = ["EdgeTally", "SegmentResult", "rolling_mean", "summarise"]
 
 
 @dataclass
@@ -21,7 +21,7 @@ class EdgeTally:
     labels : ndarray of int64, (N,)
         The true labels; they never leave the process that scores.
     bounds : sequence of int, (S + 1,)
-        Where each stretch begins in the stream, and where the last one ends.
+        Where each segment begins in the stream, and where the last one ends.
     """
 
     labels: NDArray[np.int64]
@@ -53,8 +53,8 @@ class EdgeTally:
         return self.swaps[-1][1] if self.swaps else 0
 
     @property
-    def stretch(self) -> int:
-        """The index of the stretch that the edge is in."""
+    def segment(self) -> int:
+        """The index of the segment that the edge is in."""
         return int(np.searchsorted(self.bounds, min(self.seen, self.bounds[-1] - 1), side="right")) - 1
 
     def predicted(
@@ -101,7 +101,7 @@ class EdgeTally:
 
 
 @dataclass(frozen=True)
-class StretchResult:
+class SegmentResult:
     """One row of the table: accuracies in percent, counts summed over edges."""
 
     name: str
@@ -118,8 +118,8 @@ class StretchResult:
         return asdict(self)
 
 
-def summarise(names: Sequence[str], tallies: Sequence[EdgeTally]) -> list[StretchResult]:
-    """Sum what each edge recorded, stretch by stretch, over the samples that were predicted."""
+def summarise(names: Sequence[str], tallies: Sequence[EdgeTally]) -> list[SegmentResult]:
+    """Sum what each edge recorded, segment by segment, over the samples that were predicted."""
     rows = []
     for i, name in enumerate(names):
         parts = [
@@ -129,7 +129,7 @@ def summarise(names: Sequence[str], tallies: Sequence[EdgeTally]) -> list[Stretc
         if not count:
             continue
         rows.append(
-            StretchResult(
+            SegmentResult(
                 name=name,
                 samples=count,
                 frozen_accuracy=100.0 * sum(int(t.frozen[s].sum()) for t, s in parts) / count,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from cema._util.units import human_bytes
-from cema.demo.tally import EdgeTally, StretchResult, rolling_mean
+from cema.demo.tally import EdgeTally, SegmentResult, rolling_mean
 
 __all__ = ["View"]
 
@@ -29,12 +29,12 @@ class _Field(ProgressColumn):
 
 
 class View:
-    """A progress bar per edge, and a line for every stretch that all edges have left.
+    """A progress bar per edge, and a line for every segment that all edges have left.
 
     Parameters
     ----------
     names : sequence of str
-        The stretches of the stream.
+        The segments of the stream.
     tallies : sequence of EdgeTally
         The records that are shown.
     """
@@ -45,7 +45,7 @@ class View:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
-            _Field("stretch", max(map(len, names))),
+            _Field("segment", max(map(len, names))),
             _Field("accuracy", 9),
             _Field("traffic", 25),
             _Field("version", 4),
@@ -68,14 +68,14 @@ class View:
             self._progress.update(
                 task,
                 completed=tally.seen,
-                stretch=self._names[tally.stretch],
+                segment=self._names[tally.segment],
                 accuracy=f"{frozen:.0f} → {adapted:.0f} %",
                 traffic=f"{share:.0f} % ↑{up} ↓{down}",
                 version=f"v{tally.version}",
             )
 
-    def left(self, rows: Sequence[StretchResult]) -> None:
-        """Print a line for each stretch that every edge has left since the last call."""
+    def left(self, rows: Sequence[SegmentResult]) -> None:
+        """Print a line for each segment that every edge has left since the last call."""
         done = sum(all(t.seen >= t.bounds[i + 1] for t in self._tallies) for i in range(len(self._names)))
         for row in rows[self._printed : done]:
             self._progress.console.print(
