@@ -8,35 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_layers import CLASSES, WIDTH, normalised, pictures, two_layers
 
 from cema.adapt.config import AdaptConfig
 from cema.adapt.learner import CemaLearner
-from cema.models.spec import Model
-from cema.ondevice.preprocess import Preprocessing
-
-CLASSES, WIDTH, SIDE = 3, 5, 4
-PIXELS = Preprocessing(height=SIDE, width=SIDE, channels=3, mean=(128.0,) * 3, std=(64.0,) * 3)
-
-
-class TwoLayers(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.conv = nn.Conv2d(3, WIDTH, 3)
-            self.norm = nn.BatchNorm2d(WIDTH)
-            self.linear = nn.Linear(WIDTH, CLASSES)
-            nn.init.uniform_(self.norm.weight, 0.5, 2.0)
-            nn.init.normal_(self.norm.bias)
-            nn.init.normal_(self.linear.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
-        return logits
-
-
-def two_layers(seed: int) -> Model:
-    return Model(name=f"two-{seed}", module=TwoLayers(seed).eval(), preprocessing=PIXELS, classes=CLASSES)
 
 
 class Written:
@@ -108,9 +83,9 @@ def test_two_steps_are_the_written_out_algorithm(preset: str) -> None:
     g, f = Written(two_layers(1).module), Written(two_layers(2).module)
     e_max = 0.4 * math.log(CLASSES)
     for seed in (0, 1):
-        images = list(np.random.default_rng(seed).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8))
+        images = pictures(6, seed)
         report = adapter.learn(images)
-        x = torch.from_numpy((np.stack(images).transpose(0, 3, 1, 2) - 128.0) / 64.0)
+        x = normalised(images)
         f.follow(x)
         g.follow(x)
         e = entropy(f.logits(x, through_batch=True).softmax(1))

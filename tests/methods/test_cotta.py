@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_layers import SIDE, TwoLayers, normalised, pictures, two_layers
 
 from cema.methods.base import MethodContext, Uplink
 from cema.methods.cotta import CoTTA, CoTTAConfig
@@ -26,48 +27,8 @@ from cema.methods.cotta_views import (
 )
 from cema.models.registry import resolve
 from cema.models.spec import Model
-from cema.ondevice.preprocess import Preprocessing
 
 Photos = Callable[[int], list[np.ndarray]]
-CLASSES, WIDTH, SIDE = 3, 5, 4
-PIXELS = Preprocessing(
-    height=SIDE, width=SIDE, channels=3, mean=(128.0, 120.0, 110.0), std=(64.0, 60.0, 70.0)
-)
-
-
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            # Without a bias: batch normalisation takes it away again, and Adam would follow rounding errors.
-            self.conv = nn.Conv2d(3, WIDTH, 3, bias=False)
-            self.norm = nn.BatchNorm2d(WIDTH)
-            self.linear = nn.Linear(WIDTH, CLASSES)
-            nn.init.uniform_(self.norm.weight, 0.5, 2.0)
-            nn.init.normal_(self.norm.bias)
-            nn.init.normal_(self.linear.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
-        return logits
-
-
-def model() -> Model:
-    return Model(name="two", module=TwoLayers().eval(), preprocessing=PIXELS, classes=CLASSES)
-
-
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return list(rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8))
-
-
-def normalised(pixels: np.ndarray) -> torch.Tensor:
-    """Turn pixels (N, C, H, W) in 0..255 into the model's input."""
-    mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (PIXELS.mean, PIXELS.std))
-    return torch.from_numpy((pixels - mean) / std)
-
-
 Parameters = dict[str, torch.Tensor]
 
 
@@ -76,7 +37,7 @@ class Written:
 
     def __init__(self, config: CoTTAConfig) -> None:
         self.config = config
-        source = {k: v.double() for k, v in TwoLayers().named_parameters()}
+        source = {k: v.double() for k, v in TwoLayers(5, bias=False).named_parameters()}
         self.anchor, self.teacher, self.student = (
             {k: v.detach().clone() for k, v in source.items()} for _ in range(3)
         )
@@ -140,11 +101,11 @@ def test_three_steps_are_the_written_out_algorithm(optimizer: str, symmetric: bo
         restore=0.0,
         symmetric=symmetric,
     )
-    cotta, written = CoTTA(model(), config, context=MethodContext()), Written(config)
+    cotta, written = CoTTA(two_layers(5, bias=False), config, context=MethodContext()), Written(config)
     for seed in range(3):
         images = pictures(12, seed)
         outcome = cotta.step(images)
-        expected = written.step(normalised(np.stack(images).transpose(0, 3, 1, 2)), [])
+        expected = written.step(normalised(images), [])
         np.testing.assert_allclose(outcome.logits, expected.numpy(), rtol=1e-3, atol=1e-4)
         assert (outcome.uploads, outcome.forwards, outcome.backwards) == (12, 36, 12)
         assert outcome.bytes_up == Uplink().count(images)
@@ -155,15 +116,14 @@ def test_three_steps_are_the_written_out_algorithm(optimizer: str, symmetric: bo
 
 def test_an_unsure_anchor_has_pseudo_labels_averaged_over_views() -> None:
     config = CoTTAConfig(lr=0.01, ema=0.9, views=4, confidence=1.0, restore=0.0)
-    cotta, written = CoTTA(model(), config, context=MethodContext(seed=9)), Written(config)
+    cotta, written = CoTTA(two_layers(5, bias=False), config, context=MethodContext(seed=9)), Written(config)
     rng, generator = np.random.default_rng(9), torch.Generator().manual_seed(9)
     for seed in range(2):
         images = pictures(12, seed)
-        pixels = np.stack(images).transpose(0, 3, 1, 2)
-        grey = torch.from_numpy(pixels / 255.0).float()
+        grey = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2) / 255.0).float()
         seen = [apply_view(grey, draw_view(rng, SIDE, SIDE), generator) for _ in range(4)]
-        views = [normalised(255.0 * view.double().numpy()) for view in seen]
-        expected = written.step(normalised(pixels), views)
+        views = [normalised(255.0 * view.double().permute(0, 2, 3, 1).numpy()) for view in seen]
+        expected = written.step(normalised(images), views)
         outcome = cotta.step(images)
         np.testing.assert_allclose(outcome.logits, expected.numpy(), rtol=1e-3, atol=1e-3)
         assert outcome.forwards == 12 * (1 + 1 + 4)
@@ -172,13 +132,17 @@ def test_an_unsure_anchor_has_pseudo_labels_averaged_over_views() -> None:
 
 def test_each_weight_goes_back_to_the_source_by_chance() -> None:
     learned, restored, all_back = (
-        CoTTA(model(), CoTTAConfig(lr=0.05, confidence=0.0, restore=p), context=MethodContext())
+        CoTTA(
+            two_layers(5, bias=False),
+            CoTTAConfig(lr=0.05, confidence=0.0, restore=p),
+            context=MethodContext(),
+        )
         for p in (0.0, 0.3, 1.0)
     )
     for cotta in (learned, restored, all_back):
         cotta.step(pictures(12))
     back = total = 0
-    source = dict(TwoLayers().named_parameters())
+    source = dict(TwoLayers(5, bias=False).named_parameters())
     kept = dict(learned.student.module.named_parameters())
     for name, value in restored.student.module.named_parameters():
         at_source, at_learned = value == source[name], value == kept[name]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_layers import CLASSES, PIXELS, WIDTH, TwoLayers, normalised, pictures, two_layers
 
 from cema.methods.base import MethodContext, NotApplicable, Uplink
 from cema.methods.sar import SAR, SARConfig, top_layers
@@ -16,44 +17,15 @@ from cema.models.cifar import CifarResNet
 from cema.models.norm_state import norm_layers
 from cema.models.registry import resolve
 from cema.models.spec import Model
-from cema.ondevice.preprocess import Preprocessing
 
 Photos = Callable[[int], list[np.ndarray]]
-CLASSES, WIDTH, SIDE = 3, 5, 4
-PIXELS = Preprocessing(height=SIDE, width=SIDE, channels=3, mean=(128.0,) * 3, std=(64.0,) * 3)
-
-
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(7)
-            self.conv = nn.Conv2d(3, WIDTH, 3)
-            self.norm = nn.BatchNorm2d(WIDTH)
-            self.linear = nn.Linear(WIDTH, CLASSES)
-            nn.init.uniform_(self.norm.weight, 0.5, 2.0)
-            nn.init.normal_(self.norm.bias)
-            nn.init.normal_(self.linear.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
-        return logits
-
-
-def model() -> Model:
-    return Model(name="two", module=TwoLayers().eval(), preprocessing=PIXELS, classes=CLASSES)
-
-
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return list(rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8))
 
 
 class Written:
     """The same model in float64, batch normalisation and every step of the method spelled out."""
 
     def __init__(self) -> None:
-        self.p = {k: v.double() for k, v in TwoLayers().state_dict().items() if v.is_floating_point()}
+        self.p = {k: v.double() for k, v in TwoLayers(7).state_dict().items() if v.is_floating_point()}
         self.theta = [self.p["norm.weight"].clone(), self.p["norm.bias"].clone()]
         self.velocity = [torch.zeros(WIDTH, dtype=torch.float64) for _ in range(2)]
 
@@ -88,12 +60,12 @@ class Written:
 def test_three_steps_are_the_written_out_algorithm() -> None:
     # A wide neighbourhood, so that some samples leave the second filter.
     config = SARConfig(lr=0.02, e_margin=0.7, rho=0.5, recover_below=0.0, skip=())
-    sar, written = SAR(model(), config, context=MethodContext()), Written()
+    sar, written = SAR(two_layers(7), config, context=MethodContext()), Written()
     filtered = []
     for seed in range(3):
         images = pictures(16, seed)
         outcome = sar.step(images)
-        x = torch.from_numpy((np.stack(images).transpose(0, 3, 1, 2) - 128.0) / 64.0)
+        x = normalised(images)
         sure, still = written.step(x, 0.7 * math.log(CLASSES), 0.5, 0.02)
         filtered.append((sure, still))
         np.testing.assert_allclose(outcome.logits, written.logits.numpy(), atol=1e-4)
@@ -105,9 +77,9 @@ def test_three_steps_are_the_written_out_algorithm() -> None:
 
 
 def test_uploads_are_what_the_filter_lets_through_as_encoded() -> None:
-    sar, images = SAR(model(), SARConfig(e_margin=0.7, skip=()), context=MethodContext()), pictures(16)
+    sar, images = SAR(two_layers(7), SARConfig(e_margin=0.7, skip=()), context=MethodContext()), pictures(16)
     written = Written()
-    x = torch.from_numpy((np.stack(images).transpose(0, 3, 1, 2) - 128.0) / 64.0)
+    x = normalised(images)
     sure = (written.entropy(x, written.theta) < 0.7 * math.log(CLASSES)).numpy()
     outcome = sar.step(images)
     assert outcome.uploads == sure.sum()
@@ -115,7 +87,7 @@ def test_uploads_are_what_the_filter_lets_through_as_encoded() -> None:
 
 
 def test_without_a_sure_sample_nothing_is_learned() -> None:
-    sar = SAR(model(), SARConfig(e_margin=0.0, skip=()), context=MethodContext())
+    sar = SAR(two_layers(7), SARConfig(e_margin=0.0, skip=()), context=MethodContext())
     before = {name: p.detach().clone() for name, p in sar.parameters.items()}
     outcome = sar.step(pictures(8))
     assert (outcome.uploads, outcome.bytes_up, outcome.forwards, outcome.backwards) == (0, 0, 8, 0)
@@ -125,7 +97,8 @@ def test_without_a_sure_sample_nothing_is_learned() -> None:
 def test_collapsed_answers_bring_the_source_model_back() -> None:
     config = SARConfig(lr=0.1, e_margin=1.0, recover_below=10.0, skip=())
     sar, steady = (
-        SAR(model(), c, context=MethodContext()) for c in (config, SARConfig(lr=0.1, e_margin=1.0, skip=()))
+        SAR(two_layers(7), c, context=MethodContext())
+        for c in (config, SARConfig(lr=0.1, e_margin=1.0, skip=()))
     )
     before = {name: p.detach().clone() for name, p in sar.parameters.items()}
     for seed in range(2):
@@ -137,7 +110,9 @@ def test_collapsed_answers_bring_the_source_model_back() -> None:
 
 
 def test_the_average_loss_decides_not_the_latest() -> None:
-    sar = SAR(model(), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=MethodContext())
+    sar = SAR(
+        two_layers(7), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=MethodContext()
+    )
     for loss in (1.0, 0.0, 0.0):
         sar._watch(loss)
     assert sar.recoveries == 0
@@ -147,7 +122,9 @@ def test_the_average_loss_decides_not_the_latest() -> None:
 
 
 def test_the_average_outlives_a_recovery() -> None:
-    sar = SAR(model(), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=MethodContext())
+    sar = SAR(
+        two_layers(7), SARConfig(recover_below=0.2 / math.log(CLASSES), skip=()), context=MethodContext()
+    )
     average, recoveries = 0.1, 0
     # From an average of 0.1 nats, losses of 0.5 need three steps to lift it above 0.2.
     for loss in (0.1, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0):
@@ -160,7 +137,7 @@ def test_the_average_outlives_a_recovery() -> None:
 
 @pytest.mark.parametrize(("classes", "nats"), [(1000, 0.2), (10, 0.2 / 3)])
 def test_collapse_is_measured_against_the_number_of_classes(classes: int, nats: float) -> None:
-    several = Model(name="two", module=TwoLayers().eval(), preprocessing=PIXELS, classes=classes)
+    several = Model(name="two", module=TwoLayers(7).eval(), preprocessing=PIXELS, classes=classes)
     for loss, recoveries in ((nats * 1.001, 0), (nats * 0.999, 1)):
         sar = SAR(several, SARConfig(skip=()), context=MethodContext())
         sar._watch(loss)

@@ -16,13 +16,12 @@ from cema.data.base import (
     DatasetOptions,
     Family,
     LabelledImages,
-    Progress,
-    check_condition,
     choose,
     files_digest,
     known_corruptions,
     required,
 )
+from cema.data.published import PublishedCorruptions
 from cema.errors import ConfigError, ImageError
 
 __all__ = ["CifarC", "CifarCReader", "is_cifar_c"]
@@ -31,7 +30,7 @@ _LABELS = "labels.npy"
 _SEVERITIES = 5
 
 
-class CifarC:
+class CifarC(PublishedCorruptions):
     """A folder of CIFAR-10-C or CIFAR-100-C.
 
     Parameters
@@ -57,21 +56,20 @@ class CifarC:
         If a file is no array, or of another dtype or shape.
     """
 
-    logits: tuple[int, ...] | None = None
-    cropped = True
+    suffix = ".npy"
+    clean_images = "CIFAR's test images as a .npz archive with x and y"
 
     def __init__(self, root: Path, *, seed: int = 0, limit: int | None = None) -> None:
-        self._root = root
+        self.root = root
         names = known_corruptions()
-        self.corruptions: tuple[str, ...] | None = tuple(
-            name for name in names if (root / f"{name}.npy").is_file()
-        )
-        if not self.corruptions:
+        self.files = {name: path for name in names if (path := root / f"{name}.npy").is_file()}
+        if not self.files:
             raise ConfigError(
                 f"{root}: expected {_LABELS} and for each corruption a file such as {names[0]}.npy, found none of them"
             )
-        count = len(_map_images(root / f"{self.corruptions[0]}.npy")) // _SEVERITIES
-        self._labels = _read_labels(root / _LABELS, count, root / f"{self.corruptions[0]}.npy")
+        first = next(iter(self.files.values()))
+        count = len(_map_images(first)) // _SEVERITIES
+        self._labels = _read_labels(root / _LABELS, count, first)
         # A shuffle only where it was asked for: in file order the images stay mapped.
         self._chosen = None if limit is None else choose(count, limit, seed)
         greatest = int(self._labels.max())
@@ -80,34 +78,12 @@ class CifarC:
         self.classes = 10 if greatest < 10 else 100
         self.family: Family = "cifar" if self.classes == 10 else "cifar100"
         self.name = f"cifar{self.classes}-c"
-        files = [root / f"{name}.npy" for name in self.corruptions]
         self.digest = hashlib.sha256(
-            files_digest(root, files).encode() + self._labels.astype("<i8").tobytes()
+            files_digest(root, self.files.values()).encode() + self._labels.astype("<i8").tobytes()
         ).hexdigest()
 
-    def clean(self) -> LabelledImages:
-        """Refuse: the published files hold corrupted images only.
-
-        Raises
-        ------
-        ConfigError
-            Always.
-        """
-        raise ConfigError(
-            f"{self._root}: {self.name} holds corrupted images only; for clean ones give CIFAR's test images as a "
-            ".npz archive with x and y"
-        )
-
-    def corrupted(
-        self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
-    ) -> LabelledImages:
-        """Return the images under a corruption; see `cema.data.Dataset.corrupted`."""
-        check_condition(corruption, severity)
-        path = self._root / f"{corruption}.npy"
-        if not path.is_file():
-            raise ConfigError(
-                f"{path}: this file of {self.name} is missing; there are {', '.join(self.corruptions or ())}"
-            )
+    def read(self, path: Path, severity: int) -> LabelledImages:
+        """Map the images of one severity; see `PublishedCorruptions.read`."""
         images = _map_images(path)
         count = len(self._labels)
         if len(images) != _SEVERITIES * count:

@@ -10,8 +10,6 @@ from cema.data.base import (
     DatasetOptions,
     Family,
     LabelledImages,
-    Progress,
-    check_condition,
     choose,
     files_digest,
     known_corruptions,
@@ -20,6 +18,7 @@ from cema.data.base import (
 from cema.data.corruptions import FAMILIES
 from cema.data.folder import LabelledFolder, find_class_list
 from cema.data.photographs import Photographs
+from cema.data.published import PublishedCorruptions
 from cema.errors import ConfigError
 
 __all__ = ["WNID", "ImageNetC", "ImageNetCReader", "is_imagenet_c"]
@@ -31,7 +30,7 @@ WNID = re.compile(r"n\d{8}")
 _PARENTS = ("", *(family for family in FAMILIES if family != "validation"), "extra")
 
 
-class ImageNetC:
+class ImageNetC(PublishedCorruptions):
     """A folder of ImageNet-C, whole or in part.
 
     The published images are 224 pixels a side; they are read when they are asked for.
@@ -61,20 +60,18 @@ class ImageNetC:
 
     name = "imagenet-c"
     family: Family = "imagenet"
-    logits: tuple[int, ...] | None = None
-    cropped = True
+    clean_images = "the folder of ImageNet's validation images by class"
 
     def __init__(
         self, root: Path, *, wnids: Path | None = None, seed: int = 0, limit: int | None = None
     ) -> None:
-        self._root = root
-        self._folders = _find_corruptions(root)
-        if not self._folders:
+        self.root = root
+        self.files = _find_corruptions(root)
+        if not self.files:
             raise ConfigError(
                 f"{root}: expected a folder for each corruption, such as {known_corruptions()[0]}/3/n01440764, "
                 "found none"
             )
-        self.corruptions: tuple[str, ...] | None = tuple(self._folders)
         reference = self._reference()
         check_wnids(reference)
         folder = LabelledFolder(reference, classes=wnids or find_class_list(root))
@@ -86,40 +83,19 @@ class ImageNetC:
 
     def _reference(self) -> Path:
         """Return the first severity present of the first corruption: it says which images there are."""
-        for folder in self._folders.values():
+        for folder in self.files.values():
             for severity in _severities(folder):
                 return folder / severity
         raise ConfigError(
-            f"{next(iter(self._folders.values()))}: expected folders 1 to 5, one for each severity, found none"
+            f"{next(iter(self.files.values()))}: expected folders 1 to 5, one for each severity, found none"
         )
 
-    def clean(self) -> LabelledImages:
-        """Refuse: the published files hold corrupted images only.
-
-        Raises
-        ------
-        ConfigError
-            Always.
-        """
-        raise ConfigError(
-            f"{self._root}: {self.name} holds corrupted images only; for clean ones give the folder of ImageNet's "
-            "validation images by class"
-        )
-
-    def corrupted(
-        self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
-    ) -> LabelledImages:
-        """Return the images under a corruption; see `cema.data.Dataset.corrupted`."""
-        check_condition(corruption, severity)
-        if corruption not in self._folders:
-            raise ConfigError(
-                f"{self._root / corruption}: this folder of {self.name} is missing; there are "
-                f"{', '.join(self._folders)}"
-            )
-        folder = self._folders[corruption] / str(severity)
+    def read(self, path: Path, severity: int) -> LabelledImages:
+        """Name the images of one severity, to be read when they are asked for; see `PublishedCorruptions.read`."""
+        folder = path / str(severity)
         if not folder.is_dir():
-            there = ", ".join(_severities(folder.parent)) or "none"
-            raise ConfigError(f"{folder}: this severity is missing; of {corruption} there is {there}")
+            there = ", ".join(_severities(path)) or "none"
+            raise ConfigError(f"{folder}: this severity is missing; of {path.name} there is {there}")
         files = [folder / name for name in self._names]
         missing = next((path for path in files if not path.is_file()), None)
         if missing is not None:
