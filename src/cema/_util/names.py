@@ -14,7 +14,15 @@ from typing import Any
 
 from cema.errors import ConfigError
 
-__all__ = ["did_you_mean", "first_line", "is_object_name", "load_object", "merged", "missing_and_unknown"]
+__all__ = [
+    "did_you_mean",
+    "first_line",
+    "is_object_name",
+    "load_object",
+    "merged",
+    "missing_and_unknown",
+    "shortened",
+]
 
 
 def did_you_mean(wrong: str, known: Iterable[str], *, quote: str = "") -> str:
@@ -140,3 +148,26 @@ def first_line(error: BaseException) -> str:
     """
     text = inspect.cleandoc(str(error)).partition("\n")[0].strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text, or what fits of one that is too long, for a message about something from outside.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    most : int
+        The most characters to return.
+
+    Returns
+    -------
+    str
+        The text as it is, or its beginning and ``...``.
+
+    Examples
+    --------
+    >>> shortened("sample", 6), shortened("a longer text", 6)
+    ('sample', 'a l...')
+    """
+    return text if len(text) <= most else text[: most - 3] + "..."

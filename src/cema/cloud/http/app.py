@@ -57,6 +57,8 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(
         title="CEMA cloud", version=__version__, description=_DESCRIPTION, openapi_tags=_TAGS,
         openapi_url=None, docs_url=None, redoc_url=None,
+        # A path with a slash too many is an error, not a redirect: that would repeat the sender's Host to anybody.
+        redirect_slashes=False,
         lifespan=lifespan, responses=EVERY_ENDPOINT, generate_unique_id_function=_operation_id,
     )  # fmt: skip
     app.state.service = Service(engine)

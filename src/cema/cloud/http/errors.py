@@ -7,10 +7,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from cema._util.names import shortened
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.schemas import Error, ErrorBody
 
 __all__ = ["ERRORS", "ApiError", "install_errors"]
+
+# Messages repeat what came from outside, but only so much of it.
+LONGEST_MESSAGE = 1000
 
 ERRORS: dict[str, tuple[int, str]] = {
     "malformed": (400, "The body is not an upload frame."),
@@ -69,7 +73,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = ERRORS[code][0] if status is None else status
         self.code = code
-        self.message = message
+        self.message = shortened(message, LONGEST_MESSAGE)
         self.remedy = remedy
         self.headers = headers
 

@@ -38,7 +38,7 @@ class ErrorBody(BaseModel):
 class Verdict(BaseModel):
     """The verdict on one sample of a frame."""
 
-    id: str = Field(description="The sample's identity, as it was sent.")
+    id: str = Field(description="The sample's identity, as it was sent; at most 80 characters of it.")
     verdict: Literal["stored", "duplicate", "rejected"]
     reason: str | None = Field(description="Why it was rejected; for people. Otherwise null.")
 

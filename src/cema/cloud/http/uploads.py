@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from cema._util.names import shortened
 from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
@@ -24,6 +25,10 @@ from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["router"]
+
+# An id has 64 characters; of anything else, so much is repeated in the verdict.
+LONGEST_ID = 80
+LONGEST_REASON = 300
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["samples"])
@@ -141,8 +146,14 @@ def _check(samples: list[Sample]) -> tuple[list[Sample], dict[int, Verdict], Cou
         try:
             check_sample(sample)
         except (FormatError, ImageError) as error:
-            rejected[i] = Verdict(id=sample.id, verdict="rejected", reason=str(error))
+            rejected[i] = _rejection(sample, error)
             reasons["image" if isinstance(error, ImageError) else "format"] += 1
         else:
             good.append(sample)
     return good, rejected, reasons
+
+
+def _rejection(sample: Sample, error: Exception) -> Verdict:
+    """Return the verdict on a bad sample, whose id may be of any length."""
+    name = shortened(sample.id, LONGEST_ID)
+    return Verdict(id=name, verdict="rejected", reason=shortened(str(error), LONGEST_REASON))

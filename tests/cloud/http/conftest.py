@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from cloud_client import cloud
+
+__all__ = ["cloud"]
