@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,42 @@ def test_only_the_hash_of_a_token_is_kept(store: SqliteStore, tmp_path: Path) ->
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"d19" in content
     assert not [token for token in tokens if token.encode() in content]
+
+
+def test_only_the_owner_may_read_what_is_stored(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cema.db"
+    with closing(SqliteStore(path, max_bytes=2**20)) as store:
+        store.open_cohort("north", base="0" * 64)
+        modes = {p.name: p.stat().st_mode & 0o777 for p in path.parent.iterdir()}
+        assert modes.keys() >= {"cema.db", "cema.db-wal", "cema.db-shm"}
+        assert set(modes.values()) == {0o600}
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o644)
+    with closing(SqliteStore(path, max_bytes=2**20)):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_empty_file_is_a_lost_store_and_not_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "cema.db"
+    path.touch()
+    with pytest.raises(StoreError, match=r"is empty \(0 bytes\).*restore a backup"):
+        SqliteStore(path, max_bytes=2**20)
+    path.unlink()
+    (tmp_path / "cema.db-wal").write_bytes(b"samples")
+    with pytest.raises(StoreError, match=r"is gone, but its log cema.db-wal is there"):
+        SqliteStore(path, max_bytes=2**20)
+    assert not path.exists()
+
+
+def test_a_store_that_could_not_be_made_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        SqliteStore(tmp_path / "cema.db", max_bytes=2**20)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    SqliteStore(tmp_path / "cema.db", max_bytes=2**20).close()

@@ -10,12 +10,14 @@ acknowledged survives power loss, and readers never wait for the writer.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from cema._util.files import sync_folder, unfinished
 from cema.errors import StoreError, StoreFull, StoreUnavailable
 
 __all__ = ["PAGE", "Database", "bump"]
@@ -26,6 +28,8 @@ WAL_BYTES = 16 * 2**20
 # Below this a database could not hold its own tables and indexes, let alone a batch of samples.
 SMALLEST = 256 * 1024
 SCHEMA_VERSION = 1
+# What is written into the file when it is made.
+FILE_PRAGMAS = (f"page_size={PAGE}", "auto_vacuum=INCREMENTAL", "journal_mode=WAL")
 
 SCHEMA = """
 CREATE TABLE cohorts (
@@ -91,10 +95,15 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                _create(path)
+            _check_content(path)
+            # What it holds is for the service alone; SQLite gives its log and index the same mode.
+            path.chmod(0o600)
             self._writer = self._connect()
             try:
-                self._migrate()
+                self._check_version()
             except BaseException:
                 self._writer.close()
                 raise
@@ -110,9 +119,7 @@ class Database:
         )
         try:
             for pragma in (
-                f"page_size={PAGE}",
-                "auto_vacuum=INCREMENTAL",
-                "journal_mode=WAL",
+                *FILE_PRAGMAS,
                 "synchronous=FULL",
                 "fullfsync=ON",
                 f"journal_size_limit={WAL_BYTES}",
@@ -124,19 +131,13 @@ class Database:
             raise
         return connection
 
-    def _migrate(self) -> None:
-        with self._transaction() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                # Not executescript: that would commit the transaction it stands in.
-                for statement in _statements(SCHEMA):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"the store {self.path} has schema version {version}, this CEMA reads {SCHEMA_VERSION}; "
-                    "use the CEMA version that wrote it, or another data folder"
-                )
+    def _check_version(self) -> None:
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"the store {self.path} has schema version {version}, this CEMA reads {SCHEMA_VERSION}; "
+                "use the CEMA version that wrote it, or another data folder"
+            )
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -243,6 +244,37 @@ def bump(connection: sqlite3.Connection, cohort: str, counts: Mapping[str, float
         "ON CONFLICT (cohort, name) DO UPDATE SET value = value + excluded.value",
         [(cohort, name, value) for name, value in counts.items() if value],
     )
+
+
+def _create(path: Path) -> None:
+    """Make an empty store. It appears under its name whole: a file of another content is a store that was damaged."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists():
+        raise StoreError(
+            f"the store {path} is gone, but its log {log.name} is there: restore the store, or remove the log to begin "
+            "with a new store, without the old samples, updates and devices"
+        )
+    with unfinished(path) as new:
+        with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            for pragma in (*FILE_PRAGMAS, "synchronous=FULL"):
+                connection.execute(f"PRAGMA {pragma}")
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _statements(SCHEMA):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        # Not over a store that another process has made in the meantime.
+        with suppress(FileExistsError):
+            os.link(new, path)
+    sync_folder(path.parent)
+
+
+def _check_content(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise StoreError(
+            f"the store {path} is empty (0 bytes): what was in it is lost; restore a backup, or remove the file to "
+            "begin with a new store, without the old samples, updates and devices"
+        )
 
 
 def _statements(script: str) -> list[str]:

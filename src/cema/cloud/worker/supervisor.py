@@ -236,7 +236,8 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 def _lock(folder: Path) -> IO[bytes]:
     """Take the data folder for this process; the kernel gives it back when the process ends."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Others on this machine have no business here; a folder that was there keeps its mode.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(folder / "server.lock", "ab")  # noqa: SIM115 - held as long as the engine
     except OSError as error:
         raise StoreError(f"the data folder {folder} cannot be written: {error}; choose another") from error
