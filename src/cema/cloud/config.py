@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from cema._util.checks import require_at_least
+from cema._util.checks import require, require_at_least
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
 from cema.cloud.store.base import Store
@@ -124,6 +124,9 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     evidence : int
         Samples that it takes to publish. Fewer may bring the source model back, when it is far better than what
         devices run.
+    first_version : int
+        The next version has at least this number. Raise it after a backup of the store was restored: devices refuse
+        numbers that they have seen.
     """
 
     every_steps: int = 1
@@ -132,10 +135,12 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gate: float = 0.02
     window: int = 128
     evidence: int = 64
+    first_version: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_at_least(self, 1, "every_steps", "window", "evidence")
+        require_at_least(self, 1, "every_steps", "window", "evidence", "first_version")
+        require(self.first_version < 2**53, "first_version", "a number below 2**53", self.first_version)
         require_at_least(self, 0, "min_seconds", "gate")
         if self.evidence > self.window:
             raise ValueError(

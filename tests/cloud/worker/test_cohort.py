@@ -68,10 +68,11 @@ class Cloud:
         worker._clock = lambda: self.now
         return worker
 
-    def send(self, count: int, *, drift: bool = True) -> None:
+    def send(self, count: int, *, drift: bool = True, version: int = 0) -> None:
         images, _ = quadrants(count, 1000 + self.sent, drift=drift)
         self.sent += count
-        self.store.put("north", samples_of(images), device="d", now=self.now, max_backlog=10**6)
+        samples = [msgspec.structs.replace(sample, version=version) for sample in samples_of(images)]
+        self.store.put("north", samples, device="d", now=self.now, max_backlog=10**6)
 
     def counters(self) -> dict[str, float]:
         return self.store.counters("north")
@@ -573,6 +574,61 @@ def test_a_version_is_signed_anew_before_it_expires(cloud: Cloud) -> None:
     assert second is not None
     assert (second.version, second.digest) == (first.version + 1, first.digest)
     assert second.expires == first.expires + 15 * 86_400
+
+
+def test_a_version_from_the_future_holds_nothing_up(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1, min_seconds=60.0, gate=1.0)
+    cloud.now += 10 * 365 * 86_400
+    worker = cloud.open()
+    cloud.send(32)
+    drain(worker)
+    assert cloud.store.status("north")["version"] == 1
+    cloud.send(8)  # received, by the wrong clock, in ten years
+    cloud.now -= 10 * 365 * 86_400
+    worker = cloud.open()
+    drain(worker)
+    assert cloud.store.backlog("north").samples == 0
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    assert (update.version, update.created) == (2, cloud.now)
+    assert cloud.counters()["worker.clock_faults"] == 1
+    cloud.send(16)
+    drain(worker)
+    assert cloud.store.status("north")["version"] == 2  # and now they keep their distance again
+
+
+def test_a_version_from_the_future_is_signed_again_with_todays_date(cloud: Cloud) -> None:
+    cloud.now += 10 * 365 * 86_400
+    worker = cloud.open()
+    cloud.send(32)
+    drain(worker)
+    cloud.now -= 10 * 365 * 86_400
+    assert drain(worker) == 1
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    assert update.created == cloud.now
+
+
+def test_after_a_restored_backup_no_version_number_is_used_again(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1, gate=1.0)
+    worker = cloud.open()
+    cloud.send(32, version=50)  # devices that have seen what the backup has not
+    drain(worker)
+    assert cloud.store.status("north")["version"] >= 51
+    newest = cloud.store.status("north")["version"]
+    cloud.send(32, version=2**62)  # nobody has that: numbers must not run out
+    drain(worker)
+    assert newest < cloud.store.status("north")["version"] <= newest + 2
+
+
+def test_the_operator_can_say_what_the_next_version_is_at_least(cloud: Cloud) -> None:
+    cloud.publish(every_steps=2, gate=1.0, first_version=700)
+    worker = cloud.open()
+    cloud.send(64)
+    drain(worker)
+    update = cloud.store.latest_update("north")
+    assert update is not None
+    assert update.version == 701
 
 
 def test_a_model_that_is_not_the_bundles_is_refused(cloud: Cloud) -> None:

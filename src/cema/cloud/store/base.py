@@ -246,7 +246,7 @@ class Store(Protocol):
         Fenced
             Another worker has claimed the cohort since.
         StoreError
-            The cursor would go back, or the update is not the next version or not what its digest says.
+            The cursor would go back, or the update is not newer than the last one or not what its digest says.
         StoreFull
             No room for the checkpoint, even after every processed sample has gone.
         """

@@ -185,10 +185,8 @@ class SqliteStore:
         last = connection.execute("SELECT max(version) FROM updates WHERE cohort = ?", (cohort,)).fetchone()[
             0
         ]
-        if update.version != (last or 0) + 1:
-            raise StoreError(
-                f"update {update.version} of cohort {cohort!r} must follow version {last or 0} by one"
-            )
+        if update.version <= (last or 0):
+            raise StoreError(f"update {update.version} of cohort {cohort!r} must follow version {last or 0}")
         connection.execute(
             "INSERT OR IGNORE INTO artifacts (digest, data) VALUES (?, ?)", (digest, update.payload)
         )
@@ -198,7 +196,9 @@ class SqliteStore:
             (cohort, update.version, digest, update.created, update.expires, update.envelope),
         )
         connection.execute(
-            "DELETE FROM updates WHERE cohort = ? AND version <= ?", (cohort, update.version - UPDATES_KEPT)
+            "DELETE FROM updates WHERE cohort = ?1 AND version <= (SELECT version FROM updates WHERE cohort = ?1 "
+            "ORDER BY version DESC LIMIT 1 OFFSET ?2)",
+            (cohort, UPDATES_KEPT),
         )
         connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
 

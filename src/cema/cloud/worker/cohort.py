@@ -166,7 +166,8 @@ class CohortWorker:
             return True
         now = self._clock()
         size = self.settings.fresh
-        waited = backlog.oldest is not None and now - backlog.oldest >= self.config.linger_seconds
+        # One that came in the future came before the clock was set: waiting for that moment could take years.
+        waited = backlog.oldest is not None and not 0 <= now - backlog.oldest < self.config.linger_seconds
         if backlog.samples >= size or (backlog.samples and waited):
             self._learn(self.store.fresh(self.cohort.name, after=self.cursor, limit=size))
             return True
@@ -189,6 +190,7 @@ class CohortWorker:
 
     def _learn(self, samples: Sequence[StoredSample]) -> None:
         cursor = samples[-1].seq
+        self.publisher.devices_run(max(sample.version for sample in samples))
         if self._poisoned():
             self._count("worker.abandoned_samples", len(samples))
             self._commit(cursor)
@@ -297,6 +299,12 @@ class CohortWorker:
         now = self._clock()
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
+        if self.publisher.ahead(now):
+            log.warning(
+                "cohort %s: version %d was made %.0f s in the future; see that the clock is right",
+                self.cohort.name, self.publisher.version, self.publisher.created - now,
+            )  # fmt: skip
+            self._count("worker.clock_faults", 1)
         self.progress.since_candidate = 0
         candidate = self.publisher.consider(
             self.learner.norm_state(), self.progress.window, now, self.learner.domain()

@@ -30,6 +30,10 @@ __all__ = ["Candidate", "Publisher"]
 
 CHUNK = 32
 DAY = 86_400
+# Seconds by which the clocks of two processes, or of one before and after it was set, may well differ.
+CLOCK_SLACK = 60.0
+# How far ahead of ours a device's version may be and still be believed.
+MOST_AHEAD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Publisher:
         self._payload = b""  # of the last version; before the first there is nothing to renew
         self.version = 0
         self.created = 0.0
+        self._devices_run = 0
         self._check_model(model)
 
     def _check_model(self, model: Model) -> None:
@@ -130,13 +135,31 @@ class Publisher:
             self.version = latest.version
             self.created = latest.created
 
+    def ahead(self, now: float) -> bool:
+        """Tell whether the last version was made in the future: the clock was wrong then, or is wrong now."""
+        return self.created > now + CLOCK_SLACK
+
     def due(self, now: float) -> bool:
-        """Tell whether enough time has passed since the last version."""
-        return now >= self.created + self.config.min_seconds
+        """Tell whether enough time has passed since the last version; after one from the future, at once."""
+        return self.ahead(now) or now >= self.created + self.config.min_seconds
 
     def renewal_due(self, now: float) -> bool:
         """Tell whether the last version is past half of its life: devices could soon not install it."""
-        return self.version > 0 and now >= self.created + self.config.lifetime_days * DAY / 2
+        half = self.created + self.config.lifetime_days * DAY / 2
+        return self.version > 0 and (self.ahead(now) or now >= half)
+
+    def devices_run(self, version: int) -> None:
+        """Take note of a version that a device has: the next one must be newer, also after a store was restored.
+
+        Versions that are far ahead are ignored. A device may say anything, and numbers must not run out.
+        """
+        if self._devices_run < version <= max(self.version, self._devices_run) + MOST_AHEAD:
+            self._devices_run = version
+
+    @property
+    def next_version(self) -> int:
+        """The number of the next version."""
+        return max(self.version + 1, self.config.first_version, self._devices_run + 1)
 
     def predictions(self, batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the labels (N,) that the version which devices run, and the source model, choose for images."""
@@ -200,7 +223,7 @@ class Publisher:
         created = int(now)
         manifest = UpdateManifest(
             cohort=self.cohort,
-            version=self.version + 1,
+            version=self.next_version,
             base=self.bundle.manifest.base,
             created=created,
             expires=created + math.ceil(self.config.lifetime_days * DAY),
