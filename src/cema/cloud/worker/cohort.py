@@ -25,7 +25,7 @@ from cema.formats.image import decode_image
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 
-__all__ = ["CohortWorker", "WorkerFailed"]
+__all__ = ["CohortUnreadable", "CohortWorker", "WorkerFailed"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ MOST_REJECTED = 16
 
 class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
     """Several batches in a row could not be learned from: the fault is not in the samples."""
+
+
+class CohortUnreadable(StoreError):  # noqa: N818 - a state, not a fault of a call
+    """The cohort's checkpoint cannot be read, or fits neither models nor settings."""
 
 
 class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +82,7 @@ class CohortWorker:
 
     Raises
     ------
-    FormatError
+    CohortUnreadable
         The committed checkpoint does not fit the models or settings.
     """
 
@@ -119,6 +123,17 @@ class CohortWorker:
         self.publisher.resume(store.latest_update(name))
         store.put_report(name, self.report(), now=self._clock())
 
+    def rewind(self) -> None:
+        """Go back to the last committed step, after an error that was none of the samples'.
+
+        Raises
+        ------
+        StoreError
+            As for the constructor.
+        """
+        self._claim()
+        self._attempts = None  # no process has died of these samples
+
     def _new_learner(self) -> Learner[int]:
         return make_learner(
             *self._models,
@@ -138,11 +153,17 @@ class CohortWorker:
         try:
             checkpoint = msgspec.msgpack.decode(self._saved, type=_Checkpoint)
         except msgspec.MsgspecError as error:
-            raise FormatError(
+            raise CohortUnreadable(
                 f"the checkpoint of cohort {self.cohort.name!r} cannot be read: {error}; "
                 "run the CEMA version that wrote it, or give the cohort a new name to start anew"
             ) from error
-        self.learner.loads(checkpoint.adapter)
+        try:
+            self.learner.loads(checkpoint.adapter)
+        except FormatError as error:
+            raise CohortUnreadable(
+                f"the checkpoint of cohort {self.cohort.name!r} does not fit: {error}; bring back the models and "
+                "settings that it was made with, or give the cohort a new name to start anew"
+            ) from error
         self.progress = checkpoint.progress
 
     def run_once(self) -> bool:

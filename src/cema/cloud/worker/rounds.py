@@ -14,6 +14,7 @@ from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
 from cema.cloud.store.base import Store
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
+from cema.cloud.worker.turn import Turn
 from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.keys import load_private_key
@@ -79,32 +80,36 @@ def run(config: CloudConfig, stop: threading.Event, working: threading.Event) ->
     ConfigError
         A cohort cannot be opened: the configuration, or a file that it names, has to change first.
     CemaError
-        A cohort cannot go on, for instance as `Fenced` or `WorkerFailed`.
+        Another worker has taken a cohort over (`Fenced`), or no cohort can go on in this process (`WorkerFailed`).
     """
     if config.worker.threads:
         torch.set_num_threads(config.worker.threads)
     store = config.open_store()
     try:
-        workers = []
-        for cohort in config.cohort:
-            try:
-                workers.append(open_cohort(store, config, cohort))
-            except StoreUnavailable:
-                raise  # no fault of the configuration: another start may well succeed
-            except (CemaError, ValueError, OSError) as error:
-                raise ConfigError(f"cohort {cohort.name!r} cannot be opened: {error}") from error
-            log.info("cohort %s: ready at sample %d", cohort.name, workers[-1].cursor)
+        turns = [_turn(store, config, cohort) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
             # Every cohort gets a turn each round: one with a backlog does not starve the others.
-            busy = [worker.run_once() for worker in workers if not stop.is_set()]
+            busy = [turn.once() for turn in turns if not stop.is_set()]
+            failures = [turn.failure for turn in turns if turn.failure is not None]
+            if len(failures) == len(turns):
+                raise failures[0]  # the fault is in none of them: a new process may do better
             if any(busy):
                 continue
             if time.monotonic() - seen >= HEARTBEAT_SECONDS:
                 seen = time.monotonic()
-                for worker in workers:
-                    store.put_report(worker.cohort.name, worker.report(), now=time.time())
+                for turn in turns:
+                    turn.report()
             stop.wait(config.worker.poll_seconds)
     finally:
         store.close()
+
+
+def _turn(store: Store, config: CloudConfig, cohort: CohortConfig) -> Turn:
+    try:
+        return Turn(store, cohort.name, lambda: open_cohort(store, config, cohort))
+    except StoreUnavailable:
+        raise  # no fault of the configuration: another start may well succeed
+    except (CemaError, ValueError, OSError) as error:
+        raise ConfigError(f"cohort {cohort.name!r} cannot be opened: {error}") from error
