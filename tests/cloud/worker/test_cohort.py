@@ -1,28 +1,25 @@
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-from cloud_support import samples_of
 from cloud_tiny_models import PREPROCESSING, edge, quadrants, train
 from safetensors.torch import save_file
+from worker_cloud import Cloud, drain
 
-from cema.cloud.config import CloudConfig, CohortConfig, PublishConfig
+from cema.adapt.learner import CemaLearner
+from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import Fenced
 from cema.cloud.store.sqlite import SqliteStore
-from cema.cloud.worker.cohort import ATTEMPTS, MOST_REJECTED, CohortWorker, WorkerFailed
+from cema.cloud.worker.cohort import ATTEMPTS, FAILURES, MOST_REJECTED, CohortWorker, WorkerFailed
 from cema.cloud.worker.gate import AgreementWindow, BatchAgreement
 from cema.cloud.worker.publisher import Publisher
-from cema.cloud.worker.rounds import open_cohort, run
+from cema.cloud.worker.rounds import run
 from cema.errors import ConfigError, ModelError, StoreError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.image import decode_image
@@ -33,71 +30,6 @@ from cema.models.norm_state import load_folded
 from cema.models.registry import resolve
 from cema.ondevice.drift import Domain, InputAverage, input_statistics
 from cema.ondevice.preprocess import Preprocessing
-
-
-@dataclass
-class Cloud:
-    """A store, the configuration of one cohort, and a clock that only moves when told to."""
-
-    folder: Path
-    config: CloudConfig
-    store: SqliteStore
-    now: float = 1000.0
-    sent: int = field(default=0)
-
-    @property
-    def cohort(self) -> CohortConfig:
-        return self.config.cohort[0]
-
-    def adapt(self, **values: Any) -> None:
-        self._replace(adapt=msgspec.structs.replace(self.cohort.adapt, **values))
-
-    def publish(self, **values: Any) -> None:
-        self._replace(publish=msgspec.structs.replace(self.cohort.publish, **values))
-
-    def worker_config(self, **values: Any) -> None:
-        worker = msgspec.structs.replace(self.config.worker, **values)
-        self.config = msgspec.structs.replace(self.config, worker=worker)
-
-    def _replace(self, **values: Any) -> None:
-        cohort = msgspec.structs.replace(self.cohort, **values)
-        self.config = msgspec.structs.replace(self.config, cohort=(cohort,))
-
-    def open(self) -> CohortWorker:
-        worker = open_cohort(self.store, self.config, self.cohort)
-        worker._clock = lambda: self.now
-        return worker
-
-    def send(self, count: int, *, drift: bool = True, version: int = 0) -> None:
-        images, _ = quadrants(count, 1000 + self.sent, drift=drift)
-        self.sent += count
-        samples = [msgspec.structs.replace(sample, version=version) for sample in samples_of(images)]
-        self.store.put("north", samples, device="d", now=self.now, max_backlog=10**6)
-
-    def counters(self) -> dict[str, float]:
-        return self.store.counters("north")
-
-
-@pytest.fixture
-def cloud(factory: Path, tmp_path: Path) -> Iterator[Cloud]:
-    shutil.copytree(factory, tmp_path / "f")
-    path = tmp_path / "f" / "cloud.toml"
-    path.write_text(path.read_text().replace("[worker]", "[worker]\nidle_steps = 0"))
-    config = CloudConfig.load(path)
-    store = SqliteStore(Path(config.data) / "cema.db", max_bytes=64 * 2**20)
-    made = Cloud(tmp_path / "f", config, store)
-    made.worker_config(max_backlog=1000)  # tests send all at once, and mean each sample to be learned from
-    yield made
-    store.close()
-
-
-def drain(worker: CohortWorker) -> int:
-    """Run until there is nothing to do; returns how often there was."""
-    turns = 0
-    while worker.run_once():
-        turns += 1
-        assert turns < 500
-    return turns
 
 
 def accuracy(norm_state: dict[str, np.ndarray], folder: Path, *, drift: bool) -> float:
@@ -317,25 +249,48 @@ def test_replayed_samples_that_were_evicted_are_forgotten(cloud: Cloud) -> None:
     drain(cloud.open())
 
 
-def test_a_failed_step_is_undone_and_its_samples_passed_over(cloud: Cloud) -> None:
+def refusing(worker: CohortWorker, bad: set[int]) -> None:
+    """Let every step fail that has one of these samples."""
+    learn = worker.learner.learn
+
+    def spoil(items: Any, batch: Any) -> Any:
+        learn(items, batch)
+        if bad & set(items):
+            raise RuntimeError("out of memory")
+
+    worker.learner.learn = spoil  # type: ignore[method-assign]
+
+
+def test_a_failed_step_is_undone(cloud: Cloud) -> None:
     worker = cloud.open()
     cloud.send(32)
     worker.run_once()
     before = worker.learner.dumps()
-    learn = worker.learner.learn
-
-    def spoil(*arguments: Any) -> Any:
-        learn(*arguments)
-        raise RuntimeError("out of memory")
-
-    worker.learner.learn = spoil  # type: ignore[method-assign]
+    refusing(worker, set(range(17, 33)))
     assert worker.run_once()
     assert worker.learner.dumps() == before
-    assert cloud.counters()["worker.failed_samples"] == 16
-    assert "out of memory" in cloud.store.status("north")["worker"]["error"]
-    cloud.send(16)
-    assert worker.run_once()
-    assert cloud.counters()["worker.fresh_steps"] == 2
+    assert cloud.store.backlog("north").samples == 16
+
+
+@pytest.mark.parametrize("place", [1, 7, 16])
+def test_a_sample_that_no_step_survives_costs_only_itself(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    learn = CemaLearner.learn
+
+    def spoil(self: Any, items: Any, batch: Any) -> Any:
+        if place in items:
+            raise MemoryError("a thin image")
+        return learn(self, items, batch)
+
+    monkeypatch.setattr(CemaLearner, "learn", spoil)
+    worker = cloud.open()
+    cloud.send(48)
+    drain(worker)
+    assert cloud.counters()["worker.failed_samples"] == 1
+    assert "thin image" in cloud.store.status("north")["worker"]["error"]
+    assert cloud.store.backlog("north").samples < 16  # what is too few for a batch waits
+    assert worker.learner.replayable == cloud.store.status("north")["cursor"] - 1
 
 
 def test_a_fault_that_is_not_in_the_samples_ends_the_worker(
@@ -347,11 +302,9 @@ def test_a_fault_that_is_not_in_the_samples_ends_the_worker(
     worker = cloud.open()
     monkeypatch.setattr("cema.adapt.learner.CemaLearner.learn", broken)
     cloud.send(64)
-    assert worker.run_once()
-    assert worker.run_once()
     with pytest.raises(WorkerFailed, match="device lost"):
-        worker.run_once()
-    assert cloud.store.backlog("north").samples == 16
+        drain(worker)
+    assert cloud.store.backlog("north").samples == 64 - FAILURES
 
 
 def test_a_step_that_diverges_never_reaches_a_device(cloud: Cloud) -> None:
@@ -469,21 +422,29 @@ def test_a_backlog_goes_to_the_replay_buffer_in_part(cloud: Cloud) -> None:
     assert worker.learner.replayable == 100
 
 
-def test_a_batch_that_processes_die_of_is_left_out(cloud: Cloud) -> None:
-    cloud.send(32)
-    for _ in range(ATTEMPTS):
-        worker = cloud.open()
+@pytest.mark.parametrize("place", [1, 6, 16])
+def test_a_sample_that_processes_die_of_is_left_out_alone(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    learn = CemaLearner.learn
 
-        def die(*_: object) -> Any:
+    def die(self: Any, items: Any, batch: Any) -> Any:
+        if place in items:
             raise Killed
+        return learn(self, items, batch)
 
-        worker.learner.learn = die  # type: ignore[method-assign]
-        with pytest.raises(Killed):
-            worker.run_once()
-    worker = cloud.open()
-    assert drain(worker) == 2
-    assert cloud.counters()["worker.abandoned_samples"] == 16
-    assert cloud.counters()["worker.fresh_steps"] == 1
+    monkeypatch.setattr(CemaLearner, "learn", die)
+    cloud.send(48)
+    deaths = 0
+    while "worker.abandoned_samples" not in cloud.counters():
+        try:
+            drain(cloud.open())
+        except Killed:
+            deaths += 1
+            assert deaths < 50
+    drain(cloud.open())
+    assert cloud.counters()["worker.abandoned_samples"] == 1
+    assert cloud.store.backlog("north").samples < 16
 
 
 def marked(cloud: Cloud, attempts: int) -> CohortWorker:

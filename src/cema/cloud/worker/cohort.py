@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,20 +17,25 @@ from cema.adapt.base import Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
-from cema.cloud.worker.gate import AgreementWindow, BatchAgreement, agreements
+from cema.cloud.worker.batch_size import BatchSize
+from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
+from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.publisher import Publisher
-from cema.errors import FormatError, ImageError, StoreError
+from cema.errors import ImageError, StoreError
 from cema.formats.image import decode_image
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 
-__all__ = ["CohortUnreadable", "CohortWorker", "WorkerFailed"]
+__all__ = ["CohortWorker", "WorkerFailed"]
 
 log = logging.getLogger(__name__)
 
-# First steps that died with their process, after which what they would have learned from is left out.
+# First steps that died with their process, after which what they would have learned from is left out: a replay, or the
+# one sample that is left of a batch that most of them have halved.
 ATTEMPTS = 5
-# Batches in a row that may fail before the fault must be elsewhere and the process starts again.
+# Processes that may die of a step for whatever reason, and the next one does the very same step again.
+PATIENCE = 2
+# Samples in a row that may fail on their own before the fault must be elsewhere and the process starts again.
 FAILURES = 3
 # Candidates in a row that were rejected, after which the adaptation is reset to the source models.
 MOST_REJECTED = 16
@@ -39,25 +43,6 @@ MOST_REJECTED = 16
 
 class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
     """Several batches in a row could not be learned from: the fault is not in the samples."""
-
-
-class CohortUnreadable(StoreError):  # noqa: N818 - a state, not a fault of a call
-    """The cohort's checkpoint cannot be read, or fits neither models nor settings."""
-
-
-class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the worker must remember beside the learner's own state."""
-
-    since_candidate: int = 0
-    rejected_in_a_row: int = msgspec.field(name="held_back", default=0)
-    idle: int = 0
-    window: AgreementWindow = msgspec.field(name="evidence", default_factory=AgreementWindow)
-
-
-class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    progress: _Progress
-    adapter: bytes
-    format: str = "cema.worker/1"
 
 
 class CohortWorker:
@@ -119,6 +104,7 @@ class CohortWorker:
         self.cursor = state.cursor
         self._attempts: int | None = state.attempts
         self._saved = state.checkpoint
+        self._size = BatchSize(self.settings.fresh, max(0, state.attempts - PATIENCE))
         self._restore()
         self.publisher.resume(store.latest_update(name))
         store.put_report(name, self.report(), now=self._clock())
@@ -133,6 +119,7 @@ class CohortWorker:
         """
         self._claim()
         self._attempts = None  # no process has died of these samples
+        self._size.reset()
 
     def _new_learner(self) -> Learner[int]:
         return make_learner(
@@ -147,24 +134,9 @@ class CohortWorker:
     def _restore(self) -> None:
         """Go back to the last committed step."""
         self.learner = self._new_learner()
-        self.progress = _Progress()
-        if self._saved is None:
-            return
-        try:
-            checkpoint = msgspec.msgpack.decode(self._saved, type=_Checkpoint)
-        except msgspec.MsgspecError as error:
-            raise CohortUnreadable(
-                f"the checkpoint of cohort {self.cohort.name!r} cannot be read: {error}; "
-                "run the CEMA version that wrote it, or give the cohort a new name to start anew"
-            ) from error
-        try:
-            self.learner.loads(checkpoint.adapter)
-        except FormatError as error:
-            raise CohortUnreadable(
-                f"the checkpoint of cohort {self.cohort.name!r} does not fit: {error}; bring back the models and "
-                "settings that it was made with, or give the cohort a new name to start anew"
-            ) from error
-        self.progress = checkpoint.progress
+        self.progress = Progress()
+        if self._saved is not None:
+            self.progress = load_checkpoint(self._saved, self.learner, cohort=self.cohort.name)
 
     def run_once(self) -> bool:
         """Do the next thing there is to do.
@@ -179,14 +151,15 @@ class CohortWorker:
         Fenced
             Another worker has taken the cohort over.
         WorkerFailed
-            Three batches in a row failed.
+            Three samples in a row failed, each on its own.
         """
         backlog = self.store.backlog(self.cohort.name)
         if backlog.samples > self.config.max_backlog:
+            self._size.reset()
             self._skip(backlog.samples - self.config.max_backlog)
             return True
         now = self._clock()
-        size = self.settings.fresh
+        size = self._size.samples
         # One that came in the future came before the clock was set: waiting for that moment could take years.
         waited = backlog.oldest is not None and not 0 <= now - backlog.oldest < self.config.linger_seconds
         if backlog.samples >= size or (backlog.samples and waited):
@@ -212,8 +185,9 @@ class CohortWorker:
     def _learn(self, samples: Sequence[StoredSample]) -> None:
         cursor = samples[-1].seq
         self.publisher.devices_run(max(sample.version for sample in samples))
-        if self._poisoned():
+        if self._poisoned(max(ATTEMPTS, PATIENCE + self.settings.fresh.bit_length())):
             self._count("worker.abandoned_samples", len(samples))
+            self._size.reset()
             self._commit(cursor)
             return
         seqs, batch = self._readable(samples)
@@ -224,14 +198,23 @@ class CohortWorker:
                 self.progress.idle = 0
             update = self._candidate()
         except Exception as error:
-            self._recover(error, len(samples))
-            update = None
-        else:
-            self._failures = 0
+            self._recover(error)
+            self._size.failed()
+            if len(samples) == 1:
+                self._pass_over(cursor)
+            return
+        self._failures = 0
+        self._size.succeeded()
         self._commit(cursor, update)
+
+    def _pass_over(self, cursor: int) -> None:
+        """Leave out a sample that failed on its own; several in a row are no fault of theirs."""
+        self._failures += 1
+        self._count("worker.failed_samples", 1)
+        self._commit(cursor)
         if self._failures >= FAILURES:
             raise WorkerFailed(
-                f"cohort {self.cohort.name!r}: {FAILURES} batches in a row failed, last with: "
+                f"cohort {self.cohort.name!r}: {FAILURES} samples in a row failed, last with: "
                 f"{self._last.get('error')}; see the log above"
             )
 
@@ -255,12 +238,12 @@ class CohortWorker:
         self.progress.window.add(tested, self.cohort.publish.window)
         return report
 
-    def _poisoned(self) -> bool:
-        """Tell whether this step is what several processes in a row have died of; note the attempt."""
+    def _poisoned(self, most: int = ATTEMPTS) -> bool:
+        """Tell whether this step is what `most` processes in a row have died of; note the attempt."""
         if self._attempts is None:
             return False
         attempts, self._attempts = self._attempts, None
-        if attempts >= ATTEMPTS:
+        if attempts >= most:
             log.error("cohort %s: %d processes died at this step, leaving it out", self.cohort.name, attempts)
             return True
         self.store.mark_attempt(self.cohort.name)
@@ -294,7 +277,7 @@ class CohortWorker:
             self._after_step(report, begin)
             self.progress.idle = self.progress.idle + 1 if report.step else self.config.idle_steps
         except Exception as error:
-            self._recover(error, 0)
+            self._recover(error)
             self.progress.idle = self.config.idle_steps
         # What replay changed goes out once new samples have tested it. Also when there was nothing to replay: the
         # attempt was noted, and must not be held against the next batch.
@@ -359,19 +342,17 @@ class CohortWorker:
         stored = self.store.images(seqs)
         return [_decoded(stored.get(seq)) for seq in seqs]
 
-    def _recover(self, error: Exception, samples: int) -> None:
-        """Undo a failed step; its samples are passed over."""
+    def _recover(self, error: Exception) -> None:
+        """Undo a failed step."""
         log.error("cohort %s: a step failed and was undone", self.cohort.name, exc_info=error)
-        self._failures += 1
         self._last["error"] = f"{type(error).__name__}: {error}"[:500]
         self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
         self._count("worker.failed_steps", 1)
-        self._count("worker.failed_samples", samples)
         self._restore()
 
     def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
         """Make the step durable whole; only then is it true."""
-        saved = msgspec.msgpack.encode(_Checkpoint(progress=self.progress, adapter=self.learner.dumps()))
+        saved = dump_checkpoint(self.progress, self.learner)
         counts, self._counts = self._counts, {}
         version = update.version if update else self.publisher.version
         self.store.commit_step(

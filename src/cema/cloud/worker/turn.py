@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from cema.cloud.store.base import Fenced, Store
-from cema.cloud.worker.cohort import CohortUnreadable, CohortWorker
+from cema.cloud.worker.checkpoint import CohortUnreadable
+from cema.cloud.worker.cohort import CohortWorker
 from cema.errors import CemaError, StoreError, StoreFull, StoreUnavailable
 
 __all__ = ["Turn"]
