@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class PlainEngine:
         self.config = config
         self.store = config.open_store()
         self.store.open_cohort("north", base=manifest().base)
+        self.store.put_report("north", {"ready": True}, now=time.time())
         self.devices = self.store.devices(["north"])
 
     def start(self) -> None:
@@ -287,7 +289,7 @@ def test_other_methods_and_paths_are_answered_as_said(site: Site) -> None:
     for method in ("HEAD", "OPTIONS", "PUT"):
         answer = site(method, "/v1/cohorts/north/updates/latest")
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
-    assert site("GET", "/healthz/").status_code == 307
+    assert site("GET", "/healthz/").status_code == 404
     assert site("GET", "/elsewhere").json()["error"]["code"] == "not_found"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class Cloud:
         self.southern = add("far", cohort="south")
         self.operator = add("ops", cohort=None, role="operator")
         self.northern_operator = add("ops-north", cohort="north", role="operator")
+
+    def ready(self, **more: object) -> None:
+        """Report as a worker does that is ready."""
+        for name in ("north", "south"):
+            self.store.put_report(name, {"ready": True, **more}, now=time.time())
 
     def get(
         self, path: str, *, token: str | None = None, headers: dict[str, str] | None = None

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cema._util.files import sync_folder, write_synced
 from cema.errors import ConfigError, ExportError, FormatError, LogitsError
@@ -41,7 +41,7 @@ from cema.formats.keys import key_id, load_public_keys, public_key_pem
 from cema.formats.payload import NormState, check_norm_state
 from cema.ondevice.preprocess import Preprocessing
 
-__all__ = ["Bundle", "check_golden", "norm_layout", "write_bundle"]
+__all__ = ["Bundle", "check_golden", "check_trust", "norm_layout", "write_bundle"]
 
 _MANIFEST, _MODEL, _GOLDEN, _KEYS = "manifest.json", "model.onnx", "golden.safetensors", "keys"
 _ALIGNMENT = 64
@@ -317,6 +317,22 @@ def check_golden(got: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: f
             f"at most {tolerance:.3g} is allowed"
         )
     return difference
+
+
+def check_trust(bundle: Bundle, key: Ed25519PrivateKey) -> None:
+    """Check that devices with this bundle accept what a key signs.
+
+    Raises
+    ------
+    ConfigError
+        If the bundle does not hold the key's public half.
+    """
+    identity = key_id(key.public_key())
+    if identity not in bundle.public_keys:
+        raise ConfigError(
+            f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is {identity}: "
+            "its devices would refuse every update; sign with a trusted key, or export the bundle with this one"
+        )
 
 
 def _read(path: Path) -> bytes:

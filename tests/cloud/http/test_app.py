@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,20 +240,32 @@ def test_status_says_where_the_cohort_stands(cloud: Cloud) -> None:
     assert status["worker"] == {"ready": False}
     cloud.send(make_samples(3))
     update = cloud.publish(1, b"payload")
-    cloud.store.put_report("north", {"ready": True, "steps": 4}, now=9.0)
+    cloud.ready(steps=4)
     status = cloud.get("/v1/cohorts/north/status").json()
     assert (status["version"], status["update"]["digest"]) == (1, update.digest)
     assert (status["samples"], status["backlog"], status["cursor"]) == (3, 3, 0)
     assert status["counts"]["samples.stored"] == 3
-    assert status["worker"] == {"ready": True, "steps": 4, "seen_at": 9.0}
+    assert status["worker"].pop("seen_at") == pytest.approx(time.time(), abs=60)
+    assert status["worker"] == {"ready": True, "steps": 4}
     assert status["healthy"] is True
 
 
-def test_health_needs_no_token(cloud: Cloud) -> None:
-    response = cloud.http.get("/healthz")
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+def test_health_needs_no_token(cloud: Cloud, path: str) -> None:
+    assert (
+        "cohort north: its worker is not ready" in refused(cloud.http.get(path), 503, "unhealthy")["message"]
+    )
+    cloud.ready()
+    response = cloud.http.get(path)
     assert (response.status_code, response.json()["status"]) == (200, "ok")
+    names = {check["name"] for check in response.json()["checks"] if check["ok"]}
+    assert names == {"worker", "disk", "store", "clock", "cohort north", "cohort south"}
     cloud.engine.well = False
-    refused(cloud.http.get("/healthz"), 503, "unhealthy")
+    assert (
+        refused(cloud.http.get(path), 503, "unhealthy")["message"]
+        == "worker: the worker process is not running"
+    )
+    assert cloud.http.get("/livez").json()["status"] == "ok"
     assert cloud.send(make_samples(1))[0][1] == "stored"
 
 
@@ -343,9 +356,11 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
         "artifact",
         "cohort_status",
         "health",
+        "live",
+        "ready",
         "metrics",
         "openapi_document",
     }
     public = {name for name, operation in operations.items() if "security" not in operation}
-    assert public == {"health", "openapi_document"}
+    assert public == {"health", "live", "ready", "openapi_document"}
     assert all(operation["summary"] and operation["tags"] for operation in operations.values())

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,8 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     }
     assert declared >= api.seen
     missing = declared - api.seen
-    # These two read nothing that could fail.
-    fixed = {("/healthz", "500", "internal"), ("/openapi.json", "500", "internal")}
+    # Two read nothing that could fail, and for two a fault of the store is what they are there to tell.
+    fixed = {(path, "500", "internal") for path in ("/livez", "/openapi.json", "/readyz", "/healthz")}
     assert {one for one in missing if one[2] not in UNSEEN} == fixed
 
 
@@ -200,7 +201,11 @@ def good_requests(api: Api) -> None:
     assert status["worker"] == {"ready": True, "seen_at": 9.0, "steps": 3, "last": {"loss": 0.5}}
     assert status["update"] == {"version": 1, "digest": DIGEST, "created": 1.0, "expires": 1e12}
     assert api("GET", "/metrics", who="chief").status_code == 200
-    assert api("GET", "/healthz", who=None).json() == {"status": "ok", "version": __version__}
+    for cohort in api.engine.config.cohort:
+        api.engine.store.put_report(cohort.name, {"ready": True}, now=time.time())
+    for path in ("/livez", "/readyz", "/healthz"):
+        found = api("GET", path, who=None).json()
+        assert (found["status"], found["version"]) == ("ok", __version__)
     api("GET", "/openapi.json", who=None)
 
 
@@ -218,6 +223,7 @@ def full(api: Api) -> None:
 def faults(api: Api) -> None:
     api.engine.well = False
     api("GET", "/healthz", who=None)
+    api("GET", "/readyz", who=None)
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE evicted RENAME TO lost_ids")
     api("POST", SAMPLES, content=encode_samples(make_samples(1, seed=99)))

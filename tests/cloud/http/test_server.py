@@ -24,6 +24,7 @@ from cema.cloud.worker.rounds import open_cohort
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import StoreUnavailable
 from cema.formats.bundle import Bundle
+from cema.formats.keys import generate_key
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
 from cema.formats.update import verify_payload, verify_update
 
@@ -348,3 +349,15 @@ def test_importing_the_package_starts_and_loads_nothing() -> None:
     code = "import sys, cema.cloud; print([m for m in ('torch', 'fastapi', 'sqlite3') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_keys_and_files_are_checked_before_the_port_opens(folder: Path) -> None:
+    config = folder / "cloud.toml"
+    text = config.read_text()
+    config.write_text(text.replace('"edge.safetensors"', '"egde.safetensors"'))
+    assert "model_weights: there is no file" in run_to_end(config).stderr
+    generate_key(folder / "other.key")
+    config.write_text(text.replace('signing_key = "signing.key"', 'signing_key = "other.key"'))
+    result = run_to_end(config)
+    assert "devices would refuse every update" in result.stderr
+    assert (result.returncode, result.stdout) == (1, "")

@@ -39,7 +39,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "busy": (503, "Too many uploads at this moment."),
     "store_unavailable": (503, "The store cannot be written now."),
     "stopping": (503, "The server was stopped before the body had arrived."),
-    "unhealthy": (503, "The worker is not running."),
+    "unhealthy": (503, "The service cannot do its work."),
 }
 """The status and the meaning of each code. ``http_error``, for what else the framework refuses, has any status."""
 

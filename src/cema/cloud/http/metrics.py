@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from cema.cloud.http.readiness import Readiness
 from cema.cloud.store.base import Store
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ class Metrics:
         Where the durable counters are.
     cohorts
         The cohorts to report.
+    readiness
+        Says what is well.
     """
 
-    def __init__(self, store: Store, cohorts: Sequence[str]) -> None:
+    def __init__(self, store: Store, cohorts: Sequence[str], readiness: Readiness) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._seconds = Histogram(
             "cema_http_request_seconds",
@@ -61,6 +64,7 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_StoreCollector(store, cohorts))
+        self._registry.register(_ReadinessCollector(readiness))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Book one answered request; what is no common method becomes ``other``."""
@@ -85,6 +89,9 @@ class _StoreCollector(Collector):
             for prefix, (name, text, label) in FAMILIES.items()
         }
         steps = SummaryMetricFamily("cema_step_seconds", "Time of the worker's steps.", labels=("cohort",))
+        since = GaugeMetricFamily(
+            "cema_seconds_since_commit", "Since the worker's last durable step.", labels=("cohort",)
+        )
         gauges = {
             key: GaugeMetricFamily(name, text, labels=("cohort",))
             for key, name, text in (
@@ -98,6 +105,8 @@ class _StoreCollector(Collector):
             counts = status["counts"]
             for key, gauge in gauges.items():
                 gauge.add_metric((cohort,), status[key])
+            if status["committed_at"] is not None:
+                since.add_metric((cohort,), max(0.0, time.time() - status["committed_at"]))
             steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))
             for name, value in counts.items():
                 prefix = next((p for p in FAMILIES if name.startswith(p)), None)
@@ -106,7 +115,22 @@ class _StoreCollector(Collector):
         used = GaugeMetricFamily(
             "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
         )
-        yield from (*families.values(), steps, *gauges.values(), used)
+        yield from (*families.values(), steps, *gauges.values(), since, used)
+
+
+class _ReadinessCollector(Collector):
+    """Makes the checks at each scrape; it answers also where the store cannot be read."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    def collect(self) -> Iterable[Metric]:
+        ready = GaugeMetricFamily(
+            "cema_ready", "1 where a check of /readyz is well, else 0.", labels=("check",)
+        )
+        for check in self._readiness.checks():
+            ready.add_metric((check.name,), float(check.ok))
+        yield ready
 
 
 class RequestTimer:

@@ -10,7 +10,7 @@ from cema.cloud.http.access import MEMBER_ERRORS, SCRAPER_ERRORS, CohortName, me
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.metrics import CONTENT_TYPE
 from cema.cloud.http.responses import errors, headers
-from cema.cloud.http.schemas import Health, Status
+from cema.cloud.http.schemas import CheckResult, Health, Ready, Status
 from cema.cloud.http.service import TheService
 
 __all__ = ["router"]
@@ -31,27 +31,52 @@ def cohort_status(cohort: CohortName, service: TheService, response: Response) -
     """Samples, the newest update, counters, and what the worker last said."""
     status = service.store.status(cohort)
     status["worker"] = {"ready": False, **(status["worker"] or {})}
-    status["healthy"] = service.engine.healthy()
+    status["healthy"] = service.readiness.healthy(cohort)
     response.headers.update(NO_STORE)
     return Status(**status)
 
 
 @router.get(
-    "/healthz",
-    summary="Ask whether the worker is running",
+    "/livez",
+    summary="Ask whether the process responds",
+    response_description="It does.",
+    responses={200: _NOT_KEPT},
+)
+async def live(response: Response) -> Health:
+    """For whoever starts the process again when it does not."""
+    response.headers.update(NO_STORE)
+    return Health(status="ok", version=__version__)
+
+
+@router.get(
+    "/readyz",
+    summary="Ask whether all is well",
     response_description="It is.",
     responses={200: _NOT_KEPT, **errors("unhealthy")},
 )
-def health(service: TheService, response: Response) -> Health:
-    """Uploads and updates may work all the same when it is not."""
-    if not service.engine.healthy():
+def ready(service: TheService, response: Response) -> Ready:
+    """The worker runs and goes on, the store can be written, the disk has room, the clock is plausible."""
+    checks = service.readiness.checks()
+    bad = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
+    if bad:
         raise service.later(
             "unhealthy",
-            "the worker is not running; uploads are stored and updates served all the same",
-            "see the server's log for why the worker ended",
+            "; ".join(bad),
+            "see the server's log; what is stored and published is safe all the same",
         )
     response.headers.update(NO_STORE)
-    return Health(status="ok", version=__version__)
+    found = [CheckResult(name=check.name, ok=check.ok, detail=check.detail) for check in checks]
+    return Ready(status="ok", version=__version__, checks=found)
+
+
+router.add_api_route(
+    "/healthz",
+    ready,
+    summary="Ask whether all is well, under an older address",
+    name="health",
+    response_description="It is.",
+    responses={200: _NOT_KEPT, **errors("unhealthy")},
+)
 
 
 @router.get(

@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "CheckResult",
     "Envelope",
     "Error",
     "ErrorBody",
     "Health",
+    "Ready",
     "Signature",
     "Status",
     "UpdateSummary",
@@ -101,7 +103,21 @@ class Status(BaseModel):
 
 
 class Health(BaseModel):
-    """The service is up and its worker is running."""
+    """The process responds."""
 
     status: Literal["ok"] = "ok"
     version: str = Field(description="Version of the software.")
+
+
+class CheckResult(BaseModel):
+    """One thing that has to be well."""
+
+    name: str
+    ok: bool
+    detail: str = Field(description="What was found; for people.")
+
+
+class Ready(Health):
+    """All is well."""
+
+    checks: list[CheckResult]

@@ -72,6 +72,7 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
             server_header=False,
             lifespan="on",
             ws="none",
+            backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
@@ -121,15 +122,25 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything else starts, so that a port in use is one clear error."""
+    """Take the address before anything else starts, so that a port in use is one clear error.
+
+    It does not listen yet: what is configured is checked first, and until then a connection is refused.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+        except BaseException:
+            listener.close()
+            raise
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error}; stop what uses it, or set another host or port "
             "(0 takes a free one)"
         ) from error
+    return listener
 
 
 def _url(address: tuple[Any, ...]) -> str:

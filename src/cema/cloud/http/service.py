@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.metrics import Metrics
+from cema.cloud.http.readiness import Readiness
 from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
@@ -32,7 +33,8 @@ class Service:
         self.store = engine.store
         self.limits = engine.config.limits
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
-        self.metrics = Metrics(engine.store, sorted(self.cohorts))
+        self.readiness = Readiness(engine)
+        self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
         self._uploads = 0
 
     @contextmanager

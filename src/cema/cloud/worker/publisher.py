@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
-from cema.errors import ConfigError, ModelError
-from cema.formats.bundle import Bundle, check_golden
-from cema.formats.keys import key_id
+from cema.errors import ModelError
+from cema.formats.bundle import Bundle, check_golden, check_trust
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.models.norm_state import load_folded
@@ -93,13 +92,7 @@ class Publisher:
         *,
         device: str = "cpu",
     ) -> None:
-        identity = key_id(key.public_key())
-        if identity not in bundle.public_keys:
-            raise ConfigError(
-                f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is "
-                f"{identity}: its devices would refuse every update; sign with a trusted key, or export the "
-                "bundle with this one"
-            )
+        check_trust(bundle, key)
         self.bundle = bundle
         self.cohort = cohort
         self.config = config

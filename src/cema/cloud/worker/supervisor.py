@@ -17,8 +17,8 @@ from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
-from cema.errors import StoreError
-from cema.formats.bundle import Bundle
+from cema.errors import ConfigError, StoreError
+from cema.formats.bundle import Bundle, check_trust
 from cema.formats.keys import load_private_key
 
 __all__ = ["Engine", "LocalEngine"]
@@ -109,8 +109,7 @@ class LocalEngine:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
-        bases = {cohort.name: Bundle.load(Path(cohort.bundle)).manifest.base for cohort in config.cohort}
-        load_private_key(Path(config.signing_key))
+        bases = _check_files(config)
         self._lock = _lock(Path(config.data))
         try:
             self._store = config.open_store()
@@ -221,6 +220,26 @@ class LocalEngine:
         except StoreError as error:
             # Locked for too long, or the disk fails: the worker is restarted all the same.
             log.error("the worker's restart could not be noted: %s", error)
+
+
+def _check_files(config: CloudConfig) -> dict[str, str]:
+    """Check keys, bundles and weights against each other, as far as it goes without torch; return the bases by cohort.
+
+    The worker checks the models themselves when it starts. What can be told at once is told before the port opens.
+    """
+    key = load_private_key(Path(config.signing_key))
+    bases = {}
+    for cohort in config.cohort:
+        bundle = Bundle.load(Path(cohort.bundle))
+        check_trust(bundle, key)
+        bases[cohort.name] = bundle.manifest.base
+        for setting in ("model_weights", "foundation_weights"):
+            path = getattr(cohort, setting)
+            if path and not Path(path).is_file():
+                raise ConfigError(
+                    f"cohort {cohort.name!r}: {setting}: there is no file {path}; correct the path"
+                )
+    return bases
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
