@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+import tracemalloc
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from cema.errors import ImageError
 from cema.ondevice.preprocess import Preprocessing, check_images, resize_image
@@ -181,3 +183,38 @@ def test_resizing_to_the_same_size_is_free() -> None:
     image = photograph(8, 9)
     assert resize_image(image, 8, 9) is image
     assert resize_image(photograph(8, 9, 1), 4, 5).shape == (4, 5, 1)
+
+
+@pytest.mark.parametrize("shape", [(9, 900), (900, 9), (40, 400), (1, 5000), (64, 257)])
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_thin_image_is_cropped_first_and_looks_the_same(
+    shape: tuple[int, int], crop: float, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
+    prepare = Preprocessing(
+        height=32,
+        width=32,
+        channels=3,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        crop=crop,
+        interpolation=interpolation,
+    )
+    # Smooth, as photographs are: Pillow chooses which side to scale first, and with noise that order can be seen.
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.float64)
+    image = ndimage.gaussian_filter(noise, (2, 2, 0), mode="nearest").round().astype(np.uint8)
+    cover = round(32 / crop)
+    scale = cover / min(shape)
+    whole = resize_image(image, *(max(cover, int(n * scale)) for n in shape), interpolation=interpolation)
+    top, left = (round((n - 32) / 2) for n in whole.shape[:2])
+    expected = whole[top : top + 32, left : left + 32].transpose(2, 0, 1).astype(np.float32)
+    assert np.abs(prepare([image])[0] - expected).max() <= 1
+
+
+def test_an_image_of_one_line_takes_no_more_memory_than_it_has() -> None:
+    prepare = Preprocessing(height=224, width=224, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    image = np.arange(16_000_000, dtype=np.uint8).reshape(1, -1, 1)
+    tracemalloc.start()
+    prepare([image])
+    assert tracemalloc.get_traced_memory()[1] < 3 * image.nbytes
+    tracemalloc.stop()

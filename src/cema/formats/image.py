@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import msgspec
@@ -21,7 +23,7 @@ from PIL import Image
 from cema.errors import ImageError
 from cema.ondevice.preprocess import check_images, resize_image
 
-__all__ = ["CodecConfig", "decode_image", "encode_image"]
+__all__ = ["CodecConfig", "decode_image", "encode_image", "image_size"]
 
 _LOSSLESS_BELOW = 64 * 64
 _MAX_PIXELS = 64_000_000
@@ -130,22 +132,62 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         Nothing of that size is allocated before the check.
     """
     data = bytes(data)
-    if data.startswith(_JPEG_MAGIC):
-        kind, decode = "JPEG", _decode_jpeg
-    elif data.startswith(_PNG_MAGIC):
-        kind, decode = "PNG", _decode_png
-    elif data.startswith(_RAW_MAGIC):
-        kind, decode = "raw", _decode_raw
-    else:
-        raise ImageError(
-            f"expected a JPEG, PNG or CEMA raw image, got {len(data)} bytes that begin with {data[:8]!r}: "
-            f"encode the image with cema.formats.sample.encode_image"
-        )
+    kind = _kind(data)
+    with _damage_is_an_image_error(kind):
+        return _DECODERS[kind](data)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return the height and width that an encoded image has by its header, without decoding it.
+
+    Parameters
+    ----------
+    data : bytes
+        An encoded image.
+
+    Returns
+    -------
+    tuple of int
+        Height and width in pixels.
+
+    Raises
+    ------
+    ImageError
+        If the bytes are of no known kind, or have no whole header.
+
+    Examples
+    --------
+    >>> image_size(encode_image(np.zeros((4, 6, 1), np.uint8), CodecConfig()))
+    (4, 6)
+    """
+    kind = _kind(data)
+    with _damage_is_an_image_error(kind):
+        if kind == "JPEG":
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        elif kind == "PNG":
+            width, height = struct.unpack(">II", data[16:24])
+        else:
+            _, height, width, _ = _RAW_HEADER.unpack_from(data)
+    return height, width
+
+
+def _kind(data: bytes) -> str:
+    for magic, kind in ((_JPEG_MAGIC, "JPEG"), (_PNG_MAGIC, "PNG"), (_RAW_MAGIC, "raw")):
+        if data.startswith(magic):
+            return kind
+    raise ImageError(
+        f"expected a JPEG, PNG or CEMA raw image, got {len(data)} bytes that begin with {data[:8]!r}: "
+        f"encode the image with cema.formats.sample.encode_image"
+    )
+
+
+@contextmanager
+def _damage_is_an_image_error(kind: str) -> Iterator[None]:
+    """Turn whatever a damaged stream leads the libraries into to an ImageError."""
     try:
-        return decode(data)
+        yield
     except ImageError:
         raise
-    # The libraries below raise whatever a damaged stream leads them into; all of it means the same here.
     except Exception as error:
         raise ImageError(
             f"the {kind} image is damaged or truncated ({error}): encode and send it again"
@@ -237,3 +279,6 @@ def _decode_raw(data: bytes) -> npt.NDArray[np.uint8]:
             f"{'' if stream.eof else ' before it broke off'}: encode and send it again"
         )
     return np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, channels)
+
+
+_DECODERS = {"JPEG": _decode_jpeg, "PNG": _decode_png, "raw": _decode_raw}

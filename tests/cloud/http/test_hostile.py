@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
+import numpy as np
 import pytest
 from cloud_client import Cloud, refused
 from cloud_support import make_samples
 
 from cema.cloud.http.caching import matches
-from cema.formats.sample import encode_samples
+from cema.formats.image import CodecConfig, encode_image
+from cema.formats.sample import Sample, encode_samples
 
 
 @pytest.mark.parametrize("text", [" ", '"', "W/", ", ", '"a",'])
@@ -62,3 +66,46 @@ def test_no_redirect_repeats_the_host_of_a_stranger(cloud: Cloud) -> None:
         assert "evil.example" not in response.text
         assert "location" not in response.headers
         assert response.status_code == 404
+
+
+def sample_of(image: bytes) -> Sample:
+    return msgspec.structs.replace(make_samples(1)[0], image=image, id=hashlib.sha256(image).hexdigest())
+
+
+def picture(height: int, width: int, kind: str = "raw") -> bytes:
+    return encode_image(np.zeros((height, width, 1), np.uint8), CodecConfig(codec=kind))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "reason"),
+    [
+        ((1, 17), "raw", "16 times as long as wide"),
+        ((3400, 200), "png", "16 times"),
+        ((16, 4000), "jpeg", "16 times"),
+        ((4100, 4000), "raw", "at most 16000000 pixels"),
+        ((4000, 4100), "png", "at most 16000000 pixels"),
+    ],
+)
+def test_an_image_of_an_absurd_shape_is_rejected_and_the_rest_is_stored(
+    cloud: Cloud, shape: tuple[int, int], reason: str, kind: str
+) -> None:
+    (good,) = make_samples(1)
+    body = encode_samples([sample_of(picture(*shape, kind)), good])
+    rejected, stored = cloud.post(body).json()["verdicts"]
+    assert (rejected["verdict"], stored["verdict"]) == ("rejected", "stored")
+    assert reason in rejected["reason"]
+    assert cloud.store.counters("north")["samples.rejected.image"] == 1
+
+
+def test_a_header_that_lies_about_its_size_allocates_nothing(cloud: Cloud) -> None:
+    lying = b"CEMZ" + (2**31).to_bytes(4, "little") * 2 + b"\x03" + b"\0" * 20
+    for image in (lying, lying[:9], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"CEMZ"):
+        (verdict,) = cloud.post(encode_samples([sample_of(image)])).json()["verdicts"]
+        assert verdict["verdict"] == "rejected"
+
+
+def test_the_pixels_of_one_request_have_a_limit(cloud: Cloud) -> None:
+    images = [np.full((3999, 4000, 1), i, np.uint8) for i in range(5)]
+    samples = [sample_of(encode_image(image, CodecConfig(codec="png"))) for image in images]
+    refused(cloud.post(encode_samples(samples)), 413, "too_large")
+    assert cloud.store.backlog("north").samples == 0

@@ -30,7 +30,10 @@ ERRORS: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method."),
     "timeout": (408, "The body did not arrive in time."),
-    "too_large": (413, "The body has too many bytes, or its new samples would not fit an empty store."),
+    "too_large": (
+        413,
+        "The body has too many bytes, its images too many pixels, or its new samples would not fit an empty store.",
+    ),
     "too_many_samples": (413, "The frame has too many samples."),
     "unsupported_media_type": (415, "Wrong Content-Type, or a Content-Encoding."),
     "backlog_full": (429, "Too many samples of the cohort wait for the worker."),

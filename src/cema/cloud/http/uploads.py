@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.names import shortened
+from cema.cloud.config import LimitsConfig
 from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
@@ -22,10 +24,15 @@ from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.base import BacklogFull, UploadTooLarge
 from cema.cloud.store.devices import Device
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
+from cema.formats.image import image_size
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["router"]
 
+# The pixels of one request, in images of the largest size.
+REQUEST_IMAGES = 4
+# Images that are decoded at one time, in all requests together: each takes up to limits.image_pixels x 3 bytes.
+_DECODING = threading.BoundedSemaphore(4)
 # An id has 64 characters; of anything else, so much is repeated in the verdict.
 LONGEST_ID = 80
 LONGEST_REASON = 300
@@ -95,7 +102,7 @@ def _check_media_type(request: Request) -> None:
 def _ingest(service: Service, cohort: str, device: str, body: bytes) -> list[Verdict]:
     """Check and store one request's samples; whatever gets a verdict is on disk."""
     samples = _decode(body, service.limits.batch_samples)
-    good, rejected, reasons = _check(samples)
+    good, rejected, reasons = _check(samples, service.limits)
     try:
         stored = iter(
             service.store.put(
@@ -137,20 +144,52 @@ def _decode(body: bytes, most: int) -> list[Sample]:
     return samples
 
 
-def _check(samples: list[Sample]) -> tuple[list[Sample], dict[int, Verdict], Counter[str]]:
+def _check(
+    samples: list[Sample], limits: LimitsConfig
+) -> tuple[list[Sample], dict[int, Verdict], Counter[str]]:
     """Return the good samples, the verdicts on the others by position, and how many there are of each reason."""
     good: list[Sample] = []
     rejected: dict[int, Verdict] = {}
     reasons: Counter[str] = Counter()
+    pixels = 0
     for i, sample in enumerate(samples):
         try:
-            check_sample(sample)
+            # By the header, before anything of that size is allocated.
+            pixels += check_size(sample.image, limits)
+            if pixels > REQUEST_IMAGES * limits.image_pixels:
+                raise ApiError(
+                    "too_large",
+                    f"the images of one request may have {REQUEST_IMAGES * limits.image_pixels} pixels together",
+                    "send fewer samples in a request, or smaller images",
+                )
+            with _DECODING:
+                check_sample(sample)
         except (FormatError, ImageError) as error:
             rejected[i] = _rejection(sample, error)
             reasons["image" if isinstance(error, ImageError) else "format"] += 1
         else:
             good.append(sample)
     return good, rejected, reasons
+
+
+def check_size(image: bytes, limits: LimitsConfig) -> int:
+    """Return how many pixels an encoded image has; too many, or too long and thin an image, is an ImageError.
+
+    A model's input is some 224 pixels a side, and what is longer is cut off: an image of one line and a million
+    columns costs memory, and teaches nothing.
+    """
+    height, width = image_size(image)
+    if height * width > limits.image_pixels:
+        raise ImageError(
+            f"expected at most {limits.image_pixels} pixels (limits.image_pixels), got {height} x {width}; set "
+            "upload.max_side on the device"
+        )
+    if max(height, width) > limits.image_aspect * min(height, width):
+        raise ImageError(
+            f"expected an image at most {limits.image_aspect:g} times as long as wide (limits.image_aspect), got "
+            f"{height} x {width}; cut it before it is predicted"
+        )
+    return height * width
 
 
 def _rejection(sample: Sample, error: Exception) -> Verdict:

@@ -20,9 +20,9 @@ from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.gate import BatchAgreement, agreements
+from cema.cloud.worker.images import most_pixels, read_image
 from cema.cloud.worker.publisher import Publisher
 from cema.errors import ImageError, StoreError
-from cema.formats.image import decode_image
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 
@@ -94,6 +94,7 @@ class CohortWorker:
         self._last: dict[str, Any] = {}
         self._models = (edge, foundation)
         self._seed = seed
+        self._pixels = most_pixels(edge.preprocessing, foundation.preprocessing)
         self._claim()
 
     def _claim(self) -> None:
@@ -254,7 +255,7 @@ class CohortWorker:
         seqs, images = [], []
         for sample in samples:
             try:
-                images.append(decode_image(sample.image))
+                images.append(read_image(sample.image, self._pixels))
             except ImageError as error:
                 log.warning("cohort %s: sample %s cannot be read: %s", self.cohort.name, sample.id, error)
                 self._count("worker.unreadable_samples", 1)
@@ -340,7 +341,13 @@ class CohortWorker:
     def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
         """Return replayed samples' images; None where the store has evicted one or cannot read it."""
         stored = self.store.images(seqs)
-        return [_decoded(stored.get(seq)) for seq in seqs]
+        return [self._decoded(stored.get(seq)) for seq in seqs]
+
+    def _decoded(self, data: bytes | None) -> npt.NDArray[np.uint8] | None:
+        try:
+            return None if data is None else read_image(data, self._pixels)
+        except ImageError:
+            return None
 
     def _recover(self, error: Exception) -> None:
         """Undo a failed step."""
@@ -385,10 +392,3 @@ class CohortWorker:
 
     def _count(self, name: str, value: float) -> None:
         self._counts[name] = self._counts.get(name, 0) + value
-
-
-def _decoded(data: bytes | None) -> npt.NDArray[np.uint8] | None:
-    try:
-        return None if data is None else decode_image(data)
-    except ImageError:
-        return None

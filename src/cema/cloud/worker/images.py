@@ -1,0 +1,57 @@
+"""Stored images on their way into a batch: decoded one by one, and never larger than models have use for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cema.formats.image import decode_image
+from cema.ondevice.preprocess import Preprocessing, resize_image
+
+__all__ = ["most_pixels", "read_image"]
+
+# A batch of a hundred images of a million pixels takes 300 MB.
+LEAST_KEPT = 1_000_000
+# Scaled down to 16 times a model's input first, an image looks the same to the model.
+INPUTS_KEPT = 16
+
+
+def most_pixels(*inputs: Preprocessing) -> int:
+    """Return the most pixels of an image that models with these inputs have use for.
+
+    Examples
+    --------
+    >>> most_pixels(Preprocessing(height=32, width=32, channels=1, mean=(0.0,), std=(1.0,)))
+    1000000
+    """
+    return max(LEAST_KEPT, *(INPUTS_KEPT * model.height * model.width for model in inputs))
+
+
+def read_image(data: bytes, most: int) -> npt.NDArray[np.uint8]:
+    """Decode an image and scale it down to `most` pixels if it has more.
+
+    Parameters
+    ----------
+    data : bytes
+        An encoded image.
+    most : int
+        Pixels.
+
+    Returns
+    -------
+    ndarray of uint8 (H, W, C)
+        In its own proportions, where that leaves a pixel a side.
+
+    Raises
+    ------
+    ImageError
+        As `cema.formats.image.decode_image`.
+    """
+    image = decode_image(data)
+    height, width = image.shape[:2]
+    if height * width <= most:
+        return image
+    scale = (most / (height * width)) ** 0.5
+    rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
+    # One line or column stays one, and is cut shorter instead.
+    return resize_image(image, min(rows, most // columns or 1), min(columns, most // rows or 1))
