@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from PIL import Image
 
 from cema.cloud.config import CloudConfig, LimitsConfig
-from cema.cloud.http import app, body, service
+from cema.cloud.http import app, body, connections, service
 from cema.cloud.http.errors import ERRORS
 from cema.cloud.store import base as store
 from cema.cloud.store import sqlite_space as space
@@ -358,7 +358,13 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.backlog_samples": limits.backlog_samples,
         "cloud.retry_after_seconds": limits.retry_after_seconds,
         "cloud.uploads_at_once": service.UPLOADS_AT_ONCE,
+        "cloud.uploads_of_one": service.UPLOADS_OF_ONE,
         "cloud.body_seconds": body.BODY_SECONDS,
+        "cloud.first_seconds": body.FIRST_SECONDS,
+        "cloud.least_rate": body.LEAST_RATE,
+        "cloud.header_seconds": connections.HEADER_SECONDS,
+        "cloud.image_pixels": limits.image_pixels,
+        "cloud.image_aspect": limits.image_aspect,
         "cloud.drain_bytes": body.DRAIN_BYTES,
         "cloud.updates_kept": store.UPDATES_KEPT,
         "cloud.evicted_ids": space.EVICTED_IDS,

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -100,9 +101,11 @@ class StillEngine:
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[str]:
+def serving(engine: Engine, **settings: Any) -> Iterator[str]:
     """Serve an engine on a free loopback port; yields the URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(engine), port=0, log_config=None, lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(engine), port=0, log_config=None, lifespan="on", **settings)
+    )
     started = threading.Event()
     original = server.startup
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,10 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api("POST", SAMPLES, content=bytes(100_001))
     api("POST", SAMPLES, content=encode_samples(make_samples(9)))
     with monkeypatch.context() as patch:
-        patch.setattr(body, "BODY_SECONDS", 0.01)
+        patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", SAMPLES, content=never())
     with monkeypatch.context() as patch:
-        patch.setattr(api.app.state.service, "_uploads", UPLOADS_AT_ONCE)
+        patch.setattr(api.app.state.service, "_uploads", Counter(others=UPLOADS_AT_ONCE))
         api("POST", SAMPLES, content=b"")
 
 

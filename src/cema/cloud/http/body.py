@@ -14,6 +14,9 @@ __all__ = ["read_body"]
 # What is still read of a body that is too large, so that its sender gets to see the answer, and for how long.
 DRAIN_BYTES = 64 * 2**20
 BODY_SECONDS = 300.0
+# Before that, a body must have begun to come, and come at this rate: the slowest modem is faster.
+FIRST_SECONDS = 20.0
+LEAST_RATE = 512
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -28,11 +31,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     announced = int(declared) if declared.isdecimal() else 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body, total = await _read(request, limit, announced)
+        async with asyncio.timeout(FIRST_SECONDS) as deadline:
+            body, total = await _read(request, limit, announced, deadline)
     except TimeoutError:
         raise ApiError(
-            "timeout", f"the body did not arrive within {BODY_SECONDS:g} s", "send smaller requests"
+            "timeout",
+            f"the body came slower than {LEAST_RATE} bytes a second, or not within {BODY_SECONDS:g} s",
+            "send smaller requests, over a better connection",
+            headers={"Connection": "close"},
         ) from None
     except asyncio.CancelledError:
         # The server ends, and its patience with open requests has ended before.
@@ -50,15 +56,19 @@ async def read_body(request: Request, limit: int) -> bytes:
     return body
 
 
-async def _read(request: Request, limit: int, announced: int) -> tuple[bytes | None, int]:
+async def _read(
+    request: Request, limit: int, announced: int, deadline: asyncio.Timeout
+) -> tuple[bytes | None, int]:
     """Return the body, or None when it is too large, and how many bytes of it were read."""
     too_large = announced > limit
     chunks: list[bytes] = []
     total = 0
     if announced > limit + DRAIN_BYTES:
         return None, total
+    begin = asyncio.get_running_loop().time()
     async for chunk in request.stream():
         total += len(chunk)
+        deadline.reschedule(begin + min(BODY_SECONDS, FIRST_SECONDS + total / LEAST_RATE))
         if total <= limit and not too_large:
             chunks.append(chunk)
             continue

@@ -15,8 +15,10 @@ from typing import Any
 
 import uvicorn
 
+from cema._util.logs import start_logging
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
+from cema.cloud.http.connections import Connections, guarded_protocol, most_connections
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import CemaError, ConfigError
 
@@ -45,7 +47,7 @@ def serve(config_path: Path) -> int:
     int
         Exit status: 0 after a requested stop; 1 when it could not start (the reason is on standard error).
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s server %(levelname)s %(message)s")
+    start_logging("server")
     try:
         config = CloudConfig.load(config_path)
         with _bind(config.host, config.port) as listener:
@@ -67,6 +69,7 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
     server = _Server(
         uvicorn.Config(
             create_app(engine),
+            http=guarded_protocol(Connections(most_connections())),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -17,6 +18,8 @@ __all__ = ["Service", "TheService"]
 
 # Uploads read or stored at one time: bounds memory at so many bodies.
 UPLOADS_AT_ONCE = 32
+# Those of one device among them: an agent sends one at a time, and nobody may take all places.
+UPLOADS_OF_ONE = 4
 
 
 class Service:
@@ -35,18 +38,23 @@ class Service:
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
 
     @contextmanager
-    def one_upload(self) -> Iterator[None]:
-        """Take one of the places for uploads, on the event loop; 503 when there is none."""
-        if self._uploads >= UPLOADS_AT_ONCE:
-            raise self.later("busy", f"{self._uploads} uploads are being stored at this moment")
-        self._uploads += 1
+    def one_upload(self, device: str) -> Iterator[None]:
+        """Take one of the places for uploads, on the event loop; 503 when there is none, or not for this device."""
+        if self._uploads[device] >= UPLOADS_OF_ONE:
+            raise self.later(
+                "busy", f"{UPLOADS_OF_ONE} uploads of {device!r} are being stored at this moment"
+            )
+        if self._uploads.total() >= UPLOADS_AT_ONCE:
+            raise self.later("busy", f"{UPLOADS_AT_ONCE} uploads are being stored at this moment")
+        self._uploads[device] += 1
         try:
             yield
         finally:
-            self._uploads -= 1
+            self._uploads[device] -= 1
+            self._uploads += Counter()  # devices without any are dropped
 
     def later(
         self,

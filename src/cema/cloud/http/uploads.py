@@ -81,7 +81,7 @@ async def upload_samples(
 ) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
     _check_media_type(request)
-    with service.one_upload():
+    with service.one_upload(device.name):
         body = await read_body(request, service.limits.body_bytes)
         verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
     content = [{"id": v.id, "verdict": v.verdict, "reason": v.reason} for v in verdicts]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cema._util.lifetime import on_eof
+from cema._util.logs import start_logging
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cema.cloud.worker.process", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the cloud's configuration (TOML)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    start_logging("worker")
     stop, working = threading.Event(), threading.Event()
     # Before torch is loaded, which takes seconds in which the parent may die too.
     on_eof(lambda: _end(stop, working))

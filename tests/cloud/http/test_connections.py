@@ -1,0 +1,156 @@
+"""Connections that do nothing, and bodies that hardly come."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+from cloud_client import auth
+from cloud_support import StillEngine, make_samples, serving, write_config
+
+from cema.cloud.config import CloudConfig
+from cema.cloud.http import body, service
+from cema.cloud.http.connections import Connections, guarded_protocol
+from cema.formats.sample import CONTENT_TYPE, encode_samples
+
+HEAD = b"GET /livez HTTP/1.1\r\nHost: cloud\r\n"
+
+
+class Guarded:
+    """A server with few connections and little patience."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.connections = Connections(4, header_seconds=0.5, request_seconds=2.0)
+        engine = StillEngine(CloudConfig.load(write_config(folder)))
+        self.url = stack.enter_context(serving(engine, http=guarded_protocol(self.connections)))
+        self.token = engine.devices.add("cam", cohort="north")
+        self.other = engine.devices.add("other", cohort="north")
+        self._stack = stack
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        port = int(self.url.rpartition(":")[2])
+        opened = self._stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        opened.sendall(data)
+        return opened
+
+    def upload_head(self, token: str, length: int = 1000) -> bytes:
+        lines = [
+            "POST /v1/cohorts/north/samples HTTP/1.1", "Host: cloud", f"Content-Length: {length}",
+            f"Content-Type: {CONTENT_TYPE}", f"Authorization: Bearer {token}",
+        ]  # fmt: skip
+        return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Guarded]:
+    with ExitStack() as stack:
+        yield Guarded(tmp_path, stack)
+
+
+def closed(connection: socket.socket) -> bool:
+    """Wait for the end of a connection; what came before it is thrown away."""
+    try:
+        while connection.recv(65_536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def eventually(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HEAD])
+def test_a_connection_without_a_whole_request_is_closed(server: Guarded, sent: bytes) -> None:
+    assert closed(server.connect(sent))
+
+
+def test_a_byte_now_and_then_gives_no_more_time(server: Guarded) -> None:
+    connection = server.connect(HEAD + b"X-Slow: ")
+
+    def send() -> bool:
+        try:
+            connection.sendall(b"a")
+        except OSError:
+            return True
+        return False
+
+    eventually(send)  # the server closes it while it is still sent to
+
+
+def test_a_request_after_others_may_be_as_slow_as_the_first(server: Guarded) -> None:
+    connection = server.connect()
+    for _ in range(2):
+        connection.sendall(HEAD + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200")
+    connection.sendall(HEAD)
+    assert closed(connection)
+
+
+def test_silent_connections_keep_nobody_out(server: Guarded) -> None:
+    silent = [server.connect() for _ in range(40)]
+    for _ in range(5):
+        assert httpx2.get(f"{server.url}/livez").status_code == 200
+    assert len(server.connections) <= 4
+    assert all(closed(connection) for connection in silent)
+    eventually(lambda: len(server.connections) == 0)
+
+
+def test_a_connection_with_a_request_is_not_closed_for_a_silent_one(server: Guarded) -> None:
+    frame = encode_samples(make_samples(1))
+    working = server.connect(server.upload_head(server.token, len(frame)))
+    eventually(lambda: len(server.connections) == 1 and not server.connections._waiting)
+    for _ in range(20):
+        server.connect()
+    working.sendall(frame)
+    assert working.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_that_never_ends_is_closed(server: Guarded) -> None:
+    assert closed(server.connect(server.upload_head(server.token)))
+
+
+def test_trickling_uploads_of_one_device_leave_places_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "UPLOADS_AT_ONCE", service.UPLOADS_OF_ONE + 1)
+    frame = encode_samples(make_samples(1))
+    with ExitStack() as stack:
+        server = Guarded(tmp_path, stack)
+        server.connections.most, server.connections.seconds["request"] = 100, 60.0
+        trickling = [server.connect(server.upload_head(server.token)) for _ in range(30)]
+        answered: list[socket.socket] = []
+
+        def refused() -> bool:
+            answered[:] = select.select(trickling, [], [], 0.1)[0]
+            return len(answered) == len(trickling) - service.UPLOADS_OF_ONE
+
+        eventually(refused)
+        answers = [connection.recv(4096) for connection in answered]
+        assert all(answer.startswith(b"HTTP/1.1 503") and b"Retry-After" in answer for answer in answers)
+        headers = {**auth(server.other), "Content-Type": CONTENT_TYPE}
+        response = httpx2.post(f"{server.url}/v1/cohorts/north/samples", content=frame, headers=headers)
+        assert response.status_code == 200
+
+
+def test_a_body_that_hardly_comes_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "FIRST_SECONDS", 0.2)
+    with ExitStack() as stack:
+        server = Guarded(tmp_path, stack)
+        server.connections.seconds["request"] = 60.0
+        connection = server.connect(server.upload_head(server.token, 10**6) + bytes(50))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+        assert closed(connection)
