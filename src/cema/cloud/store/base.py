@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cema.cloud.store.devices import DeviceRegister
 from cema.errors import StoreError, StoreFull
@@ -28,6 +28,7 @@ __all__ = [
     "Store",
     "StoredSample",
     "UploadTooLarge",
+    "Waiting",
 ]
 
 # Older updates are deleted: every update is complete, so nobody needs them.
@@ -68,6 +69,8 @@ class StoredSample:
         Version of the norm state the edge predicted with.
     captured_at, received_at
         Unix seconds.
+    device
+        Who sent it.
     """
 
     seq: int
@@ -78,6 +81,14 @@ class StoredSample:
     version: int
     captured_at: float
     received_at: float
+    device: str = ""
+
+
+class Waiting(NamedTuple):
+    """A sample that waits for the worker: its sequence number, and who sent it."""
+
+    seq: int
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +206,14 @@ class Store(Protocol):
 
     def sequence(self, cohort: str, *, after: int, limit: int) -> list[int]:
         """Return the sequence numbers alone of up to `limit` samples that follow `after`."""
+        ...
+
+    def waiting(self, cohort: str, *, after: int, limit: int) -> list[Waiting]:
+        """Return who sent up to `limit` samples that follow `after` in the sequence, oldest first."""
+        ...
+
+    def samples(self, seqs: Sequence[int]) -> list[StoredSample]:
+        """Return those samples that are still stored, in the order of their sequence numbers."""
         ...
 
     def images(self, seqs: Sequence[int]) -> dict[int, bytes]:

@@ -18,6 +18,7 @@ from cema.cloud.store.base import (
     Limits,
     PublishedUpdate,
     StoredSample,
+    Waiting,
 )
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
@@ -86,6 +87,14 @@ class SqliteStore:
     def sequence(self, cohort: str, *, after: int, limit: int) -> list[int]:
         """Return the sequence numbers alone of up to `limit` samples that follow `after`."""
         return self._samples.sequence(cohort, after=after, limit=limit)
+
+    def waiting(self, cohort: str, *, after: int, limit: int) -> list[Waiting]:
+        """Return who sent up to `limit` samples that follow `after` in the sequence, oldest first."""
+        return self._samples.waiting(cohort, after=after, limit=limit)
+
+    def samples(self, seqs: Sequence[int]) -> list[StoredSample]:
+        """Return those samples that are still stored, in the order of their sequence numbers."""
+        return self._samples.samples(seqs)
 
     def images(self, seqs: Sequence[int]) -> dict[int, bytes]:
         """Return the encoded images of those samples that are still stored, by sequence number."""

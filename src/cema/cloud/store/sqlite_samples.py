@@ -5,7 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
-from cema.cloud.store.base import STATE_SHARE, Backlog, BacklogFull, Limits, StoredSample, UploadTooLarge
+from cema.cloud.store.base import (
+    STATE_SHARE,
+    Backlog,
+    BacklogFull,
+    Limits,
+    StoredSample,
+    UploadTooLarge,
+    Waiting,
+)
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_space import live_bytes, make_room
 from cema.errors import ConfigError
@@ -19,6 +27,8 @@ ROW_BYTES = 512
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
 EMPTY_BYTES = 32 * PAGE
+# In the order of StoredSample.
+COLUMNS = "seq, id, image, entropy, label, version, captured_at, received_at, device"
 
 
 def check_limits(limits: Limits) -> None:
@@ -120,11 +130,28 @@ class SampleTable:
         """Return up to `limit` samples of a cohort that follow `after` in the sequence, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT seq, id, image, entropy, label, version, captured_at, received_at FROM samples "
-                "WHERE cohort = ? AND seq > ? ORDER BY seq LIMIT ?",
+                f"SELECT {COLUMNS} FROM samples WHERE cohort = ? AND seq > ? ORDER BY seq LIMIT ?",  # noqa: S608
                 (cohort, after, limit),
             ).fetchall()
         return [StoredSample(row[0], row[1].hex(), *row[2:]) for row in rows]
+
+    def waiting(self, cohort: str, *, after: int, limit: int) -> list[Waiting]:
+        """Return who sent up to `limit` samples that follow `after` in the sequence, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT seq, device FROM samples WHERE cohort = ? AND seq > ? ORDER BY seq LIMIT ?",
+                (cohort, after, limit),
+            ).fetchall()
+        return [Waiting(*row) for row in rows]
+
+    def samples(self, seqs: Sequence[int]) -> list[StoredSample]:
+        """Return those samples that are still stored, in the order of their sequence numbers."""
+        with self._database.read() as connection:
+            rows = [
+                connection.execute(f"SELECT {COLUMNS} FROM samples WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
+                for seq in sorted(set(seqs))
+            ]
+        return [StoredSample(row[0], row[1].hex(), *row[2:]) for row in rows if row is not None]
 
     def sequence(self, cohort: str, *, after: int, limit: int) -> list[int]:
         """Return the sequence numbers alone of up to `limit` samples that follow `after`."""

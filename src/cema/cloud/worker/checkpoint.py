@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cema.adapt.base import Learner
+from cema.cloud.worker.fairness import Ledger
 from cema.cloud.worker.gate import AgreementWindow
 from cema.errors import FormatError, StoreError
 
@@ -30,12 +31,15 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Replay-only steps since the last new samples.
     window : AgreementWindow
         How the models did on the newest samples.
+    ledger : Ledger
+        What is known of the devices.
     """
 
     since_candidate: int = 0
     rejected_in_a_row: int = msgspec.field(name="held_back", default=0)
     idle: int = 0
     window: AgreementWindow = msgspec.field(name="evidence", default_factory=AgreementWindow)
+    ledger: Ledger = msgspec.field(default_factory=Ledger)
 
 
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

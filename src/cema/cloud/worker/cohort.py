@@ -19,12 +19,14 @@ from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
+from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import most_pixels, read_image
 from cema.cloud.worker.publisher import Publisher
 from cema.errors import ImageError, StoreError
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
+from cema.ondevice.drift import input_statistics
 
 __all__ = ["CohortWorker", "WorkerFailed"]
 
@@ -155,16 +157,12 @@ class CohortWorker:
             Three samples in a row failed, each on its own.
         """
         backlog = self.store.backlog(self.cohort.name)
-        if backlog.samples > self.config.max_backlog:
-            self._size.reset()
-            self._skip(backlog.samples - self.config.max_backlog)
-            return True
         now = self._clock()
         size = self._size.samples
         # One that came in the future came before the clock was set: waiting for that moment could take years.
         waited = backlog.oldest is not None and not 0 <= now - backlog.oldest < self.config.linger_seconds
         if backlog.samples >= size or (backlog.samples and waited):
-            self._learn(self.store.fresh(self.cohort.name, after=self.cursor, limit=size))
+            self._learn(self._draw(backlog.samples, size))
             return True
         if self.progress.idle < self.config.idle_steps and self._replay():
             return True
@@ -173,40 +171,67 @@ class CohortWorker:
             return True
         return False
 
-    def _skip(self, excess: int) -> None:
-        """Put the oldest waiting samples into the replay buffer without a step of their own."""
-        seqs = self.store.sequence(self.cohort.name, after=self.cursor, limit=excess)
-        self.learner.skip(seqs)
-        self._count("worker.skipped_samples", len(seqs))
-        log.warning(
-            "cohort %s: %d samples behind, learning later from %d", self.cohort.name, excess, len(seqs)
-        )
-        self._commit(seqs[-1])
+    def _draw(self, backlog: int, size: int) -> Draw:
+        """Choose what is next; where too many samples wait, the oldest go without a step of their own."""
+        excess = backlog - self.config.max_backlog
+        # After a step that failed, small batches follow in order until the sample is found that it failed for.
+        behind = excess > 0 and size == self.settings.fresh
+        limit = excess + size if behind else 2 * size
+        waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
+        drawn = draw(waiting, size, self.progress.ledger, behind=behind)
+        if behind:
+            log.warning("cohort %s: %d samples behind, learning later from these", self.cohort.name, excess)
+        return drawn
 
-    def _learn(self, samples: Sequence[StoredSample]) -> None:
-        cursor = samples[-1].seq
-        self.publisher.devices_run(max(sample.version for sample in samples))
+    def _learn(self, drawn: Draw) -> None:
+        samples = self.store.samples(drawn.chosen)
         if self._poisoned(max(ATTEMPTS, PATIENCE + self.settings.fresh.bit_length())):
             self._count("worker.abandoned_samples", len(samples))
             self._size.reset()
-            self._commit(cursor)
+            self._commit(drawn.cursor)
             return
-        seqs, batch = self._readable(samples)
         begin = time.perf_counter()
         try:
-            if seqs:
-                self._after_step(self._test_then_train(seqs, batch), begin)
+            self._pass_on(drawn)
+            readable, batch = self._readable(samples)
+            if readable:
+                self._after_step(self._test_then_train(readable, batch), begin)
                 self.progress.idle = 0
             update = self._candidate()
         except Exception as error:
             self._recover(error)
             self._size.failed()
-            if len(samples) == 1:
-                self._pass_over(cursor)
+            if len(samples) <= 1:
+                self._pass_over(drawn.cursor)
             return
         self._failures = 0
         self._size.succeeded()
-        self._commit(cursor, update)
+        self._commit(drawn.cursor, update)
+
+    def _pass_on(self, drawn: Draw) -> None:
+        """Do what is to be done with samples that are not learned from now."""
+        if drawn.replay:
+            self.learner.skip(drawn.replay)
+        self._count("worker.skipped_samples", len(drawn.replay))
+        self._count("worker.left_out_samples", len(drawn.left_out))
+        watched, batch = self._readable(self.store.samples(drawn.watched))
+        if watched:
+            self._note(watched, batch, self.learner.foundation_logits(batch).argmax(axis=1))
+
+    def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
+        """Remember what devices send, and whether the foundation model agrees with them."""
+        before = self.progress.ledger.quarantined()
+        self.progress.ledger.observe(
+            [sample.device for sample in samples],
+            input_statistics(batch.inputs(self._models[0].preprocessing)),
+            labels == [sample.label for sample in samples],
+        )
+        now = self.progress.ledger.quarantined()
+        for name in sorted(set(now) ^ set(before)):
+            log.warning(
+                "cohort %s: device %s %s", self.cohort.name, name,
+                "is unlike all others and quarantined" if name in now else "is like the others again",
+            )  # fmt: skip
 
     def _pass_over(self, cursor: int) -> None:
         """Leave out a sample that failed on its own; several in a row are no fault of theirs."""
@@ -219,12 +244,13 @@ class CohortWorker:
                 f"{self._last.get('error')}; see the log above"
             )
 
-    def _test_then_train(self, seqs: Sequence[int], batch: Batch) -> StepReport:
+    def _test_then_train(self, samples: Sequence[StoredSample], batch: Batch) -> StepReport:
+        self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
         adapted = self.learner.edge_logits(batch).argmax(axis=1)
         others = self.publisher.predictions(batch)
-        report = self.learner.learn(seqs, batch)
+        report = self.learner.learn([sample.seq for sample in samples], batch)
         labels = self.learner.foundation_logits(batch).argmax(axis=1)
         counts = agreements(labels, adapted, *others)
         # No more samples since the last change than this batch has: it is the first of its domain.
@@ -237,6 +263,8 @@ class CohortWorker:
             before_update=before_update,
         )
         self.progress.window.add(tested, self.cohort.publish.window)
+        self.progress.ledger.learned([sample.device for sample in samples])
+        self._note(samples, batch, labels)
         return report
 
     def _poisoned(self, most: int = ATTEMPTS) -> bool:
@@ -250,9 +278,9 @@ class CohortWorker:
         self.store.mark_attempt(self.cohort.name)
         return False
 
-    def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[int], Batch]:
+    def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
-        seqs, images = [], []
+        readable, images = [], []
         for sample in samples:
             try:
                 images.append(read_image(sample.image, self._pixels))
@@ -260,8 +288,8 @@ class CohortWorker:
                 log.warning("cohort %s: sample %s cannot be read: %s", self.cohort.name, sample.id, error)
                 self._count("worker.unreadable_samples", 1)
             else:
-                seqs.append(sample.seq)
-        return seqs, Batch(images)
+                readable.append(sample)
+        return readable, Batch(images)
 
     def _replay(self) -> bool:
         if self._poisoned():
@@ -387,6 +415,7 @@ class CohortWorker:
             "steps": self.learner.steps,
             "replay": self.learner.replayable,
             "version": self.publisher.version,
+            "quarantined": self.progress.ledger.quarantined(),
             **self._last,
         }
 

@@ -1,0 +1,255 @@
+"""No device teaches a cohort alone: a fair draw of waiting samples, and devices that are unlike all others.
+
+A device that sends far more than the others, or images that no other device sees, can spoil the models of all. So its
+part of what is learned, replayed and tested with is bounded by what the others have sent, and it is quarantined while
+its images, or how often the foundation model disagrees with it, set it apart from the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema.cloud.store.base import Waiting
+
+__all__ = ["DeviceRecord", "Draw", "Ledger", "draw"]
+
+# Samples after which what was learned from a device counts half.
+HALF_LIFE = 256
+# How far a device may be ahead of the mean of the others: by this factor, and by one upload.
+AHEAD, UPLOAD = 1.25, 32
+# With only one other device, either may be the one that sends too little.
+AHEAD_OF_ONE = 4.0
+# From so few samples nothing is concluded about a device; it gives this many to a batch until then.
+KNOWN, PROBATION = 16, 4
+# Other devices that must be known, and like each other, before one is told apart from them.
+OTHERS = 2
+# Standard deviations of single images by which a device's mean differs from that of the others; released below half.
+APART = 2.5
+# By how much less often than the others a device may agree with the foundation model.
+DISAGREES = 0.45
+# The weight of a new sample in a device's record, once there are many.
+RATE = 1 / 48
+# Samples of quarantined devices that are looked at beside a batch.
+WATCHED = 4
+# Devices that are remembered; those not heard of for the longest time are forgotten.
+MOST_DEVICES = 512
+
+
+class DeviceRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is known of one device.
+
+    Attributes
+    ----------
+    learned : float
+        Samples learned from, older ones counting less.
+    seen : int
+        Samples looked at.
+    mean, square : list of float
+        Of the statistics of its images (`cema.ondevice.drift.input_statistics`) and of their squares.
+    agreed : float
+        Share of its samples on which it chose the foundation model's label.
+    quarantined : bool
+        Whether it is unlike all others.
+    """
+
+    learned: float = 0.0
+    seen: int = 0
+    mean: list[float] = []
+    square: list[float] = []
+    agreed: float = 0.0
+    quarantined: bool = False
+
+    def observe(self, row: npt.NDArray[np.float32], agrees: bool) -> None:
+        """Take in the statistics (F,) of one sample's image, and whether device and foundation model agree on it."""
+        self.seen += 1
+        rate = max(RATE, 1 / self.seen)
+        wide = row.astype(np.float64)
+        if not np.isfinite(wide).all():
+            return
+        mean = np.asarray(self.mean or wide)
+        square = np.asarray(self.square or wide**2)
+        self.mean = (mean + rate * (wide - mean)).tolist()
+        self.square = (square + rate * (wide**2 - square)).tolist()
+        self.agreed += rate * (float(agrees) - self.agreed)
+
+
+class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The devices of a cohort.
+
+    Attributes
+    ----------
+    devices : dict of str to DeviceRecord
+        By name; the one heard of last is at the end.
+    """
+
+    devices: dict[str, DeviceRecord] = {}
+
+    def allowance(self, device: str, size: int, *, alone: bool) -> int:
+        """Return how many samples a device may give to a batch.
+
+        Parameters
+        ----------
+        device : str
+            Its name.
+        size : int
+            Samples in a full batch.
+        alone : bool
+            Whether no other device has samples waiting.
+        """
+        record = self.devices.get(device, DeviceRecord())
+        if record.quarantined:
+            return 0
+        others = [r for name, r in self.devices.items() if name != device and not r.quarantined]
+        if not others:
+            return size
+        if record.seen < KNOWN and sum(r.seen >= KNOWN for r in others) >= OTHERS:
+            return PROBATION
+        ahead = AHEAD if len(others) >= OTHERS else AHEAD_OF_ONE
+        mean = sum(r.learned for r in others) / len(others)
+        ahead_of_others = math.ceil(ahead * mean + UPLOAD - record.learned)
+        return max(0, min(ahead_of_others, size if alone else math.ceil(size / 2)))
+
+    def learned(self, devices: Sequence[str]) -> None:
+        """Take note of whose samples a batch had."""
+        keep = 0.5 ** (len(devices) / HALF_LIFE)
+        for record in self.devices.values():
+            record.learned *= keep
+        for name, count in Counter(devices).items():
+            record = self.devices.pop(name) if name in self.devices else DeviceRecord()
+            record.learned += count
+            self.devices[name] = record
+        for name in list(self.devices)[: max(0, len(self.devices) - MOST_DEVICES)]:
+            del self.devices[name]
+
+    def observe(
+        self,
+        devices: Sequence[str],
+        rows: npt.NDArray[np.float32],
+        agrees: npt.NDArray[np.bool_],
+    ) -> None:
+        """Take in samples by device, and decide anew who is quarantined.
+
+        Parameters
+        ----------
+        devices : sequence of str
+            Who sent each.
+        rows : ndarray of float32 (N, F)
+            Statistics of their images.
+        agrees : ndarray of bool (N,)
+            Whether device and foundation model chose the same label.
+        """
+        for device, row, same in zip(devices, rows, agrees, strict=True):
+            self.devices.setdefault(device, DeviceRecord()).observe(row, bool(same))
+        known = {name: r for name, r in self.devices.items() if r.seen >= KNOWN and r.mean}
+        for name, record in known.items():
+            others = [r for other, r in known.items() if other != name and not r.quarantined]
+            record.quarantined = _apart(record, others)
+
+    def quarantined(self) -> list[str]:
+        """Return the names of the devices that are quarantined."""
+        return sorted(name for name, record in self.devices.items() if record.quarantined)
+
+
+def _apart(record: DeviceRecord, others: Sequence[DeviceRecord]) -> bool:
+    """Tell whether a device is unlike the others, which are like each other."""
+    if len(others) < OTHERS:
+        return record.quarantined and bool(others)
+    means = np.array([r.mean for r in others])
+    squares = np.array([r.square for r in others])
+    deviation = np.sqrt(np.maximum(np.median(squares - means**2, axis=0), 1e-6))
+    centre = np.median(means, axis=0)
+    limit = APART / 2 if record.quarantined else APART
+    distances = np.abs(means - centre) / deviation
+    alike = np.median(distances.max(axis=1)) <= APART / 2
+    agreed = float(np.median([r.agreed for r in others]))
+    slack = DISAGREES / 2 if record.quarantined else DISAGREES
+    strange = float((np.abs(np.array(record.mean) - centre) / deviation).max()) > limit
+    return bool(alike and (strange or record.agreed < agreed - slack))
+
+
+class Draw(NamedTuple):
+    """What is next for a cohort.
+
+    Attributes
+    ----------
+    chosen : list of int
+        Sequence numbers of the samples to learn from.
+    replay : list of int
+        Of those that go to the replay buffer without a step of their own.
+    left_out : list of int
+        Of those that are neither: of quarantined devices, or more than others have sent.
+    watched : list of int
+        Of those of quarantined devices that are looked at, to see whether they still are unlike the others.
+    cursor : int
+        The last of them all.
+    """
+
+    chosen: list[int]
+    replay: list[int]
+    left_out: list[int]
+    watched: list[int]
+    cursor: int
+
+
+def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool) -> Draw:
+    """Choose a batch from the samples that wait.
+
+    Parameters
+    ----------
+    waiting : sequence of Waiting
+        The oldest first, at least one.
+    size : int
+        Samples in a full batch.
+    ledger : Ledger
+        The devices.
+    behind : bool
+        Whether more wait than may. Then the newest are chosen, and none of `waiting` waits any longer.
+
+    Returns
+    -------
+    Draw
+        With one device alone, the next `size` samples in their order.
+    """
+    present = {w.device for w in waiting}
+    allowed = {name: ledger.allowance(name, size, alone=len(present) == 1) for name in present}
+    chosen: list[Waiting] = []
+    looked_at = 0
+    for w in reversed(waiting) if behind else waiting:
+        if len(chosen) == size:
+            break
+        looked_at += 1
+        if allowed[w.device] > 0:
+            allowed[w.device] -= 1
+            chosen.append(w)
+    done = waiting if behind else waiting[:looked_at]
+    taken = {w.seq for w in chosen}
+    rest = [w for w in done if w.seq not in taken]
+    replay, left_out = _to_replay(rest, chosen, ledger)
+    quarantined = set(ledger.quarantined())
+    watched = [w.seq for w in rest if w.device in quarantined][:WATCHED]
+    return Draw(sorted(taken), replay, left_out, watched, done[-1].seq)
+
+
+def _to_replay(
+    rest: Sequence[Waiting], chosen: Sequence[Waiting], ledger: Ledger
+) -> tuple[list[int], list[int]]:
+    """Return which of the samples that were not chosen may be replayed: of no device more than of any other."""
+    quarantined = set(ledger.quarantined())
+    total = Counter(w.device for w in (*rest, *chosen) if w.device not in quarantined)
+    given = Counter(w.device for w in chosen)
+    replay, left_out = [], []
+    for w in rest:
+        most = max((count for name, count in total.items() if name != w.device), default=math.inf)
+        if w.device in quarantined or (given[w.device] >= most and len(ledger.devices) > 1):
+            left_out.append(w.seq)
+        else:
+            given[w.device] += 1
+            replay.append(w.seq)
+    return replay, left_out
