@@ -94,6 +94,8 @@ def test_the_models_own_names_decide_where_all_are_known(tmp_path: Path) -> None
     assert found == {"cat": 1, "dog": 0}
     assert "class names of the-model" in said
     assert columns(root, 4, ("fish", "dog", "bird", "cat"))[0] == {"cat": 3, "dog": 1}
+    with pytest.raises(ConfigError, match=r"the model's own names are a, b, c\); give the list"):
+        columns(root, 3, ("a", "b", "c"))
     found, said = columns(root, 2, ("a dog", "a cat"))
     assert found == {"cat": 0, "dog": 1}
     assert "the-model has other names for its classes (a dog, a cat)" in said
@@ -118,13 +120,17 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
     (root / "bird").mkdir()
     (root / "dog" / "b.HEIC").write_bytes(b"x")
     (root / "cat" / "._a.png").write_bytes(b"\0\5\x16\7")
-    (root / "cat" / "sub.jpg").mkdir()
+    folders(root / "cat", "sub.jpg")
+    (root / "c.png").write_bytes((root / "cat" / "a.png").read_bytes())
     folders(root / "@eaDir", "cat")
     data = open_dataset(str(root), cache=None)
     assert data.classes == 3
     assert len(data.clean()) == 2
     said = data.folder_classes.passed_over  # type: ignore[attr-defined]
-    assert said == "files that are no images by their names: 1 .heic; class folders without images: bird"
+    assert said == (
+        "files that are no images by their names: 1 .heic; images beside the class folders or in folders below "
+        "them: 2; class folders without images: bird"
+    )
 
 
 def test_a_list_may_have_a_mark_and_names_with_spaces(tmp_path: Path) -> None:

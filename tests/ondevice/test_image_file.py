@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from cema.errors import ImageError
 from cema.ondevice.image_file import IMAGE_SUFFIXES, read_image_file
@@ -71,14 +71,35 @@ def test_tags_that_cannot_be_read_at_all_leave_the_pixels(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_each_orientation_is_turned_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_each_orientation_is_turned_as_pillow_does(tmp_path: Path, orientation: int, suffix: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as opened:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    np.testing.assert_array_equal(read_image_file(tmp_path / "a.png"), expected)
+    np.testing.assert_array_equal(read_image_file(path), expected)
+    assert expected.shape[:2] == ((5, 4) if orientation < 5 else (4, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "compression"),
+    [(2, "text", None), (4, 999_999_999, None), (4, 999_999_999, "tiff_deflate")],
+)
+def test_odd_tags_of_a_tiff_cost_neither_the_picture_nor_its_turn(
+    tmp_path: Path, kind: int, value: object, compression: str | None
+) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = 6
+    for position_of_more in (0x8769, 0x8825):
+        tags.tagtype[position_of_more] = kind
+        tags[position_of_more] = value
+    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    picture.save(tmp_path / "a.tif", tiffinfo=tags, compression=compression)
+    expected = np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(read_image_file(tmp_path / "a.tif")[:, :, 0], expected)
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

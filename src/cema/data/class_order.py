@@ -49,6 +49,8 @@ class FolderClasses:
                 f"{count} {ending or 'no ending'}" for ending, count in folder.passed_over.items()
             )
             said.append(f"files that are no images by their names: {counts}")
+        if folder.misplaced:
+            said.append(f"images beside the class folders or in folders below them: {folder.misplaced}")
         if folder.empty:
             said.append(f"class folders without images: {_some(folder.empty)}")
         return cls(root, folder.classes, folder.listed, "; ".join(said))
@@ -99,7 +101,9 @@ class FolderClasses:
         if logits > count:
             raise ConfigError(
                 f"{self.root}: {count} class folders ({_some(self.names)}), but {model} has {logits} logits, and "
-                f"nothing says which of them these classes are; {_LIST}"
+                f"nothing says which of them these classes are"
+                + ("" if labels is None else f" (the model's own names are {_some(labels)})")
+                + f"; {_LIST}"
             )
         return places, self._text_order(labels, model)
 

@@ -55,6 +55,8 @@ class LabelledFolder(ImageSequence):
         Class folders without photographs.
     passed_over : dict of str to int
         How many files in class folders were no images by their names, by ending.
+    misplaced : int
+        How many images lie beside the class folders or in folders below them: these are not used.
 
     Raises
     ------
@@ -75,16 +77,19 @@ class LabelledFolder(ImageSequence):
         files: list[Path] = []
         labels: list[int] = []
         passed_over = Counter[str]()
+        deeper = 0
         for name in ordered:
             if name not in index:
                 raise ConfigError(
                     f"{folders[name]}: class {name!r} is not in {self.listed}; add it there or remove the folder"
                 )
-            found = list_images(folders[name], below=False)
+            found = list_images(folders[name])
             for path, error in found.unreadable:
                 raise ConfigError(f"{path}: cannot be listed: {error}; check its permissions") from error
-            files += found.images
-            labels += [index[name]] * len(found.images)
+            own = [file for file in found.images if file.parent == folders[name]]
+            files += own
+            labels += [index[name]] * len(own)
+            deeper += len(found.images) - len(own)
             passed_over.update(found.passed_over)
         if not files:
             raise ConfigError(
@@ -96,6 +101,7 @@ class LabelledFolder(ImageSequence):
         present = set(labels)
         self.empty = tuple(name for name in ordered if index[name] not in present)
         self.passed_over = dict(sorted(passed_over.items()))
+        self.misplaced = deeper + len(list_images(root, below=False).images)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from cema.errors import ImageError
 
@@ -56,13 +56,15 @@ def read_image_file(file: Path) -> npt.NDArray[np.uint8]:
         the message names the file.
     """
     try:
-        with Image.open(file) as opened:
+        # Of a named file Pillow maps the pixels of grey TIFFs, with height and width confused where these are turned.
+        with file.open("rb") as stream, Image.open(stream) as opened:
             return _pixels(opened)
     except ImageError as error:
         raise ImageError(f"{file}: {error}") from error
     # Decoders raise whatever a damaged file leads them into: OSError, SyntaxError, struct.error, MemoryError and more.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it has no format that Pillow reads" if unknown else str(error) or type(error).__name__
         raise ImageError(
             f"{file}: cannot be read as an image ({reason}); replace or remove the file"
         ) from error
@@ -87,10 +89,17 @@ def _pixels(opened: Image.Image) -> npt.NDArray[np.uint8]:
 
 def _turned(opened: Image.Image) -> Image.Image:
     """Return a picture upright; one whose EXIF cannot be read stays as it is, for its pixels are fine."""
-    opened.load()
-    try:
-        # The number alone: ImageOps.exif_transpose also writes all other tags anew, and one odd tag makes that fail.
-        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # what it raises for broken tags has no common base
-        turn = None
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        orientation = opened.tag_v2.get(_ORIENTATION)
+        # Loading a TIFF turns it, and reads all other tags for that, which odd ones make fail: it finds none here.
+        opened.getexif = Image.Exif  # type: ignore[method-assign]
+        opened.load()
+    else:
+        opened.load()
+        try:
+            # The number alone: ImageOps.exif_transpose also writes the other tags anew, and an odd one makes that fail.
+            orientation = opened.getexif().get(_ORIENTATION)
+        except Exception:  # what it raises for broken tags has no common base
+            orientation = None
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return opened if turn is None else opened.transpose(turn)
