@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -181,3 +182,24 @@ def test_resizing_to_the_same_size_is_free() -> None:
     image = photograph(8, 9)
     assert resize_image(image, 8, 9) is image
     assert resize_image(photograph(8, 9, 1), 4, 5).shape == (4, 5, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2001), (2000, 2), (7, 1000), (1001, 30)])
+def test_of_a_very_long_image_only_the_middle_is_resized(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 1), dtype=np.uint8)
+    prepare = Preprocessing(height=24, width=24, channels=1, mean=(0.0,), std=(1.0,))
+    scale = max(24 / shape[0], 24 / shape[1])
+    size = max(24, int(shape[0] * scale)), max(24, int(shape[1] * scale))
+    whole = resize_image(image, *size)
+    top, left = round((size[0] - 24) / 2), round((size[1] - 24) / 2)
+    np.testing.assert_allclose(prepare([image])[0, 0], whole[top : top + 24, left : left + 24, 0], atol=2)
+
+
+def test_a_very_long_image_takes_neither_minutes_nor_all_memory() -> None:
+    prepare = Preprocessing(height=224, width=224, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    tracemalloc.start()
+    try:
+        assert prepare([np.zeros((1, 2000, 3), np.uint8)]).shape == (1, 3, 224, 224)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

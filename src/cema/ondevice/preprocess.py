@@ -25,6 +25,8 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Elements normalised at a time: 128 KiB of float32.
 _PIECE = 32768
+# How many times as long as the model's input an image may be, against its own width, before only its middle is resized.
+_LONGEST = 32
 _REMEDY = "pass uint8 pixels 0..255 as height x width x channels, with 1 (grey) or 3 (RGB) channels"
 
 
@@ -145,6 +147,8 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         rows, columns = image.shape[:2]
         if self.crop != 1 or (rows, columns) != (self.height, self.width):
             cover = (round(self.height / self.crop), round(self.width / self.crop))
+            image = _middle(image, cover[1] / cover[0])
+            rows, columns = image.shape[:2]
             scale = max(cover[0] / rows, cover[1] / columns)
             size = (max(cover[0], int(rows * scale)), max(cover[1], int(columns * scale)))
             image = resize_image(image, *size, interpolation=self.interpolation)
@@ -155,6 +159,20 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.channels == 3:
             return np.broadcast_to(image, (*image.shape[:2], 3))
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[:, :, None]
+
+
+def _middle(image: Image8, aspect: float) -> Image8:
+    """Cut an image that is very long to its middle: resized as a whole, a line of 20,000 pixels would take 10 GB."""
+    rows, columns = image.shape[:2]
+    kept_rows = _surplus_cut(rows, _LONGEST * max(1, math.ceil(columns / aspect)))
+    kept_columns = _surplus_cut(columns, _LONGEST * max(1, math.ceil(rows * aspect)))
+    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+    return image[top : top + kept_rows, left : left + kept_columns]
+
+
+def _surplus_cut(length: int, limit: int) -> int:
+    """Return a length of at most about `limit` that leaves as much on either side."""
+    return length if length <= limit else limit + (length - limit) % 2
 
 
 @lru_cache(maxsize=32)
