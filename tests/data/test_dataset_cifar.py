@@ -152,3 +152,18 @@ def test_truncated_and_foreign_files(root: Path) -> None:
         np.savez(file, x=pixels(0))
     with pytest.raises(ImageError, match=r"fog\.npy: .*archive"):
         data.corrupted("fog", 1)
+
+
+@pytest.mark.parametrize("count", [30, 28])
+def test_one_severity_alone_is_recognised(root: Path, count: int) -> None:
+    for path in root.glob("*.npy"):
+        np.save(path, np.load(path)[:count])
+    np.save(root / "labels.npy", np.arange(count) % 10)
+    with pytest.raises(ImageError, match=rf"\({count}\).* looks like one severity only.* numpy\.savez"):
+        open_dataset(str(root), cache=None)
+
+
+def test_one_corruption_of_one_severity_is_recognised(root: Path) -> None:
+    np.save(root / "fog.npy", np.load(root / "fog.npy")[:6])
+    with pytest.raises(ImageError, match=r"fog\.npy: .*this looks like one severity only"):
+        open_dataset(str(root), cache=None).corrupted("fog", 5)

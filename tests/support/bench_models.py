@@ -1,4 +1,4 @@
-"""A model that some methods do not apply to, found by its name as a user's own is."""
+"""Models of a stranger, found by their names: one that some methods do not apply to, and two that are always right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from cema.models.spec import Model
 from cema.ondevice.preprocess import Preprocessing
 
-__all__ = ["layer_norm"]
+__all__ = ["brightness_12", "brightness_20", "layer_norm"]
 
 
 def layer_norm() -> Model:
@@ -19,3 +19,31 @@ def layer_norm() -> Model:
     )
     preprocessing = Preprocessing(height=32, width=32, channels=1, mean=(128.0,), std=(64.0,))
     return Model("bench_models:layer_norm", module, preprocessing, 10)
+
+
+class _Brightness(nn.Module):
+    """Answers with the class whose number times ten is nearest to an image's mean."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.classes = classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tens = torch.arange(self.classes) * 10.0
+        return -((self.norm(images).mean((1, 2, 3))[:, None] - tens) ** 2)
+
+
+def _brightness(classes: int) -> Model:
+    preprocessing = Preprocessing(height=32, width=32, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Model(f"bench_models:brightness_{classes}", _Brightness(classes), preprocessing, classes)
+
+
+def brightness_12() -> Model:
+    """Return a model of twelve classes, each 10 brighter than the one before."""
+    return _brightness(12)
+
+
+def brightness_20() -> Model:
+    """Return a model of twenty classes, each 10 brighter than the one before."""
+    return _brightness(20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from cema.bench.plan import Run, load_pair
 from cema.bench.prefetch import prefetch
 from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
 from cema.data.base import IMAGENET_SIDE
+from cema.data.class_order import class_columns
 from cema.data.dataset import open_dataset
 from cema.errors import CemaError
 from cema.methods.base import MethodContext, NotApplicable
@@ -208,6 +209,7 @@ class RunContext:
         scorer = Scorer(schedule)
         try:
             adapter = self._adapter(run)
+            sets = {condition: self._scored(found, run) for condition, found in sets.items()}
             self._go(adapter, schedule, sets, scorer, progress)
             cells = scorer.cells()
         except NotApplicable as error:
@@ -232,6 +234,12 @@ class RunContext:
             memo=self._memo.setdefault(run.pair, {}),
         )
         return make_adapter(run.method, edge, run.settings, context)
+
+    def _scored(self, data: LabelledImages, run: Run) -> LabelledImages:
+        """Return images with the logits of a run's models for labels, where they lie in class folders."""
+        edge, _ = self._pairs[run.pair]
+        columns, _ = class_columns(self.dataset, edge.classes, edge.labels, edge.name)
+        return data if columns is None else replace(data, labels=columns[data.labels])
 
     def _source_images(self) -> Any:
         if self.source is not None:

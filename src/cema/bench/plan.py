@@ -16,21 +16,22 @@ from cema.bench.code_digest import code_digest
 from cema.bench.config import BenchConfig, ModelPair
 from cema.bench.hyperparameters import architecture, method_settings
 from cema.bench.protocols import Condition, streams
-from cema.errors import ConfigError
+from cema.data.class_order import class_columns
 from cema.models.digest import model_digest
 from cema.models.registry import resolve
 
 if TYPE_CHECKING:
+    from cema.data.base import Dataset
     from cema.models.spec import Model
 
 __all__ = [
     "Pair",
     "Run",
-    "check_classes",
     "describe_pair",
     "identities",
     "load_pair",
     "make_runs",
+    "with_class_order",
 ]
 
 
@@ -48,6 +49,10 @@ class Pair:
         By method, all of its settings for this pair and the data.
     classes : int
         Logits of the edge model.
+    labels : tuple of str, optional
+        The edge model's names of its classes.
+    class_order : str, optional
+        What identifies the logits that class folders are scored on; where there are none, labels are logits.
     """
 
     models: ModelPair
@@ -55,6 +60,8 @@ class Pair:
     foundation: str
     settings: dict[str, dict[str, Any]]
     classes: int
+    labels: tuple[str, ...] | None = None
+    class_order: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,8 @@ def describe_pair(pair: ModelPair, config: BenchConfig, family: str, methods: Se
         for method in methods
     }
     named = msgspec.structs.replace(pair, model=edge.name, foundation=foundation.name)
-    return Pair(named, model_digest(edge.module), model_digest(foundation.module), settings, edge.classes)
+    digests = model_digest(edge.module), model_digest(foundation.module)
+    return Pair(named, *digests, settings, edge.classes, edge.labels)
 
 
 def _without_path(name: str) -> str:
@@ -187,6 +195,8 @@ def make_runs(
             "foundation": pair.models.foundation,
             "foundation_digest": pair.foundation,
         }
+        if pair.class_order is not None:
+            models["class_order"] = pair.class_order
         for segments, (method, settings), seed in itertools.product(
             streams(config.protocol, config.corruptions, config.severities),
             pair.settings.items(),
@@ -236,16 +246,31 @@ def identities(facts: dict[str, Any]) -> set[tuple[object, ...]]:
     return {(*common, corruption, severity) for corruption, severity in facts["stretches"]}
 
 
-def check_classes(pair: Pair, classes: int) -> None:
-    """Refuse data whose classes a model does not know.
+def with_class_order(pair: Pair, dataset: Dataset) -> tuple[Pair, str]:
+    """Find out which logits of a pair's models the classes of the data are.
+
+    Parameters
+    ----------
+    pair : Pair
+        The models.
+    dataset : Dataset
+        The data.
+
+    Returns
+    -------
+    pair : Pair
+        With its `Pair.class_order`.
+    said : str
+        In words, as `cema.data.class_order.class_columns` has them.
 
     Raises
     ------
     ConfigError
-        If the model has fewer logits than the data have classes.
+        If the model has fewer logits than the data have classes, or nothing says which of them they are.
     """
-    if pair.classes < classes:
-        raise ConfigError(
-            f"{pair.models.model} has {pair.classes} classes and the data have {classes}; "
-            "choose a model that was trained for them"
-        )
+    columns, said = class_columns(dataset, pair.classes, pair.labels, pair.models.model)
+    if columns is None:
+        return pair, said
+    names = getattr(dataset, "folder_classes").names  # noqa: B009 - the protocol does not ask for it
+    digest = hashlib.sha256(json.dumps([names, columns.tolist()]).encode()).hexdigest()
+    return replace(pair, class_order=digest), said

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 from rich.console import Console
 
 from cema.bench.config import QUICK_SAMPLES, BenchConfig, check_names
 from cema.bench.execute import RunContext
 from cema.bench.hyperparameters import check_methods
-from cema.bench.plan import Pair, Run, check_classes, describe_pair, make_runs
+from cema.bench.plan import Pair, Run, describe_pair, make_runs, with_class_order
 from cema.bench.plots import write_plots
 from cema.bench.progress import ProgressDisplay, print_wide
 from cema.bench.protocols import CLEAN
@@ -26,6 +27,7 @@ from cema.models.device import why_unusable
 
 if TYPE_CHECKING:
     from cema.data.base import Dataset
+    from cema.data.class_order import FolderClasses
 
 __all__ = ["Plan", "make_plan", "run_benchmark"]
 
@@ -46,6 +48,8 @@ class Plan:
         In the order of the tables.
     source_digest : str or None
         Digest of the clean images that were named beside the data.
+    notes : tuple of str
+        How the classes of the data are scored on the models' logits.
     """
 
     config: BenchConfig
@@ -53,6 +57,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     runs: tuple[Run, ...]
     source_digest: str | None
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = False) -> Plan:
@@ -82,12 +87,13 @@ def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = F
     context = RunContext(config, cache)
     dataset, source = context.dataset, context.source
     config = config.settled(dataset.corruptions, quick=quick)
-    pairs = tuple(describe_pair(pair, config, dataset.family, methods) for pair in config.pair)
-    for pair in pairs:
-        check_classes(pair, dataset.classes)
+    described = [describe_pair(pair, config, dataset.family, methods) for pair in config.pair]
+    ordered = [with_class_order(pair, dataset) for pair in described]
+    pairs = tuple(pair for pair, _ in ordered)
     source_digest = None if source is None else source.digest
     runs = make_runs(config, pairs, dataset.name, dataset.digest, source_digest)
-    return Plan(config, dataset, pairs, tuple(runs), source_digest)
+    notes = tuple(dict.fromkeys(said for _, said in ordered if said))
+    return Plan(config, dataset, pairs, tuple(runs), source_digest, notes)
 
 
 def run_benchmark(
@@ -155,6 +161,10 @@ def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int
         highlight=False,
         soft_wrap=True,
     )
+    for line in (*plan.notes, *_warnings(plan)):
+        # Folders may have names that are no UTF-8; the console could not write these.
+        line = line.encode("utf-8", "backslashreplace").decode()  # noqa: PLW2901
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if folder.finished:
         cells = sum(len(record["cells"]) for record in folder.finished.values())
         console.print(
@@ -163,6 +173,25 @@ def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """Say what of the data is not used, and when they cannot tell methods apart."""
+    said = []
+    folders: FolderClasses | None = getattr(plan.dataset, "folder_classes", None)
+    if folders is not None and folders.passed_over:
+        said.append(f"warning: passed over in {plan.dataset.name}: {folders.passed_over}")
+    dataset, config = plan.dataset, plan.config
+    if dataset.corruptions and config.corruptions[0] != CLEAN:  # published: nothing is made here
+        images = dataset.corrupted(config.corruptions[0], config.severities[0])
+    else:
+        images = dataset.clean()
+    if len(np.unique(images.labels)) == 1:
+        said.append(
+            f"warning: all {len(images)} images are of one class. Their accuracy means little: a model that always "
+            "answers this class scores 100, and adaptation drives models to just that. Add images of other classes"
+        )
+    return said
 
 
 def _prepare(workers: Workers, display: ProgressDisplay, runs: Sequence[Run], jobs: int) -> None:

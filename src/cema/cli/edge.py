@@ -27,6 +27,9 @@ def run(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per prediction.")] = 1,
     linger: Annotated[float, typer.Option(help="Seconds (0 or more) to wait at the end for uploads.")] = 30.0,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with images that come into the folder, until a signal.")
+    ] = False,
     stop_on_eof: Annotated[
         bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
     ] = False,
@@ -40,4 +43,7 @@ def run(
 
         lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
-    raise typer.Exit(run_program(settings, source, rate=rate, batch=batch, linger=linger, out=sys.stdout))
+    status = run_program(
+        settings, source, rate=rate, batch=batch, linger=linger, follow=follow, out=sys.stdout
+    )
+    raise typer.Exit(status)

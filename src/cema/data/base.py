@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, Constants, check_corruption
-from cema.errors import ConfigError
+from cema.errors import ConfigError, ImageError
 
 __all__ = [
     "IMAGENET_SIDE",
@@ -27,6 +27,7 @@ __all__ = [
     "files_digest",
     "known_corruptions",
     "required",
+    "shown_name",
 ]
 
 Family: TypeAlias = str
@@ -137,7 +138,11 @@ class DatasetReader(Protocol):
 
 
 class Dataset(Protocol):
-    """Labelled images, clean and under corruptions; the same images in the same order under all of them."""
+    """Labelled images, clean and under corruptions; the same images in the same order under all of them.
+
+    Labels are logits, or places in `logits`. Where they are class folders, the data set may have one attribute more,
+    ``folder_classes`` (`cema.data.class_order.FolderClasses`), which finds each folder's logit.
+    """
 
     @property
     def name(self) -> str:
@@ -264,11 +269,37 @@ def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def files_digest(root: Path, files: Iterable[Path]) -> str:
-    """Return the sha256 of the names below `root` and the sizes of files, in the order given."""
+    """Return the sha256 of the names below `root` and the sizes of files, in the order given.
+
+    Raises
+    ------
+    ImageError
+        If there is no such file.
+    """
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(root).as_posix()}\n{path.stat().st_size}\n".encode())
+        name = path.relative_to(root).as_posix()
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error}); replace or remove the file") from error
+        # A name that is no UTF-8 counts with the bytes that it has on disk.
+        digest.update(f"{name}\n{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def shown_name(path: Path, *, suffix: bool = True) -> str:
+    r"""Return the last part of a path as tables call it, bytes that are no UTF-8 as escapes such as ``\udce9``.
+
+    Parameters
+    ----------
+    path : Path
+        A file or folder.
+    suffix : bool, default True
+        With the ending of its name.
+    """
+    name = path.resolve().name if suffix else path.stem
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def required(reader: DatasetReader, path: Path | None) -> Path:

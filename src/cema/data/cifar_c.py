@@ -68,8 +68,8 @@ class CifarC(PublishedCorruptions):
                 f"{root}: expected {_LABELS} and for each corruption a file such as {names[0]}.npy, found none of them"
             )
         first = next(iter(self.files.values()))
-        count = len(_map_images(first)) // _SEVERITIES
-        self._labels = _read_labels(root / _LABELS, count, first)
+        self._labels = _read_labels(root / _LABELS, len(_map_images(first)), first)
+        count = len(self._labels)
         # A shuffle only where it was asked for: in file order the images stay mapped.
         self._chosen = None if limit is None else choose(count, limit, seed)
         greatest = int(self._labels.max())
@@ -88,8 +88,9 @@ class CifarC(PublishedCorruptions):
         count = len(self._labels)
         if len(images) != _SEVERITIES * count:
             raise ImageError(
-                f"{path}: expected {_SEVERITIES * count} images, {count} for each severity, got {len(images)}; "
-                "download it anew"
+                f"{path}: expected {_SEVERITIES * count} images, {count} for each severity, got {len(images)} in all; "
+                + ("this looks like one severity only: " if len(images) == count else "")
+                + "download it anew"
             )
         part = images[(severity - 1) * count : severity * count]
         if self._chosen is None:
@@ -118,15 +119,10 @@ def _map_images(path: Path) -> np.ndarray:
         raise ImageError(
             f"{path}: expected uint8 (images, height, width, 3), got {images.dtype} {images.shape}; download it anew"
         )
-    if len(images) % _SEVERITIES:
-        raise ImageError(
-            f"{path}: expected as many images at each of {_SEVERITIES} severities, got {len(images)} in all; "
-            "download it anew"
-        )
     return images
 
 
-def _read_labels(path: Path, count: int, corruption: Path) -> np.ndarray:
+def _read_labels(path: Path, images: int, corruption: Path) -> np.ndarray:
     """Return the labels of one severity; the published file repeats them for each."""
     if not path.is_file():
         raise ConfigError(f"{path}: the labels are missing; download {_LABELS} beside the corruptions")
@@ -135,14 +131,25 @@ def _read_labels(path: Path, count: int, corruption: Path) -> np.ndarray:
         raise ImageError(
             f"{path}: expected whole numbers (images,) from 0 on, got {labels.dtype} {labels.shape}"
         )
-    if len(labels) not in (count, _SEVERITIES * count):
+    count, rest = divmod(images, _SEVERITIES)
+    rows = labels.reshape(-1, count) if not rest and len(labels) in (count, images) else None
+    if rows is not None and (rows == rows[0]).all():
+        return np.array(rows[0], dtype=np.int64)
+    if len(labels) == images:
         raise ImageError(
-            f"{path}: expected {_SEVERITIES * count} or {count} labels to go with {corruption.name}, got {len(labels)}"
+            f"{path}: expected the same labels at each severity, for the images are the same; got as many labels as "
+            f"{corruption.name} has images ({images}), which do not repeat: this looks like one severity only. "
+            f"{_SEVERITIES} times as many images are expected, those of severity 1 first; to use one severity alone, "
+            "save it with numpy.savez(path, x=images, y=labels), and give that file and --corruptions clean"
         )
-    rows = labels.reshape(-1, count)
-    if (rows != rows[0]).any():
-        raise ImageError(f"{path}: expected the same labels at each severity, for the images are the same")
-    return np.array(rows[0], dtype=np.int64)
+    if rest:
+        raise ImageError(
+            f"{corruption}: expected as many images at each of {_SEVERITIES} severities, got {images} in all; "
+            "download it anew"
+        )
+    raise ImageError(
+        f"{path}: expected {images} or {count} labels to go with {corruption.name}, got {len(labels)}"
+    )
 
 
 class CifarCReader:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cema.data.base import Family, LabelledImages, Progress, check_condition
 from cema.data.cache import cached_corruptions
+from cema.data.class_order import FolderClasses
 from cema.data.corruptions import Constants
 
 __all__ = ["CleanDataset"]
@@ -31,6 +32,8 @@ class CleanDataset:
         The folder that keeps corrupted images, by default that of `cema.data.cache.cache_folder`.
     seed : int
         With the pixels and the corruption, what the random part follows from.
+    folder_classes : FolderClasses, optional
+        Of images in class folders, what decides which logits these are scored on.
     one_size : callable, optional
         Returns the clean images in one size, where `images` may have several or is slow to read; its argument is how
         many threads may share the work.
@@ -46,6 +49,7 @@ class CleanDataset:
     seed: int = 0
     logits: tuple[int, ...] | None = None
     cropped: bool = False
+    folder_classes: FolderClasses | None = None
     one_size: Callable[[int], Sequence[np.ndarray] | np.ndarray] | None = None
     corruptions: None = field(default=None, init=False)
 

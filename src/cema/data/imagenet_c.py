@@ -15,8 +15,9 @@ from cema.data.base import (
     known_corruptions,
     required,
 )
+from cema.data.class_order import FolderClasses
 from cema.data.corruptions import FAMILIES
-from cema.data.folder import LabelledFolder, find_class_list
+from cema.data.folder import LabelledFolder, class_folders, find_class_list
 from cema.data.photographs import Photographs
 from cema.data.published import PublishedCorruptions
 from cema.errors import ConfigError
@@ -43,12 +44,14 @@ class ImageNetC(PublishedCorruptions):
     wnids : Path, optional
         The list of class names in the order of the model's logits. By default ``imagenet_wnids.txt`` in `root` or
         beside it; without any list the classes are the class folders in sorted order, which is ImageNet's own order
-        where all 1,000 are present.
+        where all 1,000 are present; of a part of them, no model of 1,000 logits can be scored without a list.
     seed, limit
         As for `cema.data.dataset.open_dataset`.
 
     Attributes
     ----------
+    folder_classes : FolderClasses
+        What decides which logits the class folders are scored on.
     name, digest, classes, family, logits, corruptions, cropped
         As in `cema.data.base.Dataset`. The digest is that of the images of the first corruption and severity there.
 
@@ -76,6 +79,7 @@ class ImageNetC(PublishedCorruptions):
         check_wnids(reference)
         folder = LabelledFolder(reference, classes=wnids or find_class_list(root))
         self.classes = len(folder.classes)
+        self.folder_classes = FolderClasses.of(folder, reference)
         self.digest = files_digest(reference, folder.files)
         chosen = choose(len(folder), limit, seed)
         self._names = tuple(folder.files[place].relative_to(reference) for place in chosen)
@@ -119,8 +123,8 @@ def check_wnids(root: Path) -> None:
     ConfigError
         If one is not; the message names it.
     """
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and not WNID.fullmatch(folder.name):
+    for folder in class_folders(root):
+        if not WNID.fullmatch(folder.name):
             raise ConfigError(
                 f"{folder}: expected a class folder named by its wnid, such as n01440764; rename or remove it"
             )

@@ -22,8 +22,10 @@ from cema.data.base import (
     choose,
     files_digest,
     required,
+    shown_name,
 )
-from cema.data.folder import WNIDS_FILE, LabelledFolder, find_class_list
+from cema.data.class_order import FolderClasses
+from cema.data.folder import WNIDS_FILE, LabelledFolder, class_folders, find_class_list
 from cema.data.imagenet_c import check_wnids
 from cema.data.photographs import Photographs
 from cema.errors import ConfigError
@@ -59,6 +61,8 @@ class ImageNetR:
         ``imagenet-r``, or the name of the folder where that says something else.
     logits : tuple of int
         The columns of the 200 classes in ascending order of their wnids; labels count these.
+    folder_classes : FolderClasses
+        What the list says of the model's logits.
     digest, classes, family, corruptions, cropped
         As in `cema.data.base.Dataset`.
 
@@ -98,8 +102,9 @@ class ImageNetR:
         self.logits: tuple[int, ...] | None = tuple(column for _, column in columns)
         place = {column: number for number, column in enumerate(self.logits)}
         order = np.array([place[int(column)] for column in present])
-        self.name = _NAME if _is_named(root) else root.name
+        self.name = _NAME if _is_named(root) else shown_name(root)
         self.classes = len(folder.classes)
+        self.folder_classes = FolderClasses.of(folder, root)
         self.digest = files_digest(root, folder.files)
         chosen = choose(len(folder), limit, seed)
         self._files = [folder.files[index] for index in chosen]
@@ -129,8 +134,8 @@ def is_imagenet_r(root: Path) -> bool:
     """Say whether a folder is ImageNet-R: by its name, or by its class folders."""
     if _is_named(root):
         return True
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest() == _WNIDS_SHA256
+    names = [path.name for path in class_folders(root)]
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest() == _WNIDS_SHA256
 
 
 def _is_named(root: Path) -> bool:

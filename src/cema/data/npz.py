@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data.base import Dataset, DatasetOptions, Family, LabelledImages, choose, content_digest, required
+from cema.data.base import (
+    Dataset,
+    DatasetOptions,
+    Family,
+    LabelledImages,
+    choose,
+    content_digest,
+    required,
+    shown_name,
+)
 from cema.data.clean import CleanDataset
 from cema.data.corruptions import MIN_SIDE, Constants
 from cema.errors import ConfigError, ImageError
@@ -177,4 +186,4 @@ class NpzReader:
         """Open it."""
         file = required(self, path)
         images, labels, classes = read_npz(file)
-        return array_dataset(file.stem, images, labels, classes=classes, options=options)
+        return array_dataset(shown_name(file, suffix=False), images, labels, classes=classes, options=options)

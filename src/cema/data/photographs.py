@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cema.data.base import Dataset, DatasetOptions, LabelledImages, choose, files_digest, required
+from cema.data.base import Dataset, DatasetOptions, LabelledImages, choose, files_digest, required, shown_name
+from cema.data.class_order import FolderClasses
 from cema.data.clean import CleanDataset
 from cema.data.corruptions import MIN_SIDE
 from cema.data.folder import LabelledFolder, read_photograph
@@ -222,9 +223,10 @@ def open_folder(root: Path, options: DatasetOptions) -> CleanDataset:
         side = 0
     size: tuple[int, int] = (side, side) if side else (height, width)
     return CleanDataset(
-        name=root.resolve().name,
+        name=shown_name(root),
         digest=files_digest(root, folder.files),
         classes=len(folder.classes),
+        folder_classes=FolderClasses.of(folder, root),
         family=family_of(height, width, channels, len(folder.classes)),
         images=LabelledImages(Photographs(files, side=side), folder.labels[chosen]),
         constants=options.constants or constants_for(*size, channels),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cema.data.class_order import FolderClasses
 from cema.data.digits import load_digits
 from cema.data.folder import LabelledFolder
 from cema.data.photographs import Photographs
@@ -86,21 +87,17 @@ def _source(
 ]:
     if settings.images is None:
         digits = load_digits()
-        _check_classes(edge, 10, "the embedded digits")
+        if edge.classes != 10:
+            raise ConfigError(
+                f"{edge.name} has {edge.classes} classes, but the embedded digits have 10: labels would not mean the "
+                "same; choose a model for digits, or give --images"
+            )
         return digits.test_images, digits.test_labels, DIGITS_SEGMENTS, None
     photographs = LabelledFolder(settings.images)
-    _check_classes(edge, len(photographs.classes), str(settings.images))
+    classes = FolderClasses.of(photographs, settings.images)
+    columns, _ = classes.columns(edge.classes, edge.labels, edge.name)
     shape = foundation.preprocessing
     side = max(shape.height, shape.width, edge.preprocessing.height, edge.preprocessing.width)
     # A camera has one resolution, and one file holds all images: each is cut to the larger model's square.
     squares = Photographs(photographs.files, side=side, kept=1.0)
-    return squares, photographs.labels, PHOTOGRAPH_SEGMENTS, RandomView()
-
-
-def _check_classes(model: Model, classes: int, where: str) -> None:
-    if model.classes != classes:
-        raise ConfigError(
-            f"{model.name} has {model.classes} classes, but {where} has {classes}: labels would not mean the same. "
-            "Put a list of all class names, in the order of the model's logits, beside the images as "
-            "imagenet_wnids.txt, or choose a model for these classes."
-        )
+    return squares, columns[photographs.labels], PHOTOGRAPH_SEGMENTS, RandomView()

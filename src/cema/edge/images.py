@@ -2,99 +2,235 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cema.errors import ImageError
+from cema.errors import ConfigError, ImageError
 from cema.ondevice.image_file import IMAGE_SUFFIXES, read_image_file
+from cema.ondevice.image_folder import ImageListing, list_images
 
-__all__ = ["ImageSource", "open_source"]
+__all__ = ["ImageSource", "Picture", "Unreadable", "open_source"]
 
-# A camera's folder may hold more formats than a data set.
-_SUFFIXES = {*IMAGE_SUFFIXES, ".gif", ".tif", ".tiff"}
+# A file is complete when its size and time have not changed for so long.
+_REST_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
+# A folder is looked through for a tenth of the time at most, however many files it holds.
+_LOOK_SHARE = 10
+
+Unreadable: TypeAlias = Callable[[int | None, Path, Exception], None]
+"""Called with the index of a file (None: a folder), its path, and why it cannot be read."""
 
 
-class ImageSource:
-    """Images in order.
+@dataclass(frozen=True)
+class Picture:
+    """One image of a source.
 
-    Parameters
+    Attributes
     ----------
-    files : list of Path
-        The files of a folder.
-    rows : ndarray of uint8, shape (N, H, W, C), optional
-        The images themselves, in place of files.
+    index : int
+        Its place among the files or rows, from 0; files that cannot be read keep theirs.
+    file : Path or None
+        Where it is from; None for a row of an array.
+    pixels : ndarray of uint8, shape (H, W, 1 or 3)
     """
 
-    def __init__(self, files: list[Path], rows: npt.NDArray[Any] | None) -> None:
-        self._files, self._rows = files, rows
+    index: int
+    file: Path | None
+    pixels: npt.NDArray[np.uint8]
 
-    def __len__(self) -> int:
-        return len(self._files) if self._rows is None else len(self._rows)
 
-    def read(self, unreadable: Callable[[Path, Exception], None]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Read one image after the other.
+class ImageSource(Protocol):
+    """Images in order. Its length is how many there are, as far as that is known at the start."""
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """How many files are no images by their names, by ending; see `cema.ondevice.image_folder.ImageListing`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, unreadable: Unreadable) -> Iterator[Picture | None]:
+        """Read one image after the other; None means that there is none now, but may be one later.
 
         Parameters
         ----------
         unreadable : callable
-            Called with a file that cannot be read, and why; it is skipped.
-
-        Yields
-        ------
-        ndarray of uint8, shape (H, W, 1 or 3)
-            The next image.
+            See `Unreadable`; what cannot be read is skipped.
         """
-        if self._rows is not None:
-            for row in self._rows:
-                yield np.array(row, np.uint8)
-            return
-        for file in self._files:
-            try:
-                image = read_image_file(file)
-            # Pillow's decoders raise whatever a damaged file leads them into: OSError, SyntaxError and more.
-            except Exception as error:
-                unreadable(file, error)
+
+
+class _Array:
+    """The rows of an array."""
+
+    passed_over: Mapping[str, int] = {}
+
+    def __init__(self, rows: npt.NDArray[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, unreadable: Unreadable) -> Iterator[Picture | None]:
+        del unreadable  # every row can be read
+        for index, row in enumerate(self._rows):
+            yield Picture(index, None, np.array(row, np.uint8))
+
+
+class _Folder:
+    """The files that a folder holds at the start."""
+
+    def __init__(self, listing: ImageListing) -> None:
+        self._listing = listing
+        self.passed_over: Mapping[str, int] = listing.passed_over
+
+    def __len__(self) -> int:
+        return len(self._listing.images)
+
+    def read(self, unreadable: Unreadable) -> Iterator[Picture | None]:
+        for folder, error in self._listing.unreadable:
+            unreadable(None, folder, error)
+        for index, file in enumerate(self._listing.images):
+            picture = _read(index, file, unreadable)
+            if picture is not None:
+                yield picture
+
+
+class _FollowedFolder(_Folder):
+    """The files that a folder holds, and those that come later; it has no end."""
+
+    def __init__(self, folder: Path, listing: ImageListing) -> None:
+        super().__init__(listing)
+        self._arrivals = _Arrivals(folder)
+
+    def read(self, unreadable: Unreadable) -> Iterator[Picture | None]:
+        index, due = 0, 0.0
+        while True:
+            began = time.monotonic()
+            if began < due:
+                yield None
                 continue
-            yield image
+            files = self._arrivals.look(unreadable)
+            ended = time.monotonic()
+            due = ended + max(_LOOK_SECONDS, _LOOK_SHARE * (ended - began))
+            for file in files:
+                picture = _read(index, file, unreadable)
+                index += 1
+                if picture is not None:
+                    yield picture
+            if not files:
+                yield None
 
 
-def open_source(source: Path) -> ImageSource:
+class _Arrivals:
+    """Which files of a folder are new and complete; a file that is written anew is new again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: dict[Path, tuple[int, int]] = {}
+        self._growing: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._told: set[tuple[Path, str]] = set()
+
+    def look(self, unreadable: Unreadable) -> list[Path]:
+        """Return the files that have become complete since the last look, those at the start sorted by path."""
+        listing = list_images(self._folder)
+        problems = {(folder, str(error)): error for folder, error in listing.unreadable}
+        for (folder, text), error in problems.items():
+            if (folder, text) not in self._told:
+                unreadable(None, folder, error)
+        self._told = set(problems)
+        now = time.monotonic()
+        first = not self._taken
+        complete = [file for file in listing.images if self._is_complete(file, now)]
+        if (
+            listing.images and not problems
+        ):  # a folder that is away for a while comes back with the same files
+            present = set(listing.images)
+            self._taken = {file: stamp for file, stamp in self._taken.items() if file in present}
+            self._growing = {file: seen for file, seen in self._growing.items() if file in present}
+        return complete if first else sorted(complete, key=lambda file: (self._taken[file][1], file))
+
+    def _is_complete(self, file: Path, now: float) -> bool:
+        """Tell whether a file is new and at rest, and take note of it."""
+        try:
+            status = file.stat()
+        except OSError:  # gone again, or a link that leads nowhere yet
+            return False
+        stamp = (status.st_size, status.st_mtime_ns)
+        if self._taken.get(file) == stamp:
+            return False
+        seen, since = self._growing.get(file, (None, now))
+        if seen != stamp:
+            self._growing[file] = (stamp, now)
+            return False
+        if not status.st_size or now - since < _REST_SECONDS:
+            return False
+        del self._growing[file]
+        self._taken[file] = stamp
+        return True
+
+
+def _read(index: int, file: Path, unreadable: Unreadable) -> Picture | None:
+    """Read a file, or report it."""
+    try:
+        return Picture(index, file, read_image_file(file))
+    except ImageError as error:
+        unreadable(index, file, error)
+        return None
+
+
+def open_source(source: Path, *, follow: bool = False) -> ImageSource:
     """Open a folder of images or an array on disk.
 
     Parameters
     ----------
     source : Path
         A folder of images, subfolders included, or a ``.npy`` file with uint8 (N, H, W, 1 or 3), which is mapped.
+    follow : bool, default False
+        Of a folder, also the files that come later, without end. Each is read when it has not changed for a second,
+        and again when it is written anew.
 
     Returns
     -------
     ImageSource
-        Of a folder, the files sorted by path.
+        Of a folder, the files sorted by path; those that come later, in the order of their times.
 
     Raises
     ------
     ImageError
-        When the source is neither of the two, or holds no images.
+        When the source is neither of the two, or holds no images and is not followed.
+    ConfigError
+        When an array is to be followed.
     """
     try:
         folder = source.is_dir()
-        files = _image_files(source) if folder else []
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error}; check its permissions") from error
-    if folder:
-        if not files:
-            raise ImageError(f"{source}: expected images ({', '.join(sorted(_SUFFIXES))}) in it, found none")
-        return ImageSource(files, None)
-    return ImageSource([], _mapped_rows(source))
+    if not folder:
+        rows = _mapped_rows(source)
+        if follow:
+            raise ConfigError(f"{source}: expected a folder to follow, got an array; leave out --follow")
+        return _Array(rows)
+    listing = list_images(source)
+    for path, reason in listing.unreadable:
+        if path == source:
+            raise ImageError(f"{source}: cannot be read: {reason}; check its permissions") from reason
+    if follow:
+        return _FollowedFolder(source, listing)
+    if not listing.images:
+        raise ImageError(f"{source}: expected images ({', '.join(IMAGE_SUFFIXES)}) in it, {_found(listing)}")
+    return _Folder(listing)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """List the image files below a folder."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+def _found(listing: ImageListing) -> str:
+    """Say what a folder without images holds."""
+    others = [f"{count} {ending or 'without ending'}" for ending, count in listing.passed_over.items()]
+    others += [f"{folder}: {error}" for folder, error in listing.unreadable]
+    return f"found none; passed over: {', '.join(others)}" if others else "found none"
 
 
 def _mapped_rows(source: Path) -> npt.NDArray[Any]:

@@ -1,29 +1,36 @@
-"""The agent as a program: images in, JSON lines out.
+r"""The agent as a program: images in, JSON lines out.
 
 Every line is an object with ``event`` and ``time`` (unix seconds):
 
 =============  ========================================================================================
 event          further keys
 =============  ========================================================================================
-`started`      `source`, `images` (known number of images), and the agent's status
+`started`      `source`, `images` (known number of images), `passed_over` (by ending, how many files of a folder
+                 are no images by their names), and the agent's status
 `prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `version`, `guarded`,
-                 `seconds`
+                 `seconds`; for each image of the batch its place in the source (`indices`) and the probability of
+                 its label (`probabilities`); of a folder also `files`, and where the bundle has names for its
+                 classes, `class_names`
 `uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
-`error`        `file`, `message`: an image that cannot be read is reported and skipped
+`error`        `file`, `message`, `index`: an image that cannot be read is reported and skipped, and keeps its place
+                 in the source; for a folder that cannot be read, `index` is null
 `swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
 `status`       the agent's status, about once a second
 `finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, and the agent's status
 =============  ========================================================================================
+
+Names of files that are no UTF-8 have escapes such as ``\udce9`` in place of what cannot be shown.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -35,7 +42,7 @@ import numpy.typing as npt
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
-from cema.edge.images import ImageSource, open_source
+from cema.edge.images import ImageSource, Picture, open_source
 from cema.errors import ConfigError
 from cema.formats.sample import Sample
 
@@ -43,8 +50,6 @@ __all__ = ["run"]
 
 _STATUS_SECONDS = 1.0
 _TICK_SECONDS = 0.2
-
-Image8 = npt.NDArray[np.uint8]
 
 
 def run(
@@ -54,6 +59,7 @@ def run(
     rate: float | None = None,
     batch: int | None = None,
     linger: float = 0.0,
+    follow: bool = False,
     out: TextIO | None = None,
 ) -> int:
     """Predict every image of a source, and report as JSON lines.
@@ -64,15 +70,18 @@ def run(
     ----------
     config : EdgeConfig
     source : Path
-        A folder of images (sorted by path, subfolders included), or a ``.npy`` file with uint8 (N, H, W, C),
-        which is read piece by piece. Files with 16 bits per channel are scaled down to 8; transparency is
-        ignored, the colours below it are what is predicted.
+        A folder of images (sorted by path, subfolders included; see `cema.ondevice.image_folder.list_images`), or
+        a ``.npy`` file with uint8 (N, H, W, C), which is read piece by piece. Files with 16 bits per channel are
+        scaled down to 8; transparency is ignored, the colours below it are what is predicted.
     rate : float, optional
         Images per second; as fast as possible when left out.
     batch : int, optional
         Images per prediction; `config.batch` when left out.
     linger : float, default 0.0
         Seconds to wait, at most, after the last image until every selected sample is delivered.
+    follow : bool, default False
+        Go on with files that come into the folder, each when it has not changed for a second, until a signal. A
+        file that is written anew is predicted again. Batches are not waited for: what is there is predicted.
     out : TextIO, optional
         Standard output when left out.
 
@@ -86,7 +95,7 @@ def run(
     ImageError
         When the source is neither of the two, or holds no images.
     ConfigError
-        When `rate` or `batch` is not positive, or `linger` negative.
+        When `rate` or `batch` is not positive, or `linger` negative, or an array is to be followed.
     """
     size = config.batch if batch is None else batch
     if size < 1:
@@ -97,14 +106,15 @@ def run(
         )
     if not linger >= 0:
         raise ConfigError(f"linger: expected 0 seconds or more, got {linger:g}")
-    images = open_source(source)
+    images = open_source(source, follow=follow)
     stream = sys.stdout if out is None else out
     stop = threading.Event()
     lines = _Lines(stream)
     with _signals(stop), EdgeAgent(config, on_delivered=lines.delivered) as agent:
         session = _Session(agent, lines, stop)
         try:
-            session.emit("started", source=str(source), images=len(images), **_status(agent))
+            known = {"images": len(images), "passed_over": images.passed_over}
+            session.emit("started", source=str(source), **known, **_status(agent))
             session.predict_all(images, size, rate)
             session.linger(linger)
             agent.close()
@@ -124,9 +134,12 @@ class _Lines:
         self._out, self._lock = out, threading.Lock()
 
     def emit(self, event: str, **fields: Any) -> None:
-        line = msgspec.json.encode({"event": event, "time": time.time(), **fields})
+        line = _encoded({"event": event, "time": time.time(), **fields})
         with self._lock:
-            self._out.write(line.decode() + "\n")
+            try:
+                self._out.write(line + "\n")
+            except UnicodeEncodeError:  # the terminal's encoding has no such letters: JSON can do without
+                self._out.write(json.dumps(json.loads(line)) + "\n")
             self._out.flush()
 
     def delivered(self, samples: Sequence[Sample]) -> None:
@@ -141,6 +154,7 @@ class _Session:
 
     def __init__(self, agent: EdgeAgent, lines: _Lines, stop: threading.Event) -> None:
         self._agent, self._stop = agent, stop
+        self._class_names = agent.bundle.manifest.labels
         self.emit = lines.emit
         status = agent.status()
         self._version, self._bytes_down = status.version, status.bytes_down
@@ -149,12 +163,18 @@ class _Session:
 
     def predict_all(self, images: ImageSource, size: int, rate: float | None) -> None:
         started = time.monotonic()
-        waiting: list[Image8] = []
-        for image in images.read(self._unreadable):
+        waiting: list[Picture] = []
+        for picture in images.read(self._unreadable):
             if self._stop.is_set():
                 return
-            waiting.append(image)
-            if len(waiting) == size:
+            if picture is not None:
+                waiting.append(picture)
+            idle = picture is None and not waiting
+            if idle:
+                self._pause_until(time.monotonic() + _TICK_SECONDS)
+                if rate is not None:  # time without images is not made up for by a burst
+                    started = max(started, time.monotonic() - self.seen / rate)
+            elif picture is None or len(waiting) == size:
                 self._predict(waiting)
                 waiting = []
                 if rate is not None and not self._pause_until(started + self.seen / rate):
@@ -180,15 +200,15 @@ class _Session:
             self.report()
         return False
 
-    def _predict(self, images: list[Image8]) -> None:
+    def _predict(self, pictures: list[Picture]) -> None:
         started = time.monotonic()
-        prediction = self._agent.predict(images)
+        prediction = self._agent.predict([picture.pixels for picture in pictures])
         seconds = time.monotonic() - started
         # Which version is installed; that the guard keeps it from serving is no swap.
         self.report(None if prediction.guarded else prediction.version)
         self.emit(
             "prediction",
-            index=self.seen,
+            index=pictures[0].index,
             captured_at=prediction.captured_at,
             labels=prediction.labels.tolist(),
             entropy=prediction.entropy.tolist(),
@@ -196,8 +216,21 @@ class _Session:
             version=prediction.version,
             guarded=prediction.guarded,
             seconds=seconds,
+            indices=[picture.index for picture in pictures],
+            probabilities=_probabilities(prediction.logits).tolist(),
+            **self._names(pictures, prediction.labels.tolist()),
         )
-        self.seen += len(images)
+        self.seen += len(pictures)
+
+    def _names(self, pictures: list[Picture], labels: list[int]) -> dict[str, list[str]]:
+        """Return the names of files and classes, as far as there are any."""
+        names = {}
+        files = [str(picture.file) for picture in pictures if picture.file is not None]
+        if files:
+            names["files"] = files
+        if self._class_names is not None:
+            names["class_names"] = [self._class_names[label] for label in labels]
+        return names
 
     def report(self, version: int | None = None) -> None:
         status = self._agent.status()
@@ -211,8 +244,34 @@ class _Session:
             self._status_due = time.monotonic() + _STATUS_SECONDS
             self.emit("status", **msgspec.to_builtins(status))
 
-    def _unreadable(self, file: Path, error: Exception) -> None:
-        self.emit("error", file=str(file), message=str(error) or type(error).__name__)
+    def _unreadable(self, index: int | None, file: Path, error: Exception) -> None:
+        self.emit("error", file=str(file), message=str(error) or type(error).__name__, index=index)
+
+
+def _probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the softmax of each row's greatest logit."""
+    values = logits.astype(np.float64)
+    below = values - values.max(axis=1, keepdims=True)
+    return np.asarray(1 / np.exp(below).sum(axis=1))
+
+
+def _encoded(fields: dict[str, Any]) -> str:
+    """Return an object as JSON; text that is no UTF-8, as names of files may be, with escapes."""
+    try:
+        return msgspec.json.encode(fields).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_escaped(fields)).decode()
+
+
+def _escaped(value: Any) -> Any:
+    """Replace what UTF-8 cannot hold in every text of a value."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    return value
 
 
 def _status(agent: EdgeAgent) -> dict[str, Any]:

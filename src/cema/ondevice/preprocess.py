@@ -25,12 +25,9 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Elements normalised at a time: 128 KiB of float32.
 _PIECE = 32768
+# How many times as long as the model's input an image may be, against its own width, before only its middle is resized.
+_LONGEST = 32
 _REMEDY = "pass uint8 pixels 0..255 as height x width x channels, with 1 (grey) or 3 (RGB) channels"
-
-
-# Up to this many times the input's pixels an image is scaled whole and cropped after that, as everybody does it. The
-# rest, images at least some four times as long as wide, are cropped first: the result differs by rounding alone.
-_MOST_COVERED = 4
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,29 +147,32 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         rows, columns = image.shape[:2]
         if self.crop != 1 or (rows, columns) != (self.height, self.width):
             cover = (round(self.height / self.crop), round(self.width / self.crop))
+            image = _middle(image, cover[1] / cover[0])
+            rows, columns = image.shape[:2]
             scale = max(cover[0] / rows, cover[1] / columns)
             size = (max(cover[0], int(rows * scale)), max(cover[1], int(columns * scale)))
-            top, left = round((size[0] - self.height) / 2), round((size[1] - self.width) / 2)
-            if size[0] * size[1] > _MOST_COVERED * cover[0] * cover[1]:
-                return self._in_channels(self._middle(image, size, top, left))
             image = resize_image(image, *size, interpolation=self.interpolation)
+            top, left = round((size[0] - self.height) / 2), round((size[1] - self.width) / 2)
             image = image[top : top + self.height, left : left + self.width]
-        return self._in_channels(image)
-
-    def _middle(self, image: Image8, size: tuple[int, int], top: int, left: int) -> Image8:
-        """Return the crop of a long, thin image without scaling the rest of it: that could take gigabytes."""
-        rows, columns = image.shape[:2]
-        down, across = rows / size[0], columns / size[1]
-        right, bottom = min(columns, (left + self.width) * across), min(rows, (top + self.height) * down)
-        box = (left * across, top * down, right, bottom)
-        return resize_image(image, self.height, self.width, interpolation=self.interpolation, box=box)
-
-    def _in_channels(self, image: Image8) -> Image8:
         if image.shape[2] == self.channels:
             return image
         if self.channels == 3:
             return np.broadcast_to(image, (*image.shape[:2], 3))
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[:, :, None]
+
+
+def _middle(image: Image8, aspect: float) -> Image8:
+    """Cut an image that is very long to its middle: resized as a whole, a line of 20,000 pixels would take 10 GB."""
+    rows, columns = image.shape[:2]
+    kept_rows = _surplus_cut(rows, _LONGEST * max(1, math.ceil(columns / aspect)))
+    kept_columns = _surplus_cut(columns, _LONGEST * max(1, math.ceil(rows * aspect)))
+    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+    return image[top : top + kept_rows, left : left + kept_columns]
+
+
+def _surplus_cut(length: int, limit: int) -> int:
+    """Return a length of at most about `limit` that leaves as much on either side."""
+    return length if length <= limit else limit + (length - limit) % 2
 
 
 @lru_cache(maxsize=32)
@@ -252,12 +252,7 @@ def _check_image(image: Any, index: int) -> None:
 
 
 def resize_image(
-    image: Image8,
-    height: int,
-    width: int,
-    *,
-    interpolation: Interpolation = "bicubic",
-    box: tuple[float, float, float, float] | None = None,
+    image: Image8, height: int, width: int, *, interpolation: Interpolation = "bicubic"
 ) -> Image8:
     """Resize one image with antialiasing.
 
@@ -269,16 +264,14 @@ def resize_image(
         The new size in pixels.
     interpolation : {"bilinear", "bicubic"}, default "bicubic"
         The resampling filter.
-    box : tuple of float, optional
-        Left, top, right and bottom, in pixels, of the part that is resized; by default all of it.
 
     Returns
     -------
     ndarray of uint8 (height, width, C)
         The resized image, or `image` itself when it has that size already.
     """
-    if box is None and image.shape[:2] == (height, width):
+    if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    resized = np.asarray(picture.resize((width, height), _FILTERS[interpolation], box))
+    resized = np.asarray(picture.resize((width, height), _FILTERS[interpolation]))
     return resized.reshape(height, width, image.shape[2])
