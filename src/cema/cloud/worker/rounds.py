@@ -17,6 +17,7 @@ from cema.cloud.worker.publisher import Publisher
 from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.keys import load_private_key
+from cema.models.checks import varied_inputs
 from cema.models.device import why_unusable
 from cema.models.left_out import left_out_layers, left_out_text
 from cema.models.norm_state import restrict_to
@@ -43,7 +44,7 @@ def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> Coho
     bundle = Bundle.load(Path(cohort.bundle))
     restrict_to(edge.module, bundle.norm_state())
     for side, model in (("edge", edge), ("foundation", foundation)):
-        if left_out := left_out_layers(model.module):
+        if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
             log.warning("cohort %s: %s model: not adapted: %s", cohort.name, side, left_out_text(left_out))
     publisher = Publisher(
         edge,
