@@ -146,6 +146,33 @@ def test_prepare_keeps_a_shared_layer_shared() -> None:
     assert len(parameters) == 2
 
 
+class Listed(nn.Module):
+    """Goes through its layers by lists of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.BatchNorm2d(3) for _ in range(3))
+        self.inside = [self.first]
+        self.pair = (self.second, torch.relu)
+        self.named = {"third": self.third}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.named["third"](self.pair[1](self.pair[0](self.inside[0](x))))
+        return y
+
+
+def test_prepare_replaces_layers_that_forward_takes_from_lists() -> None:
+    module = Listed()
+    _, layers = prepare(module)
+    with normalising(layers.values(), "batch"):
+        module(torch.randn(4, 3, 5, 5))
+    assert [name for name, layer in layers.items() if layer.observed is not None] == [
+        "first",
+        "second",
+        "third",
+    ]
+
+
 class NormAct(nn.BatchNorm2d):
     """As timm writes it: a BatchNorm with dropout and activation behind it."""
 

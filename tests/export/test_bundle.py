@@ -312,7 +312,7 @@ def test_a_difference_past_the_tolerance_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_class_counts_labels_and_golden_counts_are_refused(tmp_path: Path) -> None:
     module = ConvNet(nn.BatchNorm2d(8))
-    with pytest.raises(ExportError, match=r"expected logits of shape \(4, 6\), got \(4, 5\)"):
+    with pytest.raises(ExportError, match="expected 6 classes, the model has 5 logits"):
         export_bundle(make_model(module, classes=6), tmp_path / "bundle", public_keys=[KEY])
     with pytest.raises(FormatError, match="label"):
         export_bundle(make_model(module), tmp_path / "bundle", public_keys=[KEY], labels=["one"])

@@ -53,6 +53,14 @@ def too_large():
     made.preprocessing = P
     return made
 
+def four_channels():
+    made = net()
+    made.preprocessing = Preprocessing(height=4, width=4, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
+    return made
+
+def takes_some(size):
+    return net()
+
 def broken():
     raise KeyError("no such thing")
 
@@ -113,6 +121,9 @@ def test_functions_of_ones_own(own: str) -> None:
         ("{}:nothing", "has no function 'nothing'"),
         ("{}:number", "has no function 'number'"),
         ("{}:broken", "the function failed: KeyError: 'no such thing'"),
+        ("{}:broken", "no such thing'$"),
+        ("{}:takes_some", "missing 1 required positional argument.*it is called without arguments"),
+        ("{}:four_channels", "the function failed: .*channels(?!.*called without arguments)"),
         ("{}:bare", "with an attribute preprocessing.*got Sequential with preprocessing NoneType"),
         ("{}:images", r"expected logits of shape \(1, classes\) for one image, got \(1, 3, 4, 4\)"),
         ("{}:too_large", r"fails on one input of shape \(1, 1, 4, 4\)"),

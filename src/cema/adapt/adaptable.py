@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 
 from cema.adapt.norm import prepare
+from cema.models.copying import copy_module
 from cema.models.device import why_unusable
 from cema.models.digest import model_digest
 from cema.ondevice.batch import Batch
@@ -68,14 +68,14 @@ class AdaptableModel:
         self.forwards = self.backwards = 0
         self.source_digest = model_digest(model.module)
         self._memory = _memory_format(model.module)
-        self.module = copy.deepcopy(model.module).to(self.device, torch.float32)
+        self.module = copy_module(model).to(self.device, torch.float32)
         self.module.to(memory_format=self._memory)  # type: ignore[call-overload]
         self.parameters, self.layers = prepare(self.module)
 
     def inputs(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Return uint8 HWC images as the model's input (N, C, H, W), float32, where the model is."""
         if isinstance(images, Batch):
-            # The array is the batch's, for others too; a network may change its input in place.
+            # The array is the batch's, for others too.
             pixels = torch.from_numpy(images.inputs(self.preprocessing))
             return pixels.to(self.device, copy=True, memory_format=self._memory)
         pixels = torch.from_numpy(self.preprocessing(images))
@@ -86,7 +86,8 @@ class AdaptableModel:
         self.forwards += len(inputs)
         self.backwards += len(inputs) * torch.is_grad_enabled()
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            logits: torch.Tensor = self.module(inputs)
+            # A copy, because a forward may change its input in place, and several passes may share it.
+            logits: torch.Tensor = self.module(inputs.clone())
         return logits.float()
 
     def forward(self, images: Sequence[np.ndarray]) -> torch.Tensor:

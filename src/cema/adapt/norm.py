@@ -21,6 +21,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cema.errors import ModelError
+from cema.models.left_out import found_no_norm_layer, left_out_layers
+from cema.models.norm_kinds import affine_names
 from cema.models.norm_state import ensure_affine, norm_layers, without_statistics
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def normalising(layers: Iterable[AdaptiveBatchNorm], mode: Mode) -> Iterator[Non
 def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, AdaptiveBatchNorm]]:
     """Make a model adaptable: freeze everything except the affine parameters of its normalisation layers.
 
-    BatchNorm layers are replaced by `AdaptiveBatchNorm`; LayerNorm, GroupNorm and the rest stay. Layers
+    BatchNorm layers are replaced by `AdaptiveBatchNorm`; LayerNorm, GroupNorm, RMSNorm and the rest stay. Layers
     without affine parameters are given them. Dropout stays off. A BatchNorm subclass with a forward of its
     own is left in place: its affine parameters adapt, its statistics remain the source model's.
 
@@ -165,10 +167,7 @@ def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Adapt
     module.eval().requires_grad_(False)
     found = norm_layers(module)
     if not found:
-        raise ModelError(
-            "expected a model with normalisation layers (BatchNorm, LayerNorm or GroupNorm), found none; "
-            "CEMA adapts their affine parameters, so choose a model that has some"
-        )
+        raise ModelError(found_no_norm_layer(left_out_layers(module)))
     lacking = without_statistics(found)
     if lacking is not None:
         raise ModelError(
@@ -180,7 +179,7 @@ def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Adapt
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptiveBatchNorm)}
     parameters: dict[str, nn.Parameter] = {}
     for name, layer in norm_layers(module).items():
-        for key in ("weight", "bias"):
+        for key in affine_names(layer).values():
             parameter: Any = getattr(layer, key)
             parameters[f"{name}.{key}"] = parameter.requires_grad_(True)
     return parameters, layers
@@ -188,14 +187,31 @@ def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Adapt
 
 def _replace(module: nn.Module) -> None:
     made: dict[int, AdaptiveBatchNorm] = {}
+    replaced: list[nn.Module] = []  # alive as long as their identities are compared
     for parent in list(module.modules()):
         # Unlike `named_children`, with a layer that is used twice under both its names.
         for name, child in list(parent.named_modules(remove_duplicate=False)):
             own = name and "." not in name
             if not own or not isinstance(child, _BatchNorm) or not _replaceable(child):
                 continue
+            replaced.append(child)
             # One layer used in two places stays one layer.
             setattr(parent, name, made.setdefault(id(child), AdaptiveBatchNorm(child).eval()))
+    for parent in module.modules():
+        _replace_references(parent, made)
+
+
+def _replace_references(parent: nn.Module, made: dict[int, AdaptiveBatchNorm]) -> None:
+    """Replace layers where a forward may take them from without torch's knowledge: lists, tuples and dicts."""
+    for name, value in list(vars(parent).items()):
+        if name.startswith("_"):
+            continue
+        if type(value) is list:
+            value[:] = [made.get(id(item), item) for item in value]
+        elif type(value) is dict:
+            value.update({key: made[id(item)] for key, item in value.items() if id(item) in made})
+        elif type(value) is tuple and any(id(item) in made for item in value):
+            setattr(parent, name, tuple(made.get(id(item), item) for item in value))
 
 
 def _replaceable(layer: _BatchNorm) -> bool:

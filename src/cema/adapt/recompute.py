@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cema.adapt.norm import AdaptiveBatchNorm
+from cema.models.norm_kinds import is_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def checkpointing(module: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _has_norm(module: nn.Module) -> bool:
-    return any(isinstance(m, AdaptiveBatchNorm | nn.LayerNorm | nn.GroupNorm) for m in module.modules())
+    return any(map(is_norm, module.modules()))
 
 
 def _container(module: nn.Module) -> bool:

@@ -14,6 +14,8 @@ from cema.adapt.optimizers import descend
 from cema.adapt.recompute import checkpointing
 from cema.adapt.statistics import RunningStatistics
 from cema.errors import FormatError
+from cema.models.norm_kinds import affine_names, is_own_norm
+from cema.models.norm_state import norm_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,6 +65,13 @@ class TrainableModel(AdaptableModel):
         super().__init__(model, device=device, dtype=dtype)
         self._config = config
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
+        # Checkpoints from before these layers were adapted have no values for them: they are as in the source then.
+        self._known_later = {
+            f"parameter.{name}.{key}"
+            for name, layer in norm_layers(self.module).items()
+            if is_own_norm(layer)
+            for key in affine_names(layer).values()
+        }
         self.optimizer = torch.optim.SGD(
             list(self.parameters.values()), lr=learning_rate, momentum=config.sgd_momentum
         )
@@ -168,6 +177,9 @@ class TrainableModel(AdaptableModel):
                 "model it began from, or start anew"
             )
         shapes = {key: t.shape for key, t in self._own_tensors().items() if not key.startswith("momentum.")}
+        for key in self._known_later:
+            if key not in state.tensors:
+                shapes.pop(key)
         for name, parameter in self.parameters.items():
             # Before its first step an optimiser has no momentum.
             if f"momentum.{name}" in state.tensors:
@@ -179,7 +191,7 @@ class TrainableModel(AdaptableModel):
         """Restore what `state` returned."""
         own = state.tensors
         for name, parameter in self.parameters.items():
-            parameter.copy_(own[f"parameter.{name}"])
+            parameter.copy_(own.get(f"parameter.{name}", self._source[name]))
             momentum = own.get(f"momentum.{name}")
             self.optimizer.state.pop(parameter, None)
             if momentum is not None:

@@ -33,6 +33,7 @@ def export(
 ) -> None:
     """Export a torch classifier as the bundle that devices are provisioned with, checked against torch."""
     from cema.export.bundle import export_bundle
+    from cema.models.left_out import left_out_text
     from cema.models.registry import resolve
 
     report = export_bundle(
@@ -51,3 +52,5 @@ def export(
         f"norm state        {report.norm_layers} layers, {report.norm_bytes / 1e3:.1f} kB\n"
         f"max difference    {report.max_abs_difference:.2e} against torch (refused past {tolerance:g})"
     )
+    if report.left_out:
+        typer.echo(f"not adapted       {left_out_text(report.left_out)}")

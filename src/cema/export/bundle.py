@@ -7,10 +7,9 @@ not taken on trust: the graph is compared with torch at the source norm state an
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +19,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
 
 from cema._util.version import __version__
-from cema.errors import ExportError, LogitsError
+from cema.errors import ExportError, LogitsError, ModelError
 from cema.export.onnx_graph import (
     INPUT_NAME,
     OUTPUT_NAME,
     build_graph,
-    initializer_name,
     move_norm_parameters,
 )
 from cema.formats.bundle import Bundle, check_golden, norm_layout, write_bundle
 from cema.formats.bundle_manifest import NORM_FILE, pack_norm
 from cema.formats.keys import load_public_key
+from cema.models.checks import check_module, varied_inputs
+from cema.models.copying import copy_module
+from cema.models.left_out import found_no_norm_layer, left_out_layers
+from cema.models.norm_kinds import affine_names
 from cema.models.norm_state import (
     ensure_affine,
     folded_norm_state,
@@ -40,7 +42,7 @@ from cema.models.norm_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cema.formats.bundle_manifest import NormTensor
     from cema.models.spec import Model
@@ -68,6 +70,9 @@ class ExportReport:
         The sizes of ``norm.bin`` and ``model.onnx``.
     seconds : float
         How long it took.
+    left_out : mapping of str to str
+        Normalisation that no update changes, because it is of no kind that can be adapted: the class, or the function
+        that a module calls, by module name.
     """
 
     bundle: Bundle
@@ -76,6 +81,7 @@ class ExportReport:
     norm_bytes: int
     model_bytes: int
     seconds: float
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -122,8 +128,9 @@ def export_bundle(
     Raises
     ------
     ExportError
-        When the model has no norm layer that can be updated, cannot be exported, or the exported graph
-        differs from torch by more than `tolerance`; the message names the layer or operation and what to do.
+        When the model does not return logits (`cema.models.checks.check_module`), has no norm layer that can be
+        updated, cannot be copied or exported, or the exported graph differs from torch by more than `tolerance`; the
+        message names the layer or operation and what to do.
     """
     started = time.perf_counter()
     if golden < 1:
@@ -156,10 +163,11 @@ def export_bundle(
     return ExportReport(
         bundle=bundle,
         max_abs_difference=difference,
-        norm_layers=len(subject.layout) // 2,
+        norm_layers=len(norm_layers(subject.module)),
         norm_bytes=bundle.norm_path.stat().st_size,
         model_bytes=len(graph),
         seconds=time.perf_counter() - started,
+        left_out=subject.left_out,
     )
 
 
@@ -174,6 +182,7 @@ class _Subject:
     images: np.ndarray
     inputs: np.ndarray
     logits: np.ndarray
+    left_out: dict[str, str]
 
 
 def _prepare(model: Model, count: int, rng: np.random.Generator) -> _Subject:
@@ -181,23 +190,29 @@ def _prepare(model: Model, count: int, rng: np.random.Generator) -> _Subject:
     norm_state = folded_norm_state(module)
     images = _random_images(model.preprocessing, count, rng)
     inputs = model.preprocessing(images)
+    _keep_inputs(module, inputs)
     logits = _torch_logits(module, inputs)
-    if logits.shape != (count, model.classes):
-        raise ExportError(
-            f"{model.name}: expected logits of shape {(count, model.classes)}, got {logits.shape}; "
-            "say the number of classes that the module has"
-        )
-    return _Subject(model.name, module, norm_state, norm_layout(norm_state), images, inputs, logits)
+    left_out = left_out_layers(module, torch.from_numpy(inputs[:1]))
+    layout = norm_layout(norm_state)
+    return _Subject(model.name, module, norm_state, layout, images, inputs, logits, left_out)
 
 
 def _checked_copy(model: Model) -> nn.Module:
-    module = copy.deepcopy(model.module).to("cpu", torch.float32).eval().requires_grad_(False)
+    if isinstance(model.module, torch.jit.ScriptModule):
+        raise ExportError(
+            f"{model.name}: is a TorchScript module, which cannot be exported; give the torch.nn.Module that it was "
+            "made from"
+        )
+    try:
+        module = copy_module(model).to("cpu", torch.float32)
+        check_module(model.name, module, model.preprocessing, classes=model.classes)
+    except ModelError as error:
+        raise ExportError(str(error)) from error
+    module.requires_grad_(False)
     layers = norm_layers(module)
     if not layers:
-        raise ExportError(
-            f"{model.name}: has no BatchNorm, LayerNorm, GroupNorm or InstanceNorm layer, so there is "
-            "nothing to adapt; choose a model that has some"
-        )
+        left_out = left_out_layers(module, varied_inputs(model.preprocessing, 1))
+        raise ExportError(f"{model.name}: {found_no_norm_layer(left_out)}")
     lacking = without_statistics(layers)
     if lacking is not None:
         raise ExportError(
@@ -208,17 +223,42 @@ def _checked_copy(model: Model) -> nn.Module:
     return module
 
 
+def _keep_inputs(module: nn.Module, inputs: np.ndarray) -> None:
+    """Give a forward that changes its input a copy, in the graph too, whose input would else be an output."""
+    given = torch.from_numpy(inputs.copy())
+    with torch.inference_mode():
+        module(given)
+    if not np.array_equal(given.numpy(), inputs):
+        module.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:]))
+
+
 def _graph(subject: _Subject, rng: np.random.Generator) -> bytes:
     """Export the folded module with its norm parameters outside."""
     load_folded(subject.module, subject.norm_state)
     proto = build_graph(subject.module, torch.from_numpy(subject.inputs[:2]))
-    absent = move_norm_parameters(proto, subject.layout, NORM_FILE)
-    _check_unused(subject, absent, rng)
+    names = _parameter_names(subject.module)
+    absent = move_norm_parameters(proto, subject.layout, names, NORM_FILE)
+    _check_unused(subject, absent, names, rng)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 
-def _check_unused(subject: _Subject, absent: Sequence[str], rng: np.random.Generator) -> None:
+def _parameter_names(module: nn.Module) -> dict[str, list[str]]:
+    """Return all names of each norm parameter: a layer that is registered twice has two, and the graph one of them."""
+    names: dict[int, list[str]] = {}
+    for kind in (module.named_parameters, module.named_buffers):
+        for name, tensor in kind(remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(name)
+    return {
+        f"{layer_name}.{kind}": names[id(getattr(layer, key))]
+        for layer_name, layer in norm_layers(module).items()
+        for kind, key in affine_names(layer).items()
+    }
+
+
+def _check_unused(
+    subject: _Subject, absent: Sequence[str], names: Mapping[str, Sequence[str]], rng: np.random.Generator
+) -> None:
     """A parameter that is not in the graph may only be one that torch does not use either."""
     module, norm_state = subject.module, subject.norm_state
     before = _torch_logits(module, subject.inputs) if absent else subject.logits
@@ -229,7 +269,7 @@ def _check_unused(subject: _Subject, absent: Sequence[str], rng: np.random.Gener
         if changed:
             name = key.rpartition(".")[0]
             raise ExportError(
-                f"{name}: the exported graph has no parameter {initializer_name(key)}, so updates could not "
+                f"{name}: the exported graph has no parameter {' or '.join(names[key])}, so updates could not "
                 f"change this {type(norm_layers(module)[name]).__name__}; let forward call the layer as it is"
             )
 
@@ -286,7 +326,7 @@ def _random_images(preprocessing: Preprocessing, count: int, rng: np.random.Gene
 
 def _torch_logits(module: nn.Module, inputs: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        logits: np.ndarray = module(torch.from_numpy(inputs)).numpy()
+        logits: np.ndarray = module(torch.from_numpy(inputs.copy())).numpy()
     return logits
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import re
+import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,30 +18,12 @@ from cema.errors import ExportError
 from cema.formats.bundle_manifest import NormTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["build_graph", "initializer_name", "move_norm_parameters"]
+__all__ = ["INPUT_NAME", "OUTPUT_NAME", "build_graph", "move_norm_parameters"]
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
-_PARAMETERS = {"scale": "weight", "shift": "bias"}
-
-
-def initializer_name(key: str) -> str:
-    """Name the parameter behind a norm key as the exporter does.
-
-    Parameters
-    ----------
-    key : str
-        ``"{layer}.scale"`` or ``"{layer}.shift"``.
-
-    Returns
-    -------
-    str
-        ``"{layer}.weight"`` or ``"{layer}.bias"``.
-    """
-    layer, _, kind = key.rpartition(".")
-    return f"{layer}.{_PARAMETERS[kind]}" if layer else _PARAMETERS[kind]
 
 
 def build_graph(module: nn.Module, example: torch.Tensor) -> Any:
@@ -91,7 +75,9 @@ def build_graph(module: nn.Module, example: torch.Tensor) -> Any:
     return proto
 
 
-def move_norm_parameters(proto: Any, layout: Sequence[NormTensor], norm_file: str) -> list[str]:
+def move_norm_parameters(
+    proto: Any, layout: Sequence[NormTensor], names: Mapping[str, Sequence[str]], norm_file: str
+) -> list[str]:
     """Make the graph take its norm parameters from an external file.
 
     Parameters
@@ -100,6 +86,8 @@ def move_norm_parameters(proto: Any, layout: Sequence[NormTensor], norm_file: st
         Changed in place.
     layout : sequence of NormTensor
         Where each norm parameter lies in the file.
+    names : mapping of str to sequence of str
+        All names that each norm parameter has in the module, by norm key; the exporter keeps one of them.
     norm_file : str
         The file's name.
 
@@ -108,27 +96,31 @@ def move_norm_parameters(proto: Any, layout: Sequence[NormTensor], norm_file: st
     list of str
         The keys that the graph has no parameter for, because the model does not use it or it was folded away.
     """
-    import onnx  # noqa: PLC0415 - checked by build_graph
-
     parameters = {tensor.name: tensor for tensor in proto.graph.initializer}
     absent = []
     for place in layout:
-        tensor = parameters.get(initializer_name(place.key))
-        if tensor is None:
+        found = [parameters[name] for name in names[place.key] if name in parameters]
+        if not found:
             absent.append(place.key)
-            continue
-        shape = list(tensor.dims)
-        if tensor.data_type != onnx.TensorProto.FLOAT or torch.Size(shape).numel() != place.size:
-            raise ExportError(
-                f"{place.key}: expected {place.size} float32 values in the graph, got shape {shape} of type "
-                f"{onnx.TensorProto.DataType.Name(tensor.data_type)}; cast the model to float32 first"
-            )
-        for field in ("raw_data", "float_data"):
-            tensor.ClearField(field)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", norm_file), ("offset", place.offset), ("length", place.length)):
-            tensor.external_data.add(key=key, value=str(value))
+        for tensor in found:
+            _move(tensor, place, norm_file)
     return absent
+
+
+def _move(tensor: Any, place: NormTensor, norm_file: str) -> None:
+    import onnx  # noqa: PLC0415 - checked by build_graph
+
+    shape = list(tensor.dims)
+    if tensor.data_type != onnx.TensorProto.FLOAT or torch.Size(shape).numel() != place.size:
+        raise ExportError(
+            f"{place.key}: expected {place.size} float32 values in the graph, got shape {shape} of type "
+            f"{onnx.TensorProto.DataType.Name(tensor.data_type)}; cast the model to float32 first"
+        )
+    for field in ("raw_data", "float_data"):
+        tensor.ClearField(field)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", norm_file), ("offset", place.offset), ("length", place.length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _anonymise(proto: Any) -> None:
@@ -145,20 +137,34 @@ def _anonymise(proto: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch says about itself, and nothing else."""
+    """Silence what torch says about itself, and keep what it prints before a refusal off the screen."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("torchvision is not installed")
+        return not record.getMessage().startswith(
+            ("torchvision is not installed", "Unable to find user code")
+        )
 
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    logger.addFilter(keep)
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    ]
+    printed = io.StringIO()
+    for logger in loggers:
+        logger.addFilter(keep)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(printed):
             # torch copies a tree of its own and warns about the class that it made it of.
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            # A layer that keeps its features for somebody else does no harm.
+            warnings.filterwarnings(
+                "ignore", r"The tensor attributes? .* assigned during export", UserWarning
+            )
             yield
+        # Without a refusal it is the model's own forward, or a library, that has something to say.
+        sys.stderr.write(printed.getvalue())
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def _not_traceable(module: nn.Module, error: Exception) -> ExportError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cema._util.names import first_line, load_object
-from cema.errors import ConfigError, ModelError
+from cema.errors import CemaError, ConfigError, ModelError
 from cema.models.loading import finish, import_package
 from cema.models.spec import Model
 from cema.ondevice.preprocess import Preprocessing
@@ -151,10 +151,11 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
         raise ModelError(f"{name}: {where} has no function {attribute!r}; check the name after the colon")
     try:
         made = make()
+    except CemaError as error:  # says itself what to do
+        raise ModelError(f"{name}: the function failed: {error}") from error
     except Exception as error:  # foreign code
-        raise ModelError(
-            f"{name}: the function failed: {first_line(error)}; it is called without arguments"
-        ) from error
+        takes_some = "; it is called without arguments" if isinstance(error, TypeError) else ""
+        raise ModelError(f"{name}: the function failed: {first_line(error)}{takes_some}") from error
     if isinstance(made, Model):
         return finish(
             name,

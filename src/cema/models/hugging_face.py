@@ -12,7 +12,7 @@ from torch import nn
 
 from cema._util.names import first_line
 from cema.errors import ModelError
-from cema.models.loading import finish, import_package, read_weights
+from cema.models.loading import finish, import_package, read_weights, without_prefix
 from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def hugging_face(name: str, weights: Path | None, classes: int | None) -> Model:
                 if classes is not None:
                     config.num_labels = classes
                 # transformers translates the keys that its save_pretrained writes, so it is given the tensors.
-                state = read_weights(weights, name=name)
-                model, report = type(auto.from_config(config)).from_pretrained(
+                untrained = auto.from_config(config)
+                state = without_prefix(read_weights(weights, name=name), untrained.state_dict())
+                model, report = type(untrained).from_pretrained(
                     None, config=config, state_dict=state, output_loading_info=True
                 )
         settings = json.loads(_preprocessor_path(where).read_text("utf-8"))

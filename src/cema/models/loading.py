@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import torch
 from safetensors.torch import load_file
+from torch.nn.parameter import is_lazy
 
 from cema._util.names import first_line
 from cema.errors import ModelError
+from cema.models.checks import check_module
 from cema.models.spec import Model
+from cema.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from cema.ondevice.preprocess import Preprocessing
 
-__all__ = ["finish", "import_package", "load_weights", "read_weights"]
+__all__ = ["finish", "import_package", "load_weights", "read_weights", "without_prefix"]
 
 
 def import_package(module: str, *, name: str, install: str) -> Any:
@@ -71,7 +76,8 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
     """Load a safetensors file into a module, strictly.
 
     ``num_batches_tracked``, which only training reads, may be missing or left over. Half precision becomes
-    the module's own dtype.
+    the module's own dtype. A prefix of all keys, such as the ``module.`` of ``DataParallel``, is removed if just that
+    makes them fit.
 
     Parameters
     ----------
@@ -87,15 +93,44 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
     ModelError
         When the file is missing or no safetensors file, or keys or shapes differ; the message lists them.
     """
-    tensors = read_weights(path, name=name)
     wanted = module.state_dict()
+    tensors = without_prefix(read_weights(path, name=name), wanted)
     problems = _differences(wanted, tensors)
     if problems:
         raise ModelError(
             f"{name}: {path} does not fit this architecture: {'; '.join(problems)}. "
-            "Use the weights of exactly this model, or the model these weights are of"
+            f"Use the weights of exactly this model, or the model these weights are of{_prefix_hint(wanted, tensors)}"
         )
     module.load_state_dict({key: value for key, value in tensors.items() if key in wanted}, strict=False)
+
+
+def without_prefix(tensors: dict[str, torch.Tensor], wanted: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Remove what all keys begin with, such as ``module.``, if they are then the keys that are wanted.
+
+    Parameters
+    ----------
+    tensors : dict of str to torch.Tensor
+        By the keys of a file.
+    wanted : iterable of str
+        The keys of the model.
+
+    Examples
+    --------
+    >>> list(without_prefix({"module.bias": torch.zeros(2)}, ["bias"]))
+    ['bias']
+    >>> list(without_prefix({"module.bias": torch.zeros(2)}, ["weight"]))
+    ['module.bias']
+    """
+    keys, prefix = _relevant(wanted), ""
+    shortest = min(tensors, key=len, default="")
+    for part in shortest.split(".")[:-1]:
+        prefix += f"{part}."
+        shorter = {
+            key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+        }
+        if len(shorter) == len(tensors) and _relevant(shorter) == keys:
+            return shorter
+    return tensors
 
 
 def read_weights(path: Path, *, name: str) -> dict[str, torch.Tensor]:
@@ -145,7 +180,8 @@ def finish(
     name : str
         How the model was asked for.
     module : torch.nn.Module
-        Changed in place: evaluation mode, float32, CPU.
+        Changed in place: evaluation mode, float32, CPU. What ``DataParallel`` or ``torch.compile`` made of a model is
+        unwrapped.
     preprocessing : Preprocessing
         Says the size of the input that the module is tried with.
     classes : int, optional
@@ -163,46 +199,42 @@ def finish(
     Raises
     ------
     ModelError
-        When the weights do not fit, or the module does not map (1, C, H, W) to (1, classes).
+        When the weights do not fit, or as `cema.models.checks.check_module` says.
     """
+    module = unwrapped(module)
     if weights is not None:
         load_weights(module, weights, name=name)
     module.to("cpu", torch.float32).eval()
-    shape = (1, preprocessing.channels, preprocessing.height, preprocessing.width)
-    try:
-        with torch.inference_mode():
-            logits = module(torch.zeros(shape))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"{name}: fails on one input of shape {shape}, float32: {first_line(error)}; "
-            "check that its preprocessing gives the size and channels it was made for"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 1:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(
-            f"{name}: expected logits of shape (1, classes) for one image, got {got}; "
-            "wrap the model in a module that returns only the logits"
-        )
-    if classes is not None and logits.shape[1] != classes:
-        raise ModelError(
-            f"{name}: expected {classes} classes, the model has {logits.shape[1]} logits; "
-            "leave classes out, or give the weights of a model with as many classes"
-        )
-    return Model(name, module, preprocessing, int(logits.shape[1]), labels)
+    count = check_module(name, module, preprocessing, classes=classes)
+    return Model(name, module, preprocessing, count, labels)
+
+
+def _relevant(keys: Iterable[str]) -> set[str]:
+    return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+
+def _prefix_hint(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> str:
+    """Say it when the file has the keys of the model but for a prefix that the model's keys have."""
+    if any(key in wanted for key in tensors):
+        return ""
+    inner = without_prefix(wanted, tensors)
+    if inner is wanted:
+        return ""
+    prefix = next(iter(wanted)).removesuffix(next(iter(inner)))
+    return f". The model's keys only begin with {prefix!r} more: rename the file's, or load them into the inner module"
 
 
 def _differences(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[str]:
-    def relevant(keys: set[str]) -> list[str]:
-        return sorted(key for key in keys if not key.endswith("num_batches_tracked"))
-
     shapes = [
         f"{key} is {tuple(tensors[key].shape)} and should be {tuple(value.shape)}"
         for key, value in wanted.items()
-        if key in tensors and tensors[key].shape != value.shape
+        if key in tensors
+        and not is_lazy(value)  # a lazy layer takes any
+        and tensors[key].shape != value.shape
     ]
     found = {
-        "missing": relevant(wanted.keys() - tensors.keys()),
-        "unexpected": relevant(tensors.keys() - wanted.keys()),
+        "missing": sorted(_relevant(wanted.keys() - tensors.keys())),
+        "unexpected": sorted(_relevant(tensors.keys() - wanted.keys())),
         "of another shape": shapes,
     }
     return [

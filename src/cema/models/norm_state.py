@@ -5,7 +5,7 @@ A device never sees running statistics. A BatchNorm with running statistics is o
     y = scale * x + shift,  scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale,
 
 so these two vectors are all that an update carries for it. LayerNorm and GroupNorm compute their statistics
-from each input and travel as their weight and bias.
+from each input and travel as their weight and bias, RMSNorm as its weight.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
+from cema.models.norm_kinds import affine_names, is_norm, is_own_norm, leave_as_it_is
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "ensure_affine",
@@ -30,10 +30,9 @@ __all__ = [
     "has_running_statistics",
     "load_folded",
     "norm_layers",
+    "restrict_to",
     "without_statistics",
 ]
-
-_NORM_CLASSES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def has_running_statistics(layer: nn.Module) -> bool:
@@ -71,9 +70,10 @@ def without_statistics(layers: Mapping[str, nn.Module]) -> str | None:
 def norm_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Find every normalisation layer that has a place in the norm state.
 
-    These are BatchNorm (1d, 2d, 3d), InstanceNorm, LayerNorm and GroupNorm with their subclasses, and any
-    layer that looks like a BatchNorm: ``weight``, ``bias``, ``running_mean``, ``running_var`` of one shape
-    (C,), and ``eps``. Layers without affine parameters count too; see `ensure_affine`.
+    These are BatchNorm (1d, 2d, 3d), InstanceNorm, LayerNorm, GroupNorm and RMSNorm with their subclasses, any
+    layer that looks like a BatchNorm (``weight``, ``bias``, ``running_mean``, ``running_var`` of one shape
+    (C,), and ``eps``), and layers of one's own class that normalise each image by itself
+    (`cema.models.norm_kinds.is_own_norm`). Layers without affine parameters count too; see `ensure_affine`.
 
     Parameters
     ----------
@@ -85,11 +85,29 @@ def norm_layers(module: nn.Module) -> dict[str, nn.Module]:
     dict of str to torch.nn.Module
         By module name, in the order in which torch lists modules. A layer with two names is listed once.
     """
-    return {name: layer for name, layer in module.named_modules() if _is_norm(layer)}
+    return {name: layer for name, layer in module.named_modules() if is_norm(layer)}
+
+
+def restrict_to(module: nn.Module, keys: Iterable[str]) -> None:
+    """Leave layers as they are that a bundle from before they were known has no values for.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place: `norm_layers` then lists no RMSNorm, and no layer of one's own class, that is not in `keys`.
+    keys : iterable of str
+        Of a norm state, ``"{layer}.scale"`` and ``"{layer}.shift"``.
+    """
+    known = {key.rpartition(".")[0] for key in keys}
+    for name, layer in norm_layers(module).items():
+        if name not in known and is_own_norm(layer):
+            leave_as_it_is(layer)
 
 
 def ensure_affine(module: nn.Module) -> list[str]:
-    """Give norm layers without affine parameters explicit ones: weight 1, bias 0, which change no output.
+    """Give every norm layer affine parameters of its own: where there are none, weight 1 and bias 0.
+
+    No output changes. Two layers that share a parameter each get their own, for their folded values differ.
 
     Parameters
     ----------
@@ -102,15 +120,21 @@ def ensure_affine(module: nn.Module) -> list[str]:
         The names of the layers that were given a parameter.
     """
     changed = []
+    taken: set[int] = set()
     for name, layer in norm_layers(module).items():
-        missing = [key for key in ("weight", "bias") if getattr(layer, key, None) is None]
-        for key in missing:
-            fill = torch.ones if key == "weight" else torch.zeros
+        names = affine_names(layer)
+        missing = {kind: key for kind, key in names.items() if getattr(layer, key, None) is None}
+        for kind, key in missing.items():
+            fill = torch.ones if kind == "scale" else torch.zeros
             setattr(layer, key, nn.Parameter(fill(_affine_shape(layer), device=_device(module))))
         for flag in ("affine", "elementwise_affine"):
             if missing and hasattr(layer, flag):
                 setattr(layer, flag, True)
-        if missing:
+        shared = [key for key in names.values() if id(getattr(layer, key)) in taken]
+        for key in shared:
+            setattr(layer, key, nn.Parameter(getattr(layer, key).detach().clone()))
+        taken |= {id(getattr(layer, key)) for key in names.values()}
+        if missing or shared:
             changed.append(name)
     return changed
 
@@ -126,8 +150,8 @@ def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray
-        ``"{layer}.scale"`` and ``"{layer}.shift"`` for every norm layer, float32 and one-dimensional, folded
-        in float64. A LayerNorm over several dimensions is flattened in C order.
+        ``"{layer}.scale"`` and, but for RMSNorm, ``"{layer}.shift"`` for every norm layer, float32 and
+        one-dimensional, folded in float64. A LayerNorm over several dimensions is flattened in C order.
 
     Raises
     ------
@@ -136,12 +160,13 @@ def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
     """
     state: dict[str, np.ndarray] = {}
     for name, layer in norm_layers(module).items():
-        scale, shift = _affine(layer)
+        values = _affine(layer)
         if has_running_statistics(layer):
             mean, variance = _float64(layer.running_mean), _float64(layer.running_var)
-            scale = scale / np.sqrt(variance + float(layer.eps))  # type: ignore[arg-type]
-            shift = shift - mean * scale
-        for key, value in ((f"{name}.scale", scale), (f"{name}.shift", shift)):
+            scale = values["scale"] / np.sqrt(variance + float(layer.eps))  # type: ignore[arg-type]
+            values = {"scale": scale, "shift": values["shift"] - mean * scale}
+        for kind, value in values.items():
+            key = f"{name}.{kind}"
             with np.errstate(over="ignore"):  # the check below says which layer it was
                 state[key] = value.astype(np.float32).ravel()
             if not np.isfinite(state[key]).all():
@@ -175,46 +200,34 @@ def load_folded(module: nn.Module, norm_state: Mapping[str, np.ndarray]) -> None
     ensure_affine(module)
     with torch.no_grad():
         for name, layer in layers.items():
-            for key, target in (("scale", layer.weight), ("shift", layer.bias)):
-                value = torch.from_numpy(np.array(norm_state[f"{name}.{key}"], dtype=np.float32))
-                target.copy_(value.reshape(target.shape))  # type: ignore[operator, arg-type]
+            for kind, key in affine_names(layer).items():
+                value = torch.from_numpy(np.array(norm_state[f"{name}.{kind}"], dtype=np.float32))
+                target = getattr(layer, key)
+                target.copy_(value.reshape(target.shape))
             if has_running_statistics(layer):
                 layer.running_mean.zero_()  # type: ignore[operator]
                 layer.running_var.fill_(1.0 - float(layer.eps))  # type: ignore[operator, arg-type]
 
 
-def _is_norm(layer: nn.Module) -> bool:
-    if isinstance(layer, _NORM_CLASSES):
-        return True
-    vectors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
-    shapes = {tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in vectors}
-    return (
-        None not in shapes
-        and len(shapes) == 1
-        and len(next(iter(shapes)) or ()) == 1
-        and hasattr(layer, "eps")
-    )
-
-
 def _affine_shape(layer: nn.Module) -> tuple[int, ...]:
-    for key in ("weight", "bias"):
+    for key in affine_names(layer).values():
         value = getattr(layer, key, None)
         if isinstance(value, torch.Tensor):
             return tuple(value.shape)
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
         return tuple(layer.normalized_shape)
     if isinstance(layer, nn.GroupNorm):
         return (layer.num_channels,)
     return (int(layer.num_features),)  # type: ignore[arg-type]
 
 
-def _affine(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    shape = _affine_shape(layer)
-    return (
-        np.ones(shape) if weight is None else _float64(weight),
-        np.zeros(shape) if bias is None else _float64(bias),
-    )
+def _affine(layer: nn.Module) -> dict[str, np.ndarray]:
+    shape, found = _affine_shape(layer), {}
+    for kind, key in affine_names(layer).items():
+        value = getattr(layer, key, None)
+        fill = np.ones if kind == "scale" else np.zeros
+        found[kind] = fill(shape) if value is None else _float64(value)
+    return found
 
 
 def _float64(value: object) -> np.ndarray:
@@ -233,7 +246,7 @@ def _check(layers: Mapping[str, nn.Module], norm_state: Mapping[str, np.ndarray]
     sizes = {
         f"{name}.{key}": int(np.prod(_affine_shape(layer), dtype=np.int64))
         for name, layer in layers.items()
-        for key in ("scale", "shift")
+        for key in affine_names(layer)
     }
     difference = missing_and_unknown(sizes, norm_state)
     if difference:

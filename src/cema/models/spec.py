@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cema.errors import ModelError
+from cema.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class Model:
         How the model was asked for, such as ``"digits-cnn"`` or ``"timm:resnet18"``.
     module : torch.nn.Module
         In evaluation mode, float32, on the CPU. Maps float32 images (N, channels, height, width) to float32
-        logits (N, classes).
+        logits (N, classes). A wrapper (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) is removed.
     preprocessing : cema.ondevice.preprocess.Preprocessing
         From uint8 images to the module's input.
     classes : int
@@ -46,6 +47,7 @@ class Model:
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "module", unwrapped(self.module))
         if self.classes < 2:
             raise ModelError(
                 f"{self.name}: a classifier has at least 2 classes, got {self.classes}; entropy needs two"

@@ -20,6 +20,7 @@ from cema.errors import ModelError
 from cema.formats.bundle import Bundle, check_golden, check_trust
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
+from cema.models.copying import copy_module
 from cema.models.norm_state import load_folded
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -100,7 +101,7 @@ class Publisher:
         self._preprocessing = model.preprocessing
         # By the bundle's own preprocessing: what the devices feed the exported model.
         self._golden_inputs = bundle.manifest.preprocessing(bundle.golden_images)
-        self._cpu = copy.deepcopy(model.module).eval()
+        self._cpu = copy_module(model)
         self._fast = self._cpu if device == "cpu" else copy.deepcopy(self._cpu).to(device)
         self._source = bundle.norm_state()
         self._running: NormState = self._source

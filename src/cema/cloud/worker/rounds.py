@@ -18,7 +18,10 @@ from cema.cloud.worker.turn import Turn
 from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
 from cema.formats.keys import load_private_key
+from cema.models.checks import varied_inputs
 from cema.models.device import why_unusable
+from cema.models.left_out import left_out_layers, left_out_text
+from cema.models.norm_state import restrict_to
 from cema.models.registry import resolve
 
 __all__ = ["open_cohort", "run"]
@@ -39,9 +42,14 @@ def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> Coho
     worker = _resolved(config.worker)
     edge = resolve(cohort.model, weights=_path(cohort.model_weights))
     foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
+    bundle = Bundle.load(Path(cohort.bundle))
+    restrict_to(edge.module, bundle.norm_state())
+    for side, model in (("edge", edge), ("foundation", foundation)):
+        if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
+            log.warning("cohort %s: %s model: not adapted: %s", cohort.name, side, left_out_text(left_out))
     publisher = Publisher(
         edge,
-        Bundle.load(Path(cohort.bundle)),
+        bundle,
         cohort.name,
         load_private_key(Path(config.signing_key)),
         cohort.publish,
