@@ -99,6 +99,8 @@ class EdgeAgent:
             self._state.load_selector(manifest.base, config.selection.rule, self._selector)
             cohort = config.cloud.cohort if config.cloud else None
             resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
+            # The spool is ours, so nobody else writes in the folder.
+            self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
             source = Active(build_runtime(self.bundle, threads=config.threads))
             self._active = resumed.active or source
