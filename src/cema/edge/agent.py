@@ -143,7 +143,7 @@ class EdgeAgent:
         if self._closed:
             raise CemaError("the agent is closed; make a new one")
         installed = self._active
-        captured_at = self._clock.now()
+        captured_at = max(0.0, self._clock.now())  # a clock that was never set may be before 1970
         active, logits = self._forward(installed, images)
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
@@ -166,6 +166,9 @@ class EdgeAgent:
         active = self._active
         selection = self._selector.describe()
         errors = [thread.last_error for thread in self._threads]
+        problem = self._spool.problem
+        if problem is not None and not any(problem in (error or "") for error in errors):
+            errors.append(problem)
         if active.version == 0:
             errors.append(self._resume_error)
         return EdgeStatus(
@@ -332,8 +335,10 @@ class EdgeAgent:
     def _save(self) -> None:
         with self._selecting:
             snapshot = self._selector.state()
-        self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
-        self._spool.save()
+        try:
+            self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
+        finally:
+            self._spool.save()
 
     def _spool_changed(self) -> None:
         if self._uploader is not None:

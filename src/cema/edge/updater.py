@@ -13,7 +13,7 @@ from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, build_active, pack_payload
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
-from cema.errors import FormatError, LogitsError, UpdateRejected
+from cema.errors import CemaError, FormatError, LogitsError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
 
@@ -175,9 +175,12 @@ class Updater(BackgroundThread):
         # Remembered first: what has served is never followed by something older, even after a power loss.
         try:
             self._state.save_update(offer.envelope, offer.manifest, data, offer.verified_at)
-        except OSError:
+        except OSError as error:
             self._unsaved = (offer.manifest.payload, data)  # a full disk is no reason to fetch it again
-            raise
+            raise CemaError(
+                f"version {offer.manifest.version} waits, for it cannot be remembered: {error}; "
+                "check the disk's space and health"
+            ) from error
         self._unsaved = None
         self._floor = offer.manifest.version
         self._active = active
