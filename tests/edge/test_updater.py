@@ -239,7 +239,7 @@ BAD: dict[str, tuple[str, Callable[[Bundle, Ed25519PrivateKey, Update], Update]]
     ),
     "golden": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG)),
     "golden shape": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG[:2])),
-    "html": ("malformed", lambda b, k, good: replace(good, envelope=b"<html>accept our terms</html>")),
+    "text": ("malformed", lambda b, k, good: replace(good, envelope=b"accept our terms")),
 }
 
 

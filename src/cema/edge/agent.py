@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -325,8 +326,7 @@ class EdgeAgent:
         self._threads += [self._uploader, updater]
 
     def _own_backoff(self) -> Backoff:
-        b = self._backoff
-        return Backoff(base=b.base, cap=b.cap, slow=b.slow, longest=b.longest, random=b.random)
+        return replace(self._backoff, failures=0)
 
     def _activate(self, active: Active) -> None:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture

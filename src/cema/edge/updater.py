@@ -21,6 +21,7 @@ __all__ = ["Updater"]
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ETAG = 1024
 # Rejections that another attempt may cure: the clock is set right, the next transfer comes through whole.
 _CURABLE = {"expired", "payload_mismatch"}
 
@@ -111,7 +112,11 @@ class Updater(BackgroundThread):
                     verdict = f"updater: {rejection}"
                     logger.warning("%s", verdict)
                 self._settled, self._verdict = digest, verdict
-            self._etag = reply.headers.get("etag")
+            etag = reply.headers.get("etag", "")
+            # What could not be sent back would make every later request fail.
+            self._etag = (
+                etag if 0 < len(etag) <= _LONGEST_ETAG and etag.isascii() and etag.isprintable() else None
+            )
         self.succeeded()
         self.last_error = self._verdict  # a refused update stays an error for as long as it is the latest
         return Pause(self._poll_seconds * self.backoff.random.uniform(0.9, 1.1))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from cema.edge.answers import one_line
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient
 from cema.edge.retry import Backoff, LinkError
@@ -115,7 +116,7 @@ class Uploader(BackgroundThread):
             )
         for verdict in verdicts:
             if verdict.verdict == "rejected":
-                logger.warning("the cloud rejected sample %s: %s", verdict.id, verdict.reason)
+                logger.warning("the cloud rejected sample %s: %s", verdict.id, one_line(verdict.reason or ""))
         self._grow()
         self.succeeded()
 
@@ -167,7 +168,7 @@ def _verdicts(body: bytes, sent: Iterable[str]) -> list[Verdict]:
     open_ids = set(sent)
     try:
         entries = msgspec.json.decode(body, type=_Verdicts).verdicts
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: UTF-8 that is none
         raise LinkError(
             f"the cloud's verdicts cannot be read: {error}; expected JSON with `verdicts`"
         ) from error
@@ -177,7 +178,7 @@ def _verdicts(body: bytes, sent: Iterable[str]) -> list[Verdict]:
             verdict = msgspec.convert(
                 {"id": judged.id, "verdict": judged.verdict, "reason": judged.reason}, type=Verdict
             )
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             logger.warning("a verdict that cannot be read: %r", bytes(entry)[:200])
             continue
         if verdict.id in open_ids:
