@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_support import Answer, Cloud, FakeTime, images, make_sample, make_update
@@ -18,6 +19,7 @@ from edge_support import Answer, Cloud, FakeTime, images, make_sample, make_upda
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient
 from cema.edge.config import EdgeConfig
+from cema.edge.program import run
 from cema.edge.retry import Backoff
 from cema.edge.spool import Spool
 from cema.edge.uploader import Uploader
@@ -171,6 +173,19 @@ def test_a_batch_is_not_sent_again_while_the_disk_does_not_take_the_answer(
     link.close()
     link.release()
     spool.close()
+
+
+def test_a_full_disk_under_the_output_stops_no_prediction(
+    make_config: Make, quick_path: Path, caplog: Any
+) -> None:
+    np.save(quick_path / "images.npy", images(5))
+    out = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closing it fails too
+    assert run(make_config(), quick_path / "images.npy", batch=2, out=out) == 0
+    with pytest.raises(OSError, match="No space left"):
+        out.close()
+    assert caplog.text.count("cannot be written") == 1, "said once, not with every line"
+    with EdgeAgent(make_config()) as agent:
+        assert agent.status().predicted == 5
 
 
 def test_a_clock_before_1970_loses_nothing(make_config: Make, cloud: Cloud) -> None:

@@ -18,6 +18,8 @@ event          further keys
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import signal
 import sys
@@ -41,6 +43,9 @@ from cema.formats.sample import Sample
 
 __all__ = ["run"]
 
+logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _STATUS_SECONDS = 1.0
 _TICK_SECONDS = 0.2
 
@@ -122,12 +127,24 @@ class _Lines:
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._lock = out, threading.Lock()
+        self._refused = False  # whether the disk under `out` took no line the last time
 
     def emit(self, event: str, **fields: Any) -> None:
         line = msgspec.json.encode({"event": event, "time": time.time(), **fields})
         with self._lock:
-            self._out.write(line.decode() + "\n")
-            self._out.flush()
+            refused = False
+            try:
+                self._out.write(line.decode() + "\n")
+                self._out.flush()
+            except OSError as error:
+                if error.errno not in _DISK_ERRORS:
+                    raise
+                refused = True
+                if not self._refused:
+                    logger.warning(
+                        "the lines of this program cannot be written: %s; it goes on without", error
+                    )
+            self._refused = refused
 
     def delivered(self, samples: Sequence[Sample]) -> None:
         # A reader that went away ends the run through the main thread's next line.

@@ -115,7 +115,7 @@ class StateFolder:
                 f"state: the folder {str(path)!r} cannot be created: {error}; name one this user may write to"
             ) from error
         for pattern in _OURS:
-            for file in path.glob(pattern):
+            for file in self._files(pattern):
                 keep_private(file)
 
     @property
@@ -131,7 +131,7 @@ class StateFolder:
         digest : str or None
             Of the payload that serves: others are of no use. None: they all stay.
         """
-        for file in self.path.glob(".*.tmp"):
+        for file in self._files(".*.tmp"):
             if _LEFT_OVER.fullmatch(file.name):
                 _remove(file)
         if digest is not None:
@@ -242,6 +242,12 @@ class StateFolder:
     def _payload_path(self, digest: str) -> Path:
         return self.path / f"update-{digest}.bin"
 
+    def _files(self, pattern: str) -> list[Path]:
+        try:
+            return list(self.path.glob(pattern))
+        except OSError:  # a folder that cannot be listed now; what has to be written there will say so
+            return []
+
     def _make(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         keep_private(self.path)
@@ -251,7 +257,7 @@ class StateFolder:
         write_atomic(path, data, mode=0o600)
 
     def _remove_payloads_but(self, name: Path) -> None:
-        for old in self.path.glob("update-*.bin"):
+        for old in self._files("update-*.bin"):
             if old != name:
                 _remove(old)
 
@@ -268,7 +274,7 @@ class StateFolder:
     def _floor(self, bundle: Bundle, cohort: str | None) -> int:
         """Return the highest version that was put aside for this cohort and model, or 0."""
         floor = 0
-        for file in self.path.glob("floor-*.json"):
+        for file in self._files("floor-*.json"):
             try:
                 record = _read_record(file)
                 if record is not None and record.cohort == cohort:
