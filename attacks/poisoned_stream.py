@@ -211,7 +211,7 @@ def refused(result: dict[str, float]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("streams", nargs="*", choices=[*STREAMS, []], default=list(STREAMS), metavar="STREAM")
+    parser.add_argument("streams", nargs="*", metavar="STREAM", help=", ".join(STREAMS))
     parser.add_argument("--seconds", type=int, default=24, help="of each of the three parts")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cema._util.toml import load_toml, resolve_path
+from cema._util.toml import load_toml, read_text, resolve_path, shown
 from cema.errors import ConfigError
 
 
@@ -88,6 +89,81 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'data = "\xe9"')
     with pytest.raises(ConfigError, match="cannot be read"):
         load_toml(tmp_path / "latin.toml", Root)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        codecs.BOM_UTF16_LE + 'data = "d"\r\n'.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + 'data = "d"'.encode("utf-16-be"),
+        codecs.BOM_UTF32_LE + 'data = "d"'.encode("utf-32-le"),
+        'data = "d"'.encode("utf-16-le"),
+        b'data = "\xe9"',
+    ],
+    ids=["utf-16-le", "utf-16-be", "utf-32", "no mark", "latin-1"],
+)
+def test_a_file_in_another_encoding_says_how_to_save_it(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"cannot be read: expected UTF-8.*save it as plain text \(UTF-8\)"):
+        load_toml(path, Root)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(codecs.BOM_UTF8 + b'data = "d"\r\nport = 9\r\n')
+    assert load_toml(path, Root) == Root(data="d", port=9)
+    assert read_text(path).startswith("data")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (r'data = "C:\new\bundle"', "data"),
+        (r'data = "d"' + "\n" + r'link.url = "x\u0000"', "link.url"),
+        ('data = "d"\n[[cohort]]\nname = "a"\n[[cohort]]\nname = """b\nc"""', "cohort[1].name"),
+        ('data = "d"\n[extra.one]\nurl = "a\\u2028b"', "extra.one.url"),
+    ],
+)
+def test_a_control_character_is_refused_with_its_key(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_toml(write(tmp_path, text), Root)
+    message = str(caught.value)
+    assert f"at key `{key}`" in message
+    assert "single quotes, as in 'C:\\new', or is written with /" in message
+    assert message.isprintable(), "it stays on one line"
+
+
+@pytest.mark.parametrize("value", [r"C:\Users\x", r"C:\bundle\state" + "\\", r"\\server\share", r"D:\x41"])
+def test_an_escape_that_is_none_gets_the_same_hint(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"not valid TOML.*single quotes, as in 'C:\\new', or is written"):
+        load_toml(write(tmp_path, f'data = "{value}"\nport = 1\n'), Root)
+    assert load_toml(write(tmp_path, f"data = '{value}'"), Root).data == value
+
+
+def test_other_errors_get_no_hint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_toml(write(tmp_path, "data = 'C:\\new'\nport = ]"), Root)
+    assert "single quotes" not in str(caught.value)
+
+
+def test_nesting_without_end_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_toml(write(tmp_path, "data = " + "[" * 100_000), Root)
+
+
+def test_a_path_stays_on_one_line(tmp_path: Path) -> None:
+    assert shown(Path("a b/c.toml")) == "a b/c.toml"
+    with pytest.raises(ConfigError) as caught:
+        load_toml(tmp_path / "C:\new\bundle.toml", Root)
+    assert str(caught.value).isprintable()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_toml(tmp_path / "a\0b", Root)
+
+
+def test_the_home_of_nobody_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="write the whole path in place of ~"):
+        resolve_path(tmp_path, "~no-such-user-here/x")
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -459,6 +459,40 @@ def test_a_configuration_is_read_relative_to_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content", [b"tok123", b"tok123\r\n", b"\xef\xbb\xbftok123\n", b" \t tok123 \n\n"], ids=repr
+)
+def test_a_token_is_read_as_any_tool_saves_it(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    assert CloudLink(url="https://c.example", cohort="n", token_file=str(file)).read_token() == "tok123"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tok123\n".encode("utf-16"), r"token_file: .*UTF-16.*save it as plain text \(UTF-8\)"),
+        (b"tok\xe9", r"token_file: .*save it as plain text \(UTF-8\)"),
+        (b"\xef\xbb\xbf\n", "token_file: expected the device's token, got none"),
+        ("tok\u00a0123".encode(), r"token_file: .*has characters that no token has \(U\+00A0 at place 4\)"),
+        (b"tok\n123", r"token_file: .*has characters that no token has \(U\+000A at place 4\)"),
+    ],
+    ids=["utf-16", "latin-1", "mark only", "no-break space", "two lines"],
+)
+def test_a_token_file_that_holds_none_says_why(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        CloudLink(url="https://c.example", cohort="n", token_file=str(file)).read_token()
+
+
+def test_a_token_in_the_configuration_is_judged_too() -> None:
+    link = CloudLink(url="https://c.example", cohort="n", token="geheim\u2013x")
+    with pytest.raises(ConfigError, match=r"cloud\.token: .*U\+2013 at place 7"):
+        link.read_token()
+    assert CloudLink(url="https://c.example", cohort="n", token="\ufeffabc\n").read_token() == "abc"
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("[upload]", "[upload]\nqualty = 3", "qualty"),
@@ -472,6 +506,9 @@ def test_a_configuration_is_read_relative_to_its_file(tmp_path: Path) -> None:
         ("[upload]", "[upload]\nquality = 101", "quality"),
         ("[upload]", '[upload]\nsubsampling = "422"', "subsampling"),
         ("[upload]", '[selection]\naverage = "mean"\n[upload]', "average"),
+        ('bundle = "b"', r'bundle = "C:\new\bundle"', r"key `bundle`.*single quotes"),
+        ('state = "s"', r'state = "C:\Users\x"', "single quotes"),
+        ('"token"', r'"C:\token"', r"key `cloud.token_file`.*single quotes"),
     ],
 )
 def test_a_wrong_configuration_says_what_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:

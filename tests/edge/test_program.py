@@ -204,7 +204,7 @@ def test_a_number_that_makes_no_sense_is_refused(
         ('"images/0.png/s"', [], "state: the folder"),
         ('"images/0.png"', [], "state: the folder"),
         ('"/proc/nowhere"', [], "state: the folder"),
-        ('"a\\u0000b"', [], "state: the folder"),
+        ('"a\\u0000b"', [], "CONFIG: 'a\\x00b' has a control character (at key `state`)"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(
@@ -221,7 +221,7 @@ def test_the_command_says_in_one_line_what_is_wrong(
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"cema: {expected}")
+    assert done.stderr.startswith(f"cema: {expected}".replace("CONFIG", str(config)))
     assert done.stderr.count("\n") == 1
 
 

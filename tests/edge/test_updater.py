@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,91 +11,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from edge_device import Device
 from edge_support import (
     CLASSES,
-    COHORT,
     Answer,
     Cloud,
     FakeTime,
     Update,
-    images,
     make_update,
     norm_state,
     reference,
 )
 
-from cema.edge.client import CloudClient
-from cema.edge.retry import Backoff
-from cema.edge.runtime import Active, build_runtime
-from cema.edge.spool import Spool
 from cema.edge.state import StateFolder
-from cema.edge.updater import Updater
 from cema.formats.bundle import Bundle
 from cema.formats.payload import encode_payload, round_norm_state
 from cema.ondevice.drift import Domain
-
-
-@dataclass
-class Device:
-    """An updater without its thread, over real parts."""
-
-    bundle: Bundle
-    cloud: Cloud
-    folder: Path
-    time: FakeTime
-    cohort: str = COHORT
-
-    def __post_init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        self.link = CloudClient(self.cloud.url, self.cohort, lambda: self.cloud.token, 5.0, self.time.clock)
-        self.spool = Spool(self.folder / "spool.db", max_bytes=4 << 20)
-        state = StateFolder(self.folder)
-        self.resumed = state.load_update(self.bundle, cohort=self.cohort)
-        self.active = self.resumed.active or Active(build_runtime(self.bundle))
-        self.updater = Updater(
-            self.link,
-            self.bundle,
-            self.cohort,
-            state=state,
-            resumed=self.resumed,
-            activate=lambda active: setattr(self, "active", active),
-            counters=self.spool,
-            poll_seconds=10.0,
-            threads=1,
-            clock=self.time.clock,
-            backoff=Backoff(random=random.Random(0)),
-            on_change=lambda: None,
-        )
-
-    def stop(self) -> None:
-        self.link.close()
-        self.link.release()
-        self.spool.close()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def poll(self, n: int = 1) -> float:
-        for _ in range(n):
-            pause = self.updater.guarded_step()
-        assert pause.seconds is not None
-        return pause.seconds
-
-    def serves(self, version: int) -> bool:
-        """Whether the model of that version answers, judged by its logits."""
-        state = round_norm_state(norm_state(version)) if version else norm_state()
-        batch = images(6, 5)
-        got = self.active.runtime.run(self.bundle.manifest.preprocessing(batch))
-        return self.active.version == version and np.allclose(
-            got, reference(state, batch), rtol=1e-3, atol=1e-3
-        )
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        return self.spool.grouped("rejected_update.")
 
 
 @pytest.fixture
@@ -208,7 +139,7 @@ def test_a_renewal_that_lies_about_its_payload_is_refused(
 def test_a_renewal_that_cannot_be_remembered_does_not_count(
     device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, monkeypatch: Any
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     update = make_update(bundle, key, 3)
@@ -308,7 +239,7 @@ BAD: dict[str, tuple[str, Callable[[Bundle, Ed25519PrivateKey, Update], Update]]
     ),
     "golden": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG)),
     "golden shape": ("golden_mismatch", lambda b, k, good: make_update(b, k, 3, golden=WRONG[:2])),
-    "html": ("malformed", lambda b, k, good: replace(good, envelope=b"<html>accept our terms</html>")),
+    "text": ("malformed", lambda b, k, good: replace(good, envelope=b"accept our terms")),
 }
 
 
@@ -478,7 +409,7 @@ def test_a_forged_memory_does_not_run(device: Device, bundle: Bundle) -> None:
 def test_an_update_that_cannot_be_remembered_does_not_serve(
     device: Device, cloud: Cloud, update: Update, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     cloud.publish(update)

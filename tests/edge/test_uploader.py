@@ -11,7 +11,8 @@ import pytest
 from edge_support import COHORT, Answer, Cloud, FakeTime, make_sample
 
 from cema.edge.background import Clock
-from cema.edge.client import CloudClient, _is_loopback
+from cema.edge.client import CloudClient
+from cema.edge.proxy import is_loopback
 from cema.edge.retry import Backoff, LinkError, parse_retry_after
 from cema.edge.spool import Spool
 from cema.edge.uploader import Uploader
@@ -319,7 +320,7 @@ def test_a_cloud_on_this_machine_is_asked_without_the_proxy(
     ],
 )
 def test_loopback_is_told_from_other_hosts(host: str, local: bool) -> None:
-    assert _is_loopback(host) is local
+    assert is_loopback(host) is local
 
 
 @pytest.mark.parametrize("url", ["cloud.example", "ftp://cloud.example", "http://", ""])

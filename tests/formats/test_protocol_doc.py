@@ -351,6 +351,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "backoff.base": backoff.base,
         "backoff.cap": backoff.cap,
         "backoff.slow": backoff.slow,
+        "backoff.soon": backoff.soon,
         "backoff.longest": backoff.longest,
         "cloud.port": inspect.signature(CloudConfig).parameters["port"].default,
         "cloud.body_bytes": limits.body_bytes,

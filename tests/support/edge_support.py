@@ -206,6 +206,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     reset: bool = False
+    raw: bytes | None = None
     hold: threading.Event | None = None
     edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None
 
@@ -326,11 +327,17 @@ class Cloud:
                     self.connection.close()
                     self.close_connection = True
                     return True
+                if answer.raw is not None:
+                    self.wfile.write(answer.raw)
+                    self.close_connection = True
+                    return True
                 if answer.status != 200:
-                    if answer.status == 401:
+                    if answer.status == 401 and answer.body is None:
                         self.refuse()
                     else:
-                        self.reply(answer.status, b"no", **answer.headers)
+                        self.reply(
+                            answer.status, b"no" if answer.body is None else answer.body, **answer.headers
+                        )
                     return True
                 return False
 

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["sync_folder", "unfinished", "write_atomic", "write_new", "write_synced"]
+__all__ = ["keep_private", "sync_folder", "unfinished", "write_atomic", "write_new", "write_synced"]
+
+
+def keep_private(path: Path) -> None:
+    """Take everybody else's permissions on a file or folder away, where this user may.
+
+    A folder that is shared on purpose (its sticky bit is set, as that of ``/tmp``) stays as it is.
+
+    Parameters
+    ----------
+    path : Path
+        May be missing.
+    """
+    with suppress(OSError):  # not ours, or a file system without permissions: then there is nothing to do
+        mode = path.stat().st_mode
+        shared = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if mode & 0o077 and not shared:
+            path.chmod(stat.S_IMODE(mode) & ~0o077)
 
 
 def sync_folder(folder: Path) -> None:

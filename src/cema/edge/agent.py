@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -99,6 +100,8 @@ class EdgeAgent:
             self._state.load_selector(manifest.base, config.selection.rule, self._selector)
             cohort = config.cloud.cohort if config.cloud else None
             resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
+            # The spool is ours, so nobody else writes in the folder.
+            self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
             source = Active(build_runtime(self.bundle, threads=config.threads))
             self._active = resumed.active or source
@@ -141,7 +144,7 @@ class EdgeAgent:
         if self._closed:
             raise CemaError("the agent is closed; make a new one")
         installed = self._active
-        captured_at = self._clock.now()
+        captured_at = max(0.0, self._clock.now())  # a clock that was never set may be before 1970
         active, logits = self._forward(installed, images)
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
@@ -164,6 +167,9 @@ class EdgeAgent:
         active = self._active
         selection = self._selector.describe()
         errors = [thread.last_error for thread in self._threads]
+        problem = self._spool.problem
+        if problem is not None and not any(problem in (error or "") for error in errors):
+            errors.append(problem)
         if active.version == 0:
             errors.append(self._resume_error)
         return EdgeStatus(
@@ -320,8 +326,7 @@ class EdgeAgent:
         self._threads += [self._uploader, updater]
 
     def _own_backoff(self) -> Backoff:
-        b = self._backoff
-        return Backoff(base=b.base, cap=b.cap, slow=b.slow, longest=b.longest, random=b.random)
+        return replace(self._backoff, failures=0)
 
     def _activate(self, active: Active) -> None:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
@@ -330,8 +335,10 @@ class EdgeAgent:
     def _save(self) -> None:
         with self._selecting:
             snapshot = self._selector.state()
-        self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
-        self._spool.save()
+        try:
+            self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
+        finally:
+            self._spool.save()
 
     def _spool_changed(self) -> None:
         if self._uploader is not None:

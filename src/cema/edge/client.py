@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
+import ssl
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
-import msgspec
 
+from cema.edge.answers import explain, is_web_page, page_title
 from cema.edge.background import Clock
+from cema.edge.proxy import environment_proxy, is_loopback, without_password
 from cema.edge.retry import LinkError, parse_retry_after
 from cema.errors import ConfigError
 
@@ -47,8 +48,8 @@ class Reply:
 class CloudClient:
     """A device's connection to one cohort of its cloud.
 
-    Proxies are taken from the environment (``https_proxy`` and its kin), except for a cloud on this machine,
-    which no proxy could reach.
+    A proxy is taken from the environment (``https_proxy`` and its kin; see `cema.edge.proxy`) and named in the log.
+    Redirects are not followed: the token would go along.
 
     Parameters
     ----------
@@ -65,29 +66,39 @@ class CloudClient:
     Raises
     ------
     ConfigError
-        When `url` is not an http or https address.
+        When `url` is not an http or https address, or the environment's proxy cannot be used.
     """
 
     def __init__(self, url: str, cohort: str, token: Callable[[], str], timeout: float, clock: Clock) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"cloud.url: expected http://HOST[:PORT] or https://HOST[:PORT], got {url!r}")
-        local = _is_loopback(parts.hostname)
-        if parts.scheme == "http" and not local:
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
             logger.warning(
                 "cloud.url %s is not encrypted: the device's token and images can be read on the way", url
             )
-        self._base = f"{url.rstrip('/')}/v1/cohorts/{quote(cohort, safe='')}"
+        self._url, self._prefix = url.rstrip("/"), f"/v1/cohorts/{quote(cohort, safe='')}"
         self._token = token
         self._timeout = timeout
         self._clock = clock
-        self._client = httpx2.Client(
-            timeout=timeout,
-            limits=httpx2.Limits(max_connections=4, keepalive_expiry=30.0),
-            follow_redirects=False,
-            trust_env=not local,
-            verify=httpx2.create_ssl_context(),  # with SSL_CERT_FILE, which `trust_env` would switch off too
-        )
+        proxy = environment_proxy(url)
+        if proxy is not None:
+            logger.warning("requests to cloud.url %s go through the proxy %s", url, without_password(proxy))
+        try:
+            self._client = httpx2.Client(
+                timeout=timeout,
+                limits=httpx2.Limits(max_connections=4, keepalive_expiry=30.0),
+                follow_redirects=False,
+                proxy=proxy,
+                trust_env=False,
+                verify=_tls(needed=proxy is not None or parts.scheme == "https"),
+            )
+        except (ValueError, ImportError, httpx2.InvalidURL) as error:
+            shown = None if proxy is None else without_password(proxy)
+            raise ConfigError(
+                f"cloud.url: the environment's proxy {shown} cannot be used: {error}; "
+                "set https_proxy to http://HOST:PORT, or list the cloud in no_proxy"
+            ) from error
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
@@ -95,17 +106,21 @@ class CloudClient:
     def send_samples(self, body: bytes, content_type: str) -> Reply:
         """Post a frame of samples; the reply is a 200."""
         headers = {"Content-Type": content_type}
-        return self._expect(200, self._request("POST", "/samples", 1 << 20, headers=headers, content=body))
+        reply = self._request("POST", "/samples", 1 << 20, headers=headers, content=body)
+        return self._expect(200, reply, "/samples", "verdicts on the samples")
 
     def latest_update(self, etag: str | None) -> Reply:
         """Ask for the newest envelope; the reply is a 200, 204 (none yet) or 304 (still `etag`'s)."""
         headers = {} if etag is None else {"If-None-Match": etag}
         reply = self._request("GET", "/updates/latest", 64 << 10, headers=headers)
-        return reply if reply.status in {204, 304} else self._expect(200, reply)
+        if reply.status in {204, 304}:
+            return reply
+        return self._expect(200, reply, "/updates/latest", "an update")
 
     def artifact(self, digest: str, max_bytes: int) -> bytes:
         """Download an artifact, reading at most one byte more than `max_bytes`."""
-        return self._expect(200, self._request("GET", f"/artifacts/{digest}", max_bytes)).body
+        path = f"/artifacts/{digest}"
+        return self._expect(200, self._request("GET", path, max_bytes), path, "an update's payload").body
 
     def close(self) -> None:
         """End the connections, those in use included: their threads see an error at once."""
@@ -136,22 +151,21 @@ class CloudClient:
             "Accept-Encoding": "identity",
             **(headers or {}),
         }
+        url = f"{self._url}{self._prefix}{path}"
         try:
             with self._client.stream(
                 method,
-                self._base + path,
+                url,
                 headers=all_headers,
                 content=content,
                 extensions={"trace": self._trace},
             ) as response:
-                limit = max_bytes if response.status_code == 200 else _MAX_ERROR_BYTES
-                body = self._read(response, limit)
+                good = response.status_code == 200
+                body = self._read(response, max_bytes) if good else self._read_error(response)
                 return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
             what = str(error) or type(error).__name__
-            raise LinkError(
-                f"{method} {self._base}{path}: {what}; is the cloud running and reachable?"
-            ) from error
+            raise LinkError(f"{method} {url}: {what}; is the cloud running and reachable?") from error
 
     def _read(self, response: httpx2.Response, limit: int) -> bytes:
         deadline = self._clock.monotonic() + 10 * self._timeout
@@ -167,6 +181,17 @@ class CloudClient:
                 )
         return bytes(body)
 
+    def _read_error(self, response: httpx2.Response) -> bytes:
+        """Read what there is to show; the status stands, whatever becomes of the body behind it."""
+        deadline = self._clock.monotonic() + self._timeout
+        body = bytearray()
+        with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError):
+            for chunk in response.iter_raw():
+                body += chunk[: _MAX_ERROR_BYTES - len(body)]
+                if len(body) >= _MAX_ERROR_BYTES or self._clock.monotonic() > deadline:
+                    break
+        return bytes(body)
+
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         stream = info.get("return_value")
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")) and stream is not None:
@@ -178,52 +203,34 @@ class CloudClient:
                 if closed:
                     _shut(found)
 
-    def _expect(self, status: int, reply: Reply) -> Reply:
+    def _expect(self, status: int, reply: Reply, path: str, what: str) -> Reply:
+        """Return a reply with that status that is the cloud's; raise what any other one means."""
+        path = f"{self._prefix}{path}"
         if reply.status == status:
-            return reply
+            if not is_web_page(reply.body):
+                return reply
+            raise LinkError(
+                f"expected {what}, got a web page{page_title(reply.body)}: something else answers in the "
+                "cloud's place, such as the login page of a network; log in there, or check cloud.url",
+                soon=True,
+            )
+        words = explain(reply.status, reply.headers, reply.body, f"{self._url}{path}", path)
         raise LinkError(
-            f"the cloud answered {reply.status}: {_explanation(reply)}",
+            f"the cloud answered {reply.status}: {words}",
             status=reply.status,
             retry_after=parse_retry_after(reply.headers.get("retry-after"), self._clock.now()),
+            soon=300 <= reply.status < 400 or reply.status == 511,
         )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _tls(*, needed: bool) -> ssl.SSLContext:
+    """Return what verifies servers; reading the authorities takes long, and plain HTTP does without."""
+    if not needed:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
+    return httpx2.create_ssl_context()  # with SSL_CERT_FILE, which `trust_env` would switch off too
 
 
 def _shut(connection: socket.socket) -> None:
     # The plain socket's method, also under TLS: nothing but the kernel may be touched from another thread.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-
-class _Error(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-    remedy: str = ""
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error
-
-
-_REMEDIES = {
-    401: "check cloud.token or cloud.token_file",
-    403: "the token is revoked or belongs to another cohort",
-    404: "check cloud.url and cloud.cohort",
-}
-
-
-def _explanation(reply: Reply) -> str:
-    """Put the server's error into one line, whatever it sent."""
-    try:
-        error = msgspec.json.decode(reply.body, type=_ErrorBody).error
-        parts = [error.message or error.code, error.remedy]
-    except msgspec.MsgspecError:
-        parts = [reply.body[:200].decode("utf-8", "replace").strip()]
-    parts.append(_REMEDIES.get(reply.status, ""))
-    return "; ".join(part for part in parts if part) or "no explanation"

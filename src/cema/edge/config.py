@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from cema._util.checks import require_at_least
-from cema._util.toml import load_toml, resolve_path
+from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
 from cema.ondevice.selection.config import SelectionConfig
@@ -56,19 +56,24 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Raises
         ------
         ConfigError
-            When the token file cannot be read, or holds no token.
+            When the token file cannot be read, or what is there is no token.
         """
         if self.token_file is None:
-            token = self.token or ""
+            where, token = "cloud.token", self.token or ""
         else:
+            where = "cloud.token_file"
             try:
-                token = Path(self.token_file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"cloud.token_file: {error}; put the device's token there") from error
-        token = token.strip()
-        if not token.isascii() or not token.isprintable() or not token:
+                token = read_text(Path(self.token_file))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{where}: {error}; put the device's token there") from error
+        token = token.strip("\ufeff \t\r\n\v\f")
+        if not token:
+            raise ConfigError(f"{where}: expected the device's token, got none; ask the cloud for one")
+        if strange := [(i, c) for i, c in enumerate(token, 1) if not (c.isascii() and c.isprintable())]:
+            place, character = strange[0]
             raise ConfigError(
-                "expected the device's token as printable ASCII, got none; ask the cloud for one"
+                f"{where}: the text has characters that no token has (U+{ord(character):04X} at place {place}); "
+                "expected printable ASCII: put the token alone there, as the cloud printed it"
             )
         return token
 

@@ -105,11 +105,14 @@ class Encoder(BackgroundThread):
 
     def step(self) -> Pause:
         """Record one group; save when it is time."""
+        before = self.last_error
         self._record_next()
         now = self.clock.monotonic()
         if now - self._saved_at >= self._save_seconds:
             self._saved_at = now
             self._save()
+            if self.last_error == before:  # of an earlier step: the disk takes everything again
+                self.succeeded()
         if self._queue:
             return Pause(0.0)
         return Pause(self._save_seconds - (now - self._saved_at))

@@ -24,7 +24,9 @@ Names of files that are no UTF-8 have escapes such as ``\udce9`` in place of wha
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -48,6 +50,9 @@ from cema.formats.sample import Sample
 
 __all__ = ["run"]
 
+logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _STATUS_SECONDS = 1.0
 _TICK_SECONDS = 0.2
 
@@ -132,15 +137,30 @@ class _Lines:
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._lock = out, threading.Lock()
+        self._refused = False  # whether the disk under `out` took no line the last time
 
     def emit(self, event: str, **fields: Any) -> None:
         line = _encoded({"event": event, "time": time.time(), **fields})
         with self._lock:
+            refused = False
             try:
-                self._out.write(line + "\n")
-            except UnicodeEncodeError:  # the terminal's encoding has no such letters: JSON can do without
-                self._out.write(json.dumps(json.loads(line)) + "\n")
-            self._out.flush()
+                self._write(line)
+            except OSError as error:
+                if error.errno not in _DISK_ERRORS:
+                    raise
+                refused = True
+                if not self._refused:
+                    logger.warning(
+                        "the lines of this program cannot be written: %s; it goes on without", error
+                    )
+            self._refused = refused
+
+    def _write(self, line: str) -> None:
+        try:
+            self._out.write(line + "\n")
+        except UnicodeEncodeError:  # the terminal's encoding has no such letters: JSON can do without
+            self._out.write(json.dumps(json.loads(line)) + "\n")
+        self._out.flush()
 
     def delivered(self, samples: Sequence[Sample]) -> None:
         # A reader that went away ends the run through the main thread's next line.

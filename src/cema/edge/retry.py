@@ -20,17 +20,28 @@ class LinkError(CemaError):
         The HTTP status; None when no reply came.
     retry_after : float or None
         Seconds the server asked to wait.
+    soon : bool
+        Whether something else answered in the cloud's place, which may go away at any moment and is not harmed
+        by one more request.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        soon: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.soon = soon
 
     @property
     def permanent(self) -> bool:
         """Whether repeating the request soon is useless: someone has to change something first."""
-        return self.status is not None and 300 <= self.status < 500 and self.status not in {408, 425, 429}
+        return self.status is not None and 400 <= self.status < 500 and self.status not in {408, 425, 429}
 
 
 @dataclass
@@ -47,6 +58,8 @@ class Backoff:
         Seconds.
     slow : float
         Pause, give or take a half, after a reply that repeating cannot change (401, 403, 404).
+    soon : float
+        The longest pause after an answer that was not the cloud's (a redirect, the login page of a network).
     longest : float
         The longest ``Retry-After`` that is believed.
     random : random.Random
@@ -56,6 +69,7 @@ class Backoff:
     base: float = 1.0
     cap: float = 300.0
     slow: float = 300.0
+    soon: float = 30.0
     longest: float = 3600.0
     random: random.Random = field(default_factory=random.Random)
     failures: int = 0
@@ -78,6 +92,8 @@ class Backoff:
             return min(error.retry_after, self.longest) + self.random.uniform(0, self.base)
         if isinstance(error, LinkError) and error.permanent:
             return self.random.uniform(self.slow / 2, self.slow)
+        if isinstance(error, LinkError) and error.soon:
+            ceiling = min(ceiling, self.soon)
         return self.random.uniform(0, ceiling)
 
 
@@ -111,5 +127,5 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):  # as the parts of a date may be wrong
         return None

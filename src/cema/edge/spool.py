@@ -6,17 +6,21 @@ survives ``kill -9`` and power loss, and the files together never pass the byte 
 
 from __future__ import annotations
 
+import logging
 import math
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cema.edge.spool_sqlite import PAGE_BYTES, SAMPLE_BYTES, SAMPLES, SpoolFile
+from cema.edge.spool_database import PAGE_BYTES
+from cema.edge.spool_sqlite import SAMPLE_BYTES, SAMPLES, SpoolFile
 from cema.errors import SpoolError
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["MIN_SPOOL_BYTES", "Spool"]
+
+logger = logging.getLogger(__name__)
 
 MIN_SPOOL_BYTES = 1 << 20
 """The smallest cap a spool accepts: below it SQLite's own pages would be most of the file."""
@@ -43,7 +47,8 @@ class Spool:
     Raises
     ------
     SpoolError
-        When the cap is too small, another process has the file, or the file cannot be opened.
+        When the cap is too small, another process has the file, or no file can have that path. A disk that is
+        full or read-only shows in `problem`: then everything else raises, and tries to open the file again.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, on_change: Callable[[], None] | None = None) -> None:
@@ -150,7 +155,7 @@ class Spool:
                         entropy=entropy,
                         label=label,
                         version=version,
-                        captured_at=captured_at,
+                        captured_at=max(0.0, captured_at),  # negative: of a clock that was never set
                     )
                 )
             rows.close()
@@ -178,19 +183,33 @@ class Spool:
         """Remove samples that can never be delivered, counted under `reason`; return how many there were."""
         return self._remove(dict.fromkeys(ids, f"dropped.{reason}"))
 
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be kept now, although the disk may allow it later; None when the file is open."""
+        return self._file.problem
+
     def save(self) -> None:
-        """Write the counters that only memory has."""
-        if self._file.unsaved:
+        """Write the counters that only memory has; open the file if that was not possible before.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refuses.
+        """
+        if self._file.unsaved or self.problem is not None:
             with self._file.transaction():
                 pass
 
     def close(self) -> None:
-        """Save the counters and release the file. Closing twice is harmless."""
-        if not self._file.closed:
-            try:
-                self.save()
-            finally:
-                self._file.close()
+        """Save the counters and release the file, whatever the disk says. Closing twice is harmless."""
+        if self._file.closed:
+            return
+        try:
+            self.save()
+        except SpoolError as error:
+            logger.warning("the counts since the last write are lost: %s", error)
+        finally:
+            self._file.close()
 
     def _remove(self, outcome: Mapping[str, str]) -> int:
         removed = 0

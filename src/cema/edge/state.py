@@ -2,29 +2,34 @@
 
 ::
 
-    update.json             the signed envelope, its cohort, and when it was accepted
+    update.json             the signed envelope, its cohort, and when it was verified
     update-<digest>.bin     its payload
+    floor-<line>.json       the last envelope of another cohort or model that the device was used for before
     selector.json           the selector's state, and the model it belongs to
     spool.db                the spool (see `cema.edge.spool`)
 
 The payload is on disk under its own name before ``update.json`` names it, so that at every moment one whole
 update is remembered. Nothing here is believed without the signature: what is read back is verified as if it
-came by the network.
+came by the network. The floor follows from the signed version alone; no clock lowers it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import math
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cema._util.files import write_atomic
+from cema._util.files import keep_private, write_atomic
 from cema.edge.runtime import Active, build_active, pack_payload
-from cema.errors import CemaError, ConfigError, FormatError
+from cema.errors import CemaError, ConfigError, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
 from cema.ondevice.selection.base import Selector
@@ -32,6 +37,10 @@ from cema.ondevice.selection.base import Selector
 __all__ = ["Resumed", "StateFolder"]
 
 logger = logging.getLogger(__name__)
+
+_LEFT_OVER = re.compile(r"\.(update|floor|selector)\b.*\.[0-9a-f]{12}\.tmp")  # as `write_atomic` calls them
+_OURS = ("update.json", "update-*.bin", "floor-*.json", "selector.json")
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,19 @@ class Resumed:
 class _Remembered(msgspec.Struct, frozen=True, kw_only=True):
     envelope: bytes
     cohort: str
-    accepted_at: float
+    accepted_at: Any = None  # unix seconds of its verification; whatever stands there, the floor is kept
+    base: str = ""  # older files do not have it
     format: str = "cema.state/1"
+
+    @property
+    def verified_at(self) -> float:
+        """When it was verified; infinity, when every update has expired, if that cannot be read."""
+        return float(self.accepted_at) if isinstance(self.accepted_at, int | float) else math.inf
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Which line of versions it belongs to."""
+        return self.cohort, self.base
 
 
 class _SelectorState(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +87,10 @@ class _SelectorState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateFolder:
-    """The folder a device may write to.
+    """The folder a device may write to, and nobody else may read.
+
+    A disk that is full or read-only is no reason not to start: what is there is read, and what cannot be
+    written raises when it is written.
 
     Parameters
     ----------
@@ -77,27 +100,55 @@ class StateFolder:
     Raises
     ------
     ConfigError
-        When there is no such folder and it cannot be created.
+        When there is no such folder and it cannot be created, for another reason than the disk's state.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self._make()
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                logger.warning("state: the folder %r cannot be created yet: %s", str(path), error)
+                return
             raise ConfigError(
                 f"state: the folder {str(path)!r} cannot be created: {error}; name one this user may write to"
             ) from error
+        for pattern in _OURS:
+            for file in self._files(pattern):
+                keep_private(file)
 
     @property
     def spool_path(self) -> Path:
         """Where the spool lies."""
         return self.path / "spool.db"
 
+    def clean(self, digest: str | None) -> None:
+        """Remove what interrupted writes left over; call it only while no other agent uses the folder.
+
+        Parameters
+        ----------
+        digest : str or None
+            Of the payload that serves: others are of no use. None: they all stay.
+        """
+        for file in self._files(".*.tmp"):
+            if _LEFT_OVER.fullmatch(file.name):
+                _remove(file)
+        if digest is not None:
+            self._remove_payloads_but(self._payload_path(digest))
+
     def save_update(
-        self, envelope: bytes, manifest: UpdateManifest, payload: bytes, accepted_at: float
+        self, envelope: bytes, manifest: UpdateManifest, payload: bytes, verified_at: float
     ) -> None:
         """Remember a verified update durably, then forget the one before.
+
+        Parameters
+        ----------
+        envelope : bytes
+        manifest : UpdateManifest
+        payload : bytes
+        verified_at : float
+            The moment, in unix seconds, with which `cema.formats.update.verify_update` found it right.
 
         Raises
         ------
@@ -105,12 +156,13 @@ class StateFolder:
             When the disk refuses; the one before is still remembered.
         """
         name = self._payload_path(manifest.payload)
-        write_atomic(name, payload)
-        record = _Remembered(envelope=envelope, cohort=manifest.cohort, accepted_at=accepted_at)
-        write_atomic(self.path / "update.json", msgspec.json.encode(record))
-        for old in self.path.glob("update-*.bin"):
-            if old != name:
-                old.unlink(missing_ok=True)
+        record = _Remembered(
+            envelope=envelope, cohort=manifest.cohort, accepted_at=verified_at, base=manifest.base
+        )
+        self._put_aside(record.line)
+        self._write(name, payload)
+        self._write(self._record_path, msgspec.json.encode(record))
+        self._remove_payloads_but(name)
 
     def load_payload(self, digest: str) -> bytes | None:
         """Return the remembered payload of that digest, or None when it is missing or damaged."""
@@ -123,7 +175,7 @@ class StateFolder:
     def load_update(self, bundle: Bundle, *, cohort: str | None, threads: int = 1) -> Resumed:
         """Verify and build the remembered update.
 
-        Its expiry is compared with the moment it was accepted: expiry keeps stale updates from being
+        Its expiry is compared with the moment it was verified: expiry keeps stale updates from being
         *installed*; a device that was without a link for longer goes on with the best model it has.
 
         Parameters
@@ -133,27 +185,28 @@ class StateFolder:
             None (no cloud is configured): the cohort it was accepted for.
         threads : int, default 1
         """
-        floor = 0
+        floor, error = 0, None
         try:
-            record = msgspec.json.decode((self.path / "update.json").read_bytes(), type=_Remembered)
-            manifest = verify_update(
-                record.envelope,
-                public_keys=bundle.public_keys,
-                cohort=record.cohort if cohort is None else cohort,
-                base=bundle.manifest.base,
-                running_version=0,
-                now=record.accepted_at,
-            )
-            floor = manifest.version
+            record = _read_record(self._record_path)
+            if cohort is None and record is not None:
+                cohort = record.cohort
+            floor = self._floor(bundle, cohort)
+            if record is None:
+                return Resumed(None, floor)
+            # Whatever a clock said or says: that version was accepted once, and nothing older will run.
+            manifest = _verify(record, bundle, cohort, now=-math.inf)
+            behind, floor = manifest.version < floor, max(floor, manifest.version)
+            if behind:
+                raise UpdateRejected("old", f"version {floor} was accepted once")
+            _verify(record, bundle, cohort, now=record.verified_at)
             payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
             norm = pack_payload(bundle, payload)
             return Resumed(build_active(bundle, manifest, payload, norm, threads=threads), floor)
         except FileNotFoundError:
-            if not floor:
-                return Resumed()
             error = f"state: the payload of version {floor} is missing; it will be downloaded again"
-        except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             error = f"state: the remembered update cannot be used: {problem}"
+            floor = max(floor, self._floor(bundle, cohort))
         logger.warning("%s", error)
         return Resumed(None, floor, error)
 
@@ -166,7 +219,7 @@ class StateFolder:
             When the disk refuses.
         """
         record = _SelectorState(base=base, state=state, rule=rule)
-        write_atomic(self.path / "selector.json", msgspec.json.encode(record))
+        self._write(self.path / "selector.json", msgspec.json.encode(record))
 
     def load_selector(self, base: str, rule: str, selector: Selector) -> None:
         """Let `selector` go on where it stood, if that was with the same model and settings."""
@@ -179,8 +232,78 @@ class StateFolder:
             selector.load_state(record.state)
         except FileNotFoundError:
             return
-        except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             logger.warning("the remembered selection cannot be used, starting afresh: %s", problem)
+
+    @property
+    def _record_path(self) -> Path:
+        return self.path / "update.json"
 
     def _payload_path(self, digest: str) -> Path:
         return self.path / f"update-{digest}.bin"
+
+    def _files(self, pattern: str) -> list[Path]:
+        try:
+            return list(self.path.glob(pattern))
+        except OSError:  # a folder that cannot be listed now; what has to be written there will say so
+            return []
+
+    def _make(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_private(self.path)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        self._make()  # the disk may have refused it at the start
+        write_atomic(path, data, mode=0o600)
+
+    def _remove_payloads_but(self, name: Path) -> None:
+        for old in self._files("update-*.bin"):
+            if old != name:
+                _remove(old)
+
+    def _put_aside(self, line: tuple[str, str]) -> None:
+        """Keep the envelope of another line of versions: the device may be given back to that cohort."""
+        try:
+            record = _read_record(self._record_path)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return  # it holds no floor that could be lost
+        if record is not None and record.line != line:
+            name = hashlib.sha256(msgspec.json.encode(record.line)).hexdigest()[:16]
+            self._write(self.path / f"floor-{name}.json", msgspec.json.encode(record))
+
+    def _floor(self, bundle: Bundle, cohort: str | None) -> int:
+        """Return the highest version that was put aside for this cohort and model, or 0."""
+        floor = 0
+        for file in self._files("floor-*.json"):
+            try:
+                record = _read_record(file)
+                if record is not None and record.cohort == cohort:
+                    floor = max(floor, _verify(record, bundle, cohort, now=-math.inf).version)
+            except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+                logger.warning("state: %s cannot be used: %s", file.name, problem)
+        return floor
+
+
+def _read_record(path: Path) -> _Remembered | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(data, type=_Remembered)
+
+
+def _verify(record: _Remembered, bundle: Bundle, cohort: str | None, *, now: float) -> UpdateManifest:
+    return verify_update(
+        record.envelope,
+        public_keys=bundle.public_keys,
+        cohort=record.cohort if cohort is None else cohort,
+        base=bundle.manifest.base,
+        running_version=0,
+        now=now,
+    )
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that is in nobody's way; a disk that refuses is told about elsewhere."""
+    with suppress(OSError):
+        path.unlink()

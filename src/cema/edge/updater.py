@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient
@@ -13,7 +13,7 @@ from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, build_active, pack_payload
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
-from cema.errors import FormatError, LogitsError, UpdateRejected
+from cema.errors import CemaError, FormatError, LogitsError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
 
@@ -21,8 +21,18 @@ __all__ = ["Updater"]
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ETAG = 1024
 # Rejections that another attempt may cure: the clock is set right, the next transfer comes through whole.
 _CURABLE = {"expired", "payload_mismatch"}
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """An envelope that was found right, and the moment (unix seconds) for which that holds."""
+
+    envelope: bytes
+    manifest: UpdateManifest
+    verified_at: float
 
 
 class Updater(BackgroundThread):
@@ -83,6 +93,7 @@ class Updater(BackgroundThread):
         self._settled = ""  # digest of the envelope there is nothing more to do about
         self._verdict: str | None = None  # what was wrong with it
         self._counted = ("", "")
+        self._unsaved: tuple[str, bytes] | None = None  # digest and content of what the disk did not take
 
     def step(self) -> Pause:
         """Ask once, and do what the reply calls for."""
@@ -101,12 +112,17 @@ class Updater(BackgroundThread):
                     verdict = f"updater: {rejection}"
                     logger.warning("%s", verdict)
                 self._settled, self._verdict = digest, verdict
-            self._etag = reply.headers.get("etag")
+            etag = reply.headers.get("etag", "")
+            # What could not be sent back would make every later request fail.
+            self._etag = (
+                etag if 0 < len(etag) <= _LONGEST_ETAG and etag.isascii() and etag.isprintable() else None
+            )
         self.succeeded()
         self.last_error = self._verdict  # a refused update stays an error for as long as it is the latest
         return Pause(self._poll_seconds * self.backoff.random.uniform(0.9, 1.1))
 
     def _consider(self, envelope: bytes) -> None:
+        now = self.clock.now()  # read once: a clock that jumps from here on changes nothing about this update
         manifest = verify_update(
             envelope,
             public_keys=self._bundle.public_keys,
@@ -114,33 +130,38 @@ class Updater(BackgroundThread):
             base=self._bundle.manifest.base,
             # The running version may be announced again; one whose payload got lost may be fetched again.
             running_version=self._floor - 1,
-            now=self.clock.now(),
+            now=now,
         )
+        offer = _Offer(envelope, manifest, now)
         running = self._active
         if running is not None and manifest.version == running.version:
             if manifest.payload != running.digest:
                 raise UpdateRejected("old", f"version {running.version} runs already, with another content")
             return
         if running is not None and manifest.payload == running.digest:
-            self._renew(envelope, manifest, running)
+            self._renew(offer, running)
         else:
-            self._install(envelope, manifest, self._download(manifest))
+            self._install(offer, self._download(manifest))
 
     def _download(self, manifest: UpdateManifest) -> bytes:
+        if self._unsaved is not None and self._unsaved[0] == manifest.payload:
+            return self._unsaved[1]
         payload = self._link.artifact(manifest.payload, manifest.payload_bytes)
         self._counters.count("bytes_down", len(payload))
         return payload
 
-    def _renew(self, envelope: bytes, manifest: UpdateManifest, running: Active) -> None:
+    def _renew(self, offer: _Offer, running: Active) -> None:
         """Give what serves its new version: it was built and tried on the golden batch when it came."""
+        manifest = offer.manifest
         data = self._state.load_payload(manifest.payload)
         if data is None:  # lost on the disk since; what serves must be remembered whole
             data = self._download(manifest)
         verify_payload(manifest, data)
-        self._accept(envelope, manifest, data, replace(running, version=manifest.version))
+        self._accept(offer, data, replace(running, version=manifest.version))
         logger.info("version %d serves, with the content of %d", manifest.version, running.version)
 
-    def _install(self, envelope: bytes, manifest: UpdateManifest, data: bytes) -> None:
+    def _install(self, offer: _Offer, data: bytes) -> None:
+        manifest = offer.manifest
         payload = verify_payload(manifest, data)
         started = self.clock.monotonic()
         try:
@@ -151,14 +172,22 @@ class Updater(BackgroundThread):
             active = build_active(self._bundle, manifest, payload, norm, threads=self._threads)
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
-        self._accept(envelope, manifest, data, active)
+        self._accept(offer, data, active)
         self._counters.count("swaps")
         logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
 
-    def _accept(self, envelope: bytes, manifest: UpdateManifest, data: bytes, active: Active) -> None:
+    def _accept(self, offer: _Offer, data: bytes, active: Active) -> None:
         # Remembered first: what has served is never followed by something older, even after a power loss.
-        self._state.save_update(envelope, manifest, data, self.clock.now())
-        self._floor = manifest.version
+        try:
+            self._state.save_update(offer.envelope, offer.manifest, data, offer.verified_at)
+        except OSError as error:
+            self._unsaved = (offer.manifest.payload, data)  # a full disk is no reason to fetch it again
+            raise CemaError(
+                f"version {offer.manifest.version} waits, for it cannot be remembered: {error}; "
+                "check the disk's space and health"
+            ) from error
+        self._unsaved = None
+        self._floor = offer.manifest.version
         self._active = active
         self._activate(self._active)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from cema.edge.answers import one_line
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient
 from cema.edge.retry import Backoff, LinkError
@@ -66,6 +67,7 @@ class Uploader(BackgroundThread):
         self._linger = linger_seconds
         self._since: float | None = None  # when the batch in the making got its first sample
         self._hurry = False
+        self._unwritten: Callable[[], object] | None = None  # what the cloud said and the disk did not take
 
     def hurry(self) -> None:
         """Send without lingering until the spool is empty; a server's wish to wait still holds."""
@@ -74,6 +76,7 @@ class Uploader(BackgroundThread):
 
     def step(self) -> Pause:
         """Send one batch, if one is due."""
+        self._write()  # a disk that is full is no reason to send the same batch again and again
         waiting = self._spool.samples
         if not waiting:
             self._since, self._hurry = None, False
@@ -100,17 +103,20 @@ class Uploader(BackgroundThread):
             self._shrink(batch)
             return
         verdicts = _verdicts(reply.body, {sample.id for sample in batch})
-        self._spool.acknowledge(verdicts)
-        kept = {verdict.id for verdict in verdicts if verdict.verdict != "rejected"}
-        if kept and self._on_delivered is not None:
-            self._on_delivered([sample for sample in batch if sample.id in kept])
+        self._unwritten = lambda: self._spool.acknowledge(verdicts)
+        try:
+            self._write()
+        finally:
+            kept = {verdict.id for verdict in verdicts if verdict.verdict != "rejected"}
+            if kept and self._on_delivered is not None:
+                self._on_delivered([sample for sample in batch if sample.id in kept])
         if not verdicts:
             raise LinkError(
                 f"the cloud answered 200 without a verdict on any of {len(batch)} samples; is it the cloud?"
             )
         for verdict in verdicts:
             if verdict.verdict == "rejected":
-                logger.warning("the cloud rejected sample %s: %s", verdict.id, verdict.reason)
+                logger.warning("the cloud rejected sample %s: %s", verdict.id, one_line(verdict.reason or ""))
         self._grow()
         self.succeeded()
 
@@ -135,8 +141,15 @@ class Uploader(BackgroundThread):
             logger.info("the cloud takes no batch of %d samples: trying %d", len(batch), self._limits[0])
             return
         logger.warning("the cloud takes no sample of %d bytes: dropped", len(batch[0].image))
-        self._spool.drop([batch[0].id], "too_large_for_cloud")
         self._limits = self._configured
+        self._unwritten = lambda: self._spool.drop([batch[0].id], "too_large_for_cloud")
+        self._write()
+
+    def _write(self) -> None:
+        """Let the spool know what the cloud said; it is kept here until the disk takes it."""
+        if self._unwritten is not None:
+            self._unwritten()
+            self._unwritten = None
 
 
 class _Judged(msgspec.Struct):
@@ -155,7 +168,7 @@ def _verdicts(body: bytes, sent: Iterable[str]) -> list[Verdict]:
     open_ids = set(sent)
     try:
         entries = msgspec.json.decode(body, type=_Verdicts).verdicts
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: UTF-8 that is none
         raise LinkError(
             f"the cloud's verdicts cannot be read: {error}; expected JSON with `verdicts`"
         ) from error
@@ -165,7 +178,7 @@ def _verdicts(body: bytes, sent: Iterable[str]) -> list[Verdict]:
             verdict = msgspec.convert(
                 {"id": judged.id, "verdict": judged.verdict, "reason": judged.reason}, type=Verdict
             )
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             logger.warning("a verdict that cannot be read: %r", bytes(entry)[:200])
             continue
         if verdict.id in open_ids:
