@@ -120,8 +120,8 @@ def test_the_wish_to_wait_holds_whatever_the_answer_says(sender: Sender, cloud: 
 )
 def test_a_body_that_breaks_off_leaves_the_status(sender: Sender, cloud: Cloud, rest: bytes) -> None:
     sender.spool.put_many(make_sample(i) for i in range(8))
-    cloud.script.append(Answer(raw=b"HTTP/1.1 413 Too Large\r\n" + rest))
-    cloud.script.append(Answer(raw=b"HTTP/1.1 429 Slow\r\nRetry-After: 50\r\n" + rest))
+    cloud.script.append(Answer(raw=b"HTTP/1.1 413 Too Large\r\nConnection: close\r\n" + rest))
+    cloud.script.append(Answer(raw=b"HTTP/1.1 429 Slow\r\nConnection: close\r\nRetry-After: 50\r\n" + rest))
     sender.step()
     assert 50 <= sender.step() <= 51
     sender.step()
