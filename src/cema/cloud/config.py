@@ -39,6 +39,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         be half of `store_bytes`, at most: how many that allows depends on the store.
     backlog_samples : int
         Samples of one cohort that may wait for its worker; beyond them uploads are answered 429.
+    device_samples : float
+        Samples per second of one device, over half a minute; beyond them its uploads are answered 429. 0: no limit.
     image_pixels : int
         Most pixels of one image; a sample with more is rejected. Set the devices' ``upload.max_side`` below it.
     image_aspect : float
@@ -51,6 +53,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     body_bytes: int = 16 * 2**20
     batch_samples: int = 256
     backlog_samples: int = 20_000
+    device_samples: float = 100.0
     image_pixels: int = 16_000_000
     image_aspect: float = 16.0
     retry_after_seconds: int = 5
@@ -60,6 +63,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         require_at_least(self, SMALLEST_STORE, "store_bytes")
         require_at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
         require_at_least(self, 1, "image_pixels", "image_aspect")
+        require_at_least(self, 0, "device_samples", finite=True)
         if self.body_bytes > self.store_bytes // 4:
             raise ValueError(
                 f"body_bytes: expected at most a quarter of store_bytes ({self.store_bytes} // 4 = "

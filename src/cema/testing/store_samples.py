@@ -51,6 +51,21 @@ class SampleTests(StoreCase):
         assert store.sequence("north", after=seqs[0], limit=3) == seqs[1:4]
         assert store.images([seqs[0], seqs[0], seqs[-1] + 1]) == {seqs[0]: samples[0].image}
 
+    def test_samples_say_who_sent_them(self, store: Store) -> None:
+        first, second = [numbered_sample(i) for i in range(3)], [numbered_sample(i) for i in range(3, 5)]
+        store.put("north", first, device="cam-1", now=1.0, max_backlog=MANY)
+        store.put("north", second, device="cam-2", now=2.0, max_backlog=MANY)
+        waiting = store.waiting("north", after=0, limit=10)
+        assert [w.device for w in waiting] == ["cam-1"] * 3 + ["cam-2"] * 2
+        assert store.waiting("north", after=waiting[1].seq, limit=2) == waiting[2:4]
+        seqs = [waiting[4].seq, waiting[0].seq, waiting[0].seq, waiting[4].seq + 1]
+        read = store.samples(seqs)
+        assert [(r.seq, r.device, r.image) for r in read] == [
+            (waiting[0].seq, "cam-1", first[0].image),
+            (waiting[4].seq, "cam-2", second[1].image),
+        ]
+        assert read == [r for r in store.fresh("north", after=0, limit=10) if r.seq in seqs]
+
     def test_what_failed_its_check_is_only_counted(self, store: Store) -> None:
         assert store.put("north", [], device="d", now=1.0, max_backlog=MANY, rejected={"image": 2}) == []
         assert store.counters("north") == {"samples.rejected.image": 2}

@@ -24,6 +24,7 @@ from cema._util.version import __version__
 from cema.cloud.config import CloudConfig
 from cema.cloud.http import body
 from cema.cloud.http.app import create_app
+from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.service import UPLOADS_AT_ONCE
 from cema.cloud.store.base import PublishedUpdate
 from cema.formats.sample import CONTENT_TYPE, encode_samples
@@ -177,6 +178,10 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api("POST", SAMPLES, content=b"garbage")
     api("POST", SAMPLES, content=bytes(100_001))
     api("POST", SAMPLES, content=encode_samples(make_samples(9)))
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.service, "rate", RateLimit(0.1))
+        for seed in (70, 71):
+            api("POST", SAMPLES, content=encode_samples(make_samples(3, seed=seed)))
     with monkeypatch.context() as patch:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", SAMPLES, content=never())

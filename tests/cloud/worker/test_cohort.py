@@ -16,7 +16,8 @@ from cema.adapt.learner import CemaLearner
 from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import Fenced
 from cema.cloud.store.sqlite import SqliteStore
-from cema.cloud.worker.cohort import ATTEMPTS, FAILURES, MOST_REJECTED, CohortWorker, WorkerFailed
+from cema.cloud.worker.attempts import ATTEMPTS
+from cema.cloud.worker.cohort import FAILURES, MOST_REJECTED, CohortWorker, WorkerFailed
 from cema.cloud.worker.gate import AgreementWindow, BatchAgreement
 from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.rounds import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from fastapi import Depends, Request
 
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.metrics import Metrics
+from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.worker.supervisor import Engine
 
@@ -38,6 +40,7 @@ class Service:
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
+        self.rate = RateLimit(self.limits.device_samples)
         self._uploads: Counter[str] = Counter()
 
     @contextmanager
@@ -61,9 +64,12 @@ class Service:
         code: str,
         message: str,
         remedy: str = "keep the samples and send them again after Retry-After seconds",
+        *,
+        seconds: float = 0.0,
     ) -> ApiError:
-        """Return an error with the configured ``Retry-After``."""
-        return ApiError(code, message, remedy, headers={"Retry-After": str(self.limits.retry_after_seconds)})
+        """Return an error with the configured ``Retry-After``, or a longer one."""
+        wait = max(self.limits.retry_after_seconds, math.ceil(seconds))
+        return ApiError(code, message, remedy, headers={"Retry-After": str(wait)})
 
 
 async def _service(request: Request) -> Service:

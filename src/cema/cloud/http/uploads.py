@@ -59,6 +59,7 @@ _ERRORS = errors(
     "malformed",
     "too_many_samples",
     "backlog_full",
+    "too_fast",
     "store_full",
     "store_unavailable",
 )
@@ -102,6 +103,13 @@ def _check_media_type(request: Request) -> None:
 def _ingest(service: Service, cohort: str, device: str, body: bytes) -> list[Verdict]:
     """Check and store one request's samples; whatever gets a verdict is on disk."""
     samples = _decode(body, service.limits.batch_samples)
+    if wait := service.rate.take(device, len(samples)):
+        most = service.limits.device_samples
+        raise service.later(
+            "too_fast",
+            f"{device!r} sends more than {most:g} samples per second (limits.device_samples)",
+            seconds=wait,
+        )
     good, rejected, reasons = _check(samples, service.limits)
     try:
         stored = iter(

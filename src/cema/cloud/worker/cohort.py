@@ -17,11 +17,12 @@ from cema.adapt.base import Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
+from cema.cloud.worker.attempts import Attempts
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
-from cema.cloud.worker.images import most_pixels, read_image
+from cema.cloud.worker.images import most_pixels, read_image, recalled_image
 from cema.cloud.worker.publisher import Publisher
 from cema.errors import ImageError, StoreError
 from cema.models.spec import Model
@@ -32,11 +33,6 @@ __all__ = ["CohortWorker", "WorkerFailed"]
 
 log = logging.getLogger(__name__)
 
-# First steps that died with their process, after which what they would have learned from is left out: a replay, or the
-# one sample that is left of a batch that most of them have halved.
-ATTEMPTS = 5
-# Processes that may die of a step for whatever reason, and the next one does the very same step again.
-PATIENCE = 2
 # Samples in a row that may fail on their own before the fault must be elsewhere and the process starts again.
 FAILURES = 3
 # Candidates in a row that were rejected, after which the adaptation is reset to the source models.
@@ -44,7 +40,7 @@ MOST_REJECTED = 16
 
 
 class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
-    """Several batches in a row could not be learned from: the fault is not in the samples."""
+    """Several samples in a row could not be learned from: the fault is not in them."""
 
 
 class CohortWorker:
@@ -105,9 +101,9 @@ class CohortWorker:
         state = store.claim(name)
         self.epoch = state.epoch
         self.cursor = state.cursor
-        self._attempts: int | None = state.attempts
+        self._attempts = Attempts(store, name, state.attempts)
         self._saved = state.checkpoint
-        self._size = BatchSize(self.settings.fresh, max(0, state.attempts - PATIENCE))
+        self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
         self.publisher.resume(store.latest_update(name))
         store.put_report(name, self.report(), now=self._clock())
@@ -121,7 +117,7 @@ class CohortWorker:
             As for the constructor.
         """
         self._claim()
-        self._attempts = None  # no process has died of these samples
+        self._attempts.forgive()  # no process has died of these samples
         self._size.reset()
 
     def _new_learner(self) -> Learner[int]:
@@ -180,12 +176,12 @@ class CohortWorker:
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
         drawn = draw(waiting, size, self.progress.ledger, behind=behind)
         if behind:
-            log.warning("cohort %s: %d samples behind, learning later from these", self.cohort.name, excess)
+            log.warning("cohort %s: %d samples behind", self.cohort.name, excess)
         return drawn
 
     def _learn(self, drawn: Draw) -> None:
         samples = self.store.samples(drawn.chosen)
-        if self._poisoned(max(ATTEMPTS, PATIENCE + self.settings.fresh.bit_length())):
+        if self._attempts.exhausted(self.settings.fresh):
             self._count("worker.abandoned_samples", len(samples))
             self._size.reset()
             self._commit(drawn.cursor)
@@ -228,10 +224,8 @@ class CohortWorker:
         )
         now = self.progress.ledger.quarantined()
         for name in sorted(set(now) ^ set(before)):
-            log.warning(
-                "cohort %s: device %s %s", self.cohort.name, name,
-                "is unlike all others and quarantined" if name in now else "is like the others again",
-            )  # fmt: skip
+            told = "is unlike all others and quarantined" if name in now else "is like the others again"
+            log.warning("cohort %s: device %s %s", self.cohort.name, name, told)
 
     def _pass_over(self, cursor: int) -> None:
         """Leave out a sample that failed on its own; several in a row are no fault of theirs."""
@@ -267,17 +261,6 @@ class CohortWorker:
         self._note(samples, batch, labels)
         return report
 
-    def _poisoned(self, most: int = ATTEMPTS) -> bool:
-        """Tell whether this step is what `most` processes in a row have died of; note the attempt."""
-        if self._attempts is None:
-            return False
-        attempts, self._attempts = self._attempts, None
-        if attempts >= most:
-            log.error("cohort %s: %d processes died at this step, leaving it out", self.cohort.name, attempts)
-            return True
-        self.store.mark_attempt(self.cohort.name)
-        return False
-
     def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
         readable, images = [], []
@@ -292,7 +275,7 @@ class CohortWorker:
         return readable, Batch(images)
 
     def _replay(self) -> bool:
-        if self._poisoned():
+        if self._attempts.exhausted():
             self._count("worker.abandoned_replays", 1)
             self.progress.idle = self.config.idle_steps
             # Otherwise the next replay would draw the very same samples.
@@ -369,13 +352,7 @@ class CohortWorker:
     def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
         """Return replayed samples' images; None where the store has evicted one or cannot read it."""
         stored = self.store.images(seqs)
-        return [self._decoded(stored.get(seq)) for seq in seqs]
-
-    def _decoded(self, data: bytes | None) -> npt.NDArray[np.uint8] | None:
-        try:
-            return None if data is None else read_image(data, self._pixels)
-        except ImageError:
-            return None
+        return [recalled_image(stored.get(seq), self._pixels) for seq in seqs]
 
     def _recover(self, error: Exception) -> None:
         """Undo a failed step."""
@@ -401,8 +378,7 @@ class CohortWorker:
             report=self.report() | {"version": version},
         )
         self.cursor, self._saved = cursor, saved
-        if self._attempts is not None:
-            self._attempts = 0  # as in the store: whatever processes died of, this process is past it
+        self._attempts.committed()
         if update is not None:
             self.publisher.published(update)
             log.info("cohort %s: version %d published", self.cohort.name, update.version)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cema.errors import ImageError
 from cema.formats.image import decode_image
 from cema.ondevice.preprocess import Preprocessing, resize_image
 
-__all__ = ["most_pixels", "read_image"]
+__all__ = ["most_pixels", "read_image", "recalled_image"]
 
 # A batch of a hundred images of a million pixels takes 300 MB.
 LEAST_KEPT = 1_000_000
@@ -55,3 +56,11 @@ def read_image(data: bytes, most: int) -> npt.NDArray[np.uint8]:
     rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
     # One line or column stays one, and is cut shorter instead.
     return resize_image(image, min(rows, most // columns or 1), min(columns, most // rows or 1))
+
+
+def recalled_image(data: bytes | None, most: int) -> npt.NDArray[np.uint8] | None:
+    """Return an image as `read_image`, or None where it is gone or cannot be read."""
+    try:
+        return None if data is None else read_image(data, most)
+    except ImageError:
+        return None
