@@ -80,6 +80,18 @@ class DeviceRegister(Protocol):
         """
         ...
 
+    def renew(self, name: str) -> str:
+        """Give a device a new token and return it; the old one is nobody's from now on.
+
+        For a token that was lost or seen by others. Name, cohort, role and time of registration stay.
+
+        Raises
+        ------
+        StoreError
+            There is no such device, or it is revoked: what was revoked stays so.
+        """
+        ...
+
     def list(self) -> tuple[Device, ...]:
         """Return all devices, revoked ones too, by name."""
         ...
