@@ -30,14 +30,28 @@ def run(
     stop_on_eof: Annotated[
         bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
     ] = False,
+    step_on_line: Annotated[
+        bool,
+        typer.Option(
+            "--step-on-line",
+            help="Predict one batch for each line of standard input, and stop when it ends: for a parent process.",
+        ),
+    ] = False,
 ) -> None:
     """Predict a source image by image and print what happens as JSON lines."""
     from cema.edge.config import EdgeConfig
     from cema.edge.program import run as run_program
 
-    if stop_on_eof:
+    permits = None
+    if step_on_line or stop_on_eof:
         from cema._util import lifetime
 
-        lifetime.stop_on_eof()
+        if step_on_line:
+            permits = lifetime.count_lines()
+        else:
+            lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
-    raise typer.Exit(run_program(settings, source, rate=rate, batch=batch, linger=linger, out=sys.stdout))
+    status = run_program(
+        settings, source, rate=rate, batch=batch, linger=linger, out=sys.stdout, permits=permits
+    )
+    raise typer.Exit(status)

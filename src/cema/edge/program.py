@@ -55,6 +55,7 @@ def run(
     batch: int | None = None,
     linger: float = 0.0,
     out: TextIO | None = None,
+    permits: threading.Semaphore | None = None,
 ) -> int:
     """Predict every image of a source, and report as JSON lines.
 
@@ -75,6 +76,9 @@ def run(
         Seconds to wait, at most, after the last image until every selected sample is delivered.
     out : TextIO, optional
         Standard output when left out.
+    permits : threading.Semaphore, optional
+        Acquired once before each prediction: another thread decides when the next batch is due. Updates are installed
+        and reported while it waits.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def run(
         session = _Session(agent, lines, stop)
         try:
             session.emit("started", source=str(source), images=len(images), **_status(agent))
-            session.predict_all(images, size, rate)
+            session.predict_all(images, size, rate, permits)
             session.linger(linger)
             agent.close()
             session.report()  # a swap of the last moment has its line too
@@ -147,7 +151,9 @@ class _Session:
         self._status_due = time.monotonic() + _STATUS_SECONDS
         self.seen = 0
 
-    def predict_all(self, images: ImageSource, size: int, rate: float | None) -> None:
+    def predict_all(
+        self, images: ImageSource, size: int, rate: float | None, permits: threading.Semaphore | None
+    ) -> None:
         started = time.monotonic()
         waiting: list[Image8] = []
         for image in images.read(self._unreadable):
@@ -155,11 +161,13 @@ class _Session:
                 return
             waiting.append(image)
             if len(waiting) == size:
+                if not self._permitted(permits):
+                    return
                 self._predict(waiting)
                 waiting = []
                 if rate is not None and not self._pause_until(started + self.seen / rate):
                     return
-        if waiting and not self._stop.is_set():
+        if waiting and self._permitted(permits):
             self._predict(waiting)
 
     def linger(self, seconds: float) -> None:
@@ -169,6 +177,14 @@ class _Session:
             self.report()
             if delivered:
                 return
+
+    def _permitted(self, permits: threading.Semaphore | None) -> bool:
+        """Report until the next prediction may be made; return False when the run is to stop."""
+        while not self._stop.is_set():
+            if permits is None or permits.acquire(timeout=_TICK_SECONDS):
+                return True
+            self.report()
+        return False
 
     def _pause_until(self, moment: float) -> bool:
         """Report until then; return False when the run is to stop."""
