@@ -29,9 +29,11 @@ def main() -> None:
     An error of the project's own, or a package that the command needs and that is not installed, is printed as one line
     and ends with status 1.
     """
+    from cema._util.names import import_from_here
     from cema.cli.app import app
     from cema.errors import CemaError
 
+    import_from_here()
     try:
         app()
     except CemaError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cema._util.names import first_line, load_object
+from cema._util.names import first_line, load_object, own_frames
 from cema.errors import ConfigError, ModelError
 from cema.models.loading import finish, import_package
 from cema.models.spec import Model
@@ -154,6 +154,7 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
     except Exception as error:  # foreign code
         raise ModelError(
             f"{name}: the function failed: {first_line(error)}; it is called without arguments"
+            + own_frames(error)
         ) from error
     if isinstance(made, Model):
         return finish(

@@ -10,7 +10,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from cema._util.names import first_line
+from cema._util.names import first_line, own_frames
 from cema.errors import ModelError
 from cema.models.spec import Model
 
@@ -175,7 +175,7 @@ def finish(
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
             f"{name}: fails on one input of shape {shape}, float32: {first_line(error)}; "
-            "check that its preprocessing gives the size and channels it was made for"
+            "check that its preprocessing gives the size and channels it was made for" + own_frames(error)
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 1:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
