@@ -27,7 +27,7 @@ def demo(
         ),
     ] = None,
     edges: Annotated[int, typer.Option(min=1, max=16, help="Edge processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Orders the streams and draws the corruptions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Orders the streams and draws the corruptions.")] = 0,
     rate: Annotated[
         float | None,
         typer.Option(

@@ -117,7 +117,7 @@ def check_device(name: str, cohort: str | None, role: Role, cohorts: Collection[
     if role not in ("device", "operator"):
         raise StoreError(f"role must be 'device' or 'operator', got {role!r}")
     if cohort is None and role == "device":
-        raise StoreError("a device belongs to one cohort; name it")
+        raise StoreError(f"a device belongs to one cohort; name it, out of {sorted(cohorts)}")
     if cohort is not None and cohort not in cohorts:
         raise StoreError(f"there is no cohort {cohort!r}; choose one of {sorted(cohorts)}")
 
