@@ -9,8 +9,7 @@ from typing import Any
 import httpx2
 from rich.console import Console
 
-from cema.adapt.config import AdaptConfig
-from cema.cloud.config import WorkerConfig
+from cema.cloud.config import CloudConfig
 from cema.demo.pace import STALL_SECONDS, Pace
 from cema.demo.processes import Children
 from cema.demo.settings import DemoSettings
@@ -30,6 +29,8 @@ class Pacer:
         Its edges are named ``edge-0`` and so on.
     settings : DemoSettings
         The pace, and whether the stream waits for the worker.
+    config : CloudConfig
+        How many samples the worker keeps waiting, and with how many it begins a step.
     ask : callable
         Returns the status of the cohort.
     console : Console
@@ -44,7 +45,12 @@ class Pacer:
     """
 
     def __init__(
-        self, children: Children, settings: DemoSettings, ask: Callable[[], dict[str, Any]], console: Console
+        self,
+        children: Children,
+        settings: DemoSettings,
+        config: CloudConfig,
+        ask: Callable[[], dict[str, Any]],
+        console: Console,
     ) -> None:
         self._children, self._ask, self._console = children, ask, console
         self._asked = 0.0
@@ -52,7 +58,7 @@ class Pacer:
         self.tick = 0.05 if settings.waits else 0.25
         self._pace: Pace | None = None
         if settings.waits:
-            limit, least = WorkerConfig().max_backlog, AdaptConfig().fresh
+            limit, least = config.worker.max_backlog, config.cohort[0].adapt.fresh
             self._pace = Pace(settings.edges, settings.batch, settings.rate, limit=limit, least=least)
 
     def book(self, edge: int, data: dict[str, Any]) -> None:

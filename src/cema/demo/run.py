@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from cema._util.version import __version__
+from cema.cloud.config import CloudConfig
 from cema.demo.pacer import Pacer
 from cema.demo.processes import Children
 from cema.demo.provision import Provisioned, provision
@@ -55,7 +56,8 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         tallies = [EdgeTally(stream.labels, stream.bounds) for stream in streams]
         with Children(folder) as children:
             url = _start(children, provisioned, streams, settings, console)
-            pacer = Pacer(children, settings, lambda: _cloud_status(url, provisioned), console)
+            config = CloudConfig.load(provisioned.cloud_config)
+            pacer = Pacer(children, settings, config, lambda: _cloud_status(url, provisioned), console)
             view = View(console, streams[0].names, tallies)
             _watch(children, view, tallies, streams, bundle=provisioned.bundle, pacer=pacer)
             cloud = _cloud_status(url, provisioned)
