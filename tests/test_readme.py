@@ -1,22 +1,32 @@
-"""The README's example is run as it stands, against a cloud configured as it says."""
+"""The README's walk through a model of one's own is done as it stands, block by block, from an empty folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
-import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's fenced blocks in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+def section(heading: str) -> str:
+    """Return what stands below a heading of the second level."""
+    return README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks, each as its language and its content."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -28,47 +38,89 @@ def test_nothing_was_left_to_fill_in() -> None:
     assert "PLACEHOLDER" not in README.read_text()
 
 
-def test_the_example_runs_as_it_is_written(tmp_path: Path) -> None:
-    cloud, edge = blocks("toml")
-    (code,) = blocks("python")
-    build = textwrap.dedent("""
-        import torch
-        from cema import Model, Preprocessing
+class Reader:
+    """A person with a shell in an empty folder, who pastes what is written.
 
-        def build():
-            torch.manual_seed(0)
-            net = torch.nn.Sequential(
-                torch.nn.Conv2d(3, 16, 3, 2), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-                torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 5),
-            ).eval()
-            pixels = Preprocessing(height=64, width=64, channels=3, mean=(127.5,) * 3, std=(127.5,) * 3)
-            return Model(name="mine", module=net, preprocessing=pixels, classes=5)
+    The `cema` command is the installed one: it does not find modules in the folder by Python's own rules.
+    """
 
-        build_strong = build
-        """)
-    (tmp_path / "mine.py").write_text(build)
-    (tmp_path / "cloud.toml").write_text(cloud)
-    (tmp_path / "edge.toml").write_text(edge)
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 80, 70, 3), np.uint8))
-    (tmp_path / "example.py").write_text("import numpy\nimages = numpy.load('images.npy')\n" + code)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        commands = folder / ".commands"
+        commands.mkdir()
+        for name, arguments in {"cema": "-P -m cema", "python": ""}.items():
+            (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+            (commands / name).chmod(0o755)
+        self.environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"}
+        self.environment.pop("PYTHONSAFEPATH", None)
+        self.servers: list[subprocess.Popen[str]] = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
 
-    def run(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    def paste(self, language: str, block: str) -> str:
+        """Write a file that a block begins with the name of, or run its commands; return what they print."""
+        if language == "sh":
+            return "".join(self.run(line) for line in block.splitlines())
+        name = block.partition("\n")[0].removeprefix("# ")
+        # Only the port is another one: 8080 may be somebody's.
+        block = block.replace(":8080", f":{self.port}")
+        port = f"port = {self.port}\n" if name == "cloud.toml" else ""
+        (self.folder / name).write_text(port + block)
+        return ""
+
+    def run(self, line: str) -> str:
+        """Run a command to its end; a server goes on, and is waited for until it listens."""
+        if line.startswith("cema cloud serve"):
+            with (self.folder / "server.log").open("w") as log:
+                server = subprocess.Popen(
+                    shlex.split(line, comments=True),
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+            self.servers.append(server)
+            assert server.stdout is not None
+            listening = server.stdout.readline()
+            assert "listening" in listening, (self.folder / "server.log").read_text()
+            return listening
         done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=environment,
+            ["sh", "-c", line],
+            cwd=self.folder,
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    run("-m", "cema", "keys", "new", "keys/signing.key")
-    add = "-m cema device add camera-1 --config cloud.toml --cohort yard"
-    (tmp_path / "camera-1.token").write_text(run(*add.split()))
-    printed = run("example.py")
-    assert re.search(r"\[\d \d \d\] \[.*\] 0", printed)
-    assert "camera-1" in run(*["-m", "cema", "device", "list", "--config", "cloud.toml"])
-    run(*["-m", "cema", "device", "revoke", "camera-1", "--config", "cloud.toml"])
+    def leave(self) -> None:
+        """Stop what still runs."""
+        for server in self.servers:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    made = Reader(tmp_path)
+    yield made
+    made.leave()
+
+
+def test_the_walk_works_as_it_is_written(reader: Reader) -> None:
+    (reader.folder / "photographs").mkdir()  # what a reader brings
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 80, 70, 3), np.uint8)):
+        Image.fromarray(image).save(reader.folder / "photographs" / f"{i}.png")
+    printed = [reader.paste(language, block) for language, block in blocks(section("On your own model"))]
+    assert re.search(r"\[\d \d \d \d\] \[.*\] 0", printed[-1])
+    events = [json.loads(line) for line in "".join(printed).splitlines() if line.startswith("{")]
+    finished = next(event for event in events if event["event"] == "finished")
+    assert (finished["images"], finished["predicted"]) == (3, 3)
+    # What was selected has arrived: the token, the cohort and the address go together.
+    assert finished["uploaded"] == finished["selected"]
+    assert "camera-1" in reader.run("cema device list --config cloud.toml")
+    reader.run("cema device revoke camera-1 --config cloud.toml")

@@ -381,7 +381,7 @@ def test_data_and_weights_of_ones_own(tmp_path: Path, cema_bench: Cema) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = results_of(tmp_path / "out")
     assert [cell["corruption"] for cell in results["cells"]] == ["clean", "fog"]
-    assert results["cells"][0]["dataset"] == "mine"
+    assert results["cells"][0]["dataset"] == f"mine@{results['settings']['data_digest'][:8]}"
     assert results["cells"][0]["samples"] == 40
     assert results["cells"][0]["accuracy"] > 90
     assert str(tmp_path) not in json.dumps(results)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cema.bench.compare import compare
+from cema.bench.results import data_name, with_joined_names
 from cema.bench.tables import AVERAGE
 from cema.errors import FormatError
 
@@ -66,6 +67,34 @@ def test_only_cells_of_the_same_thing_are_compared(cell: Cell) -> None:
 def test_nothing_in_common_says_what_each_has(cell: Cell) -> None:
     with pytest.raises(FormatError, match=r"(?s)no cell in common.*method source.*method tent"):
         compare([cell()], [cell(method="tent")])
+
+
+def results(cell: dict[str, Any], digest: str) -> dict[str, Any]:
+    return {"settings": {"data": cell["dataset"], "data_digest": digest}, "cells": [cell]}
+
+
+def joined(a: dict[str, Any], b: dict[str, Any]) -> int:
+    try:
+        return len(compare(a["cells"], with_joined_names(b, a)).all())
+    except FormatError:
+        return 0
+
+
+def test_files_of_one_name_are_not_compared(cell: Cell) -> None:
+    first, second = (
+        results(cell(dataset=data_name("digits.npz", "digits", digest)), digest)
+        for digest in ("0" * 64, "1" * 64)
+    )
+    own = results(cell(dataset=data_name("digits", "digits", "2" * 64)), "2" * 64)
+    assert joined(first, first) == 1
+    assert (joined(first, second), joined(first, own), joined(own, second)) == (0, 0, 0)
+
+
+def test_results_of_before_are_compared_by_their_digest(cell: Cell) -> None:
+    now = results(cell(dataset=data_name("mine.npz", "mine", "0" * 64)), "0" * 64)
+    before, other = results(cell(dataset="mine"), "0" * 64), results(cell(dataset="mine"), "1" * 64)
+    assert (joined(before, now), joined(now, before), joined(before, before)) == (1, 1, 1)
+    assert (joined(other, now), joined(now, other)) == (0, 0)
 
 
 def test_a_cell_without_a_seed_is_named() -> None:

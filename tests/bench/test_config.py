@@ -67,6 +67,15 @@ def test_every_preset_is_a_configuration(name: str) -> None:
     assert made.rates == ("short" if name in {"digits-c", "cifar10-c"} else "papers")
 
 
+def test_a_preset_may_have_a_short_form_and_what_is_asked_for_goes_over_it() -> None:
+    short, whole = preset("digits-c", quick=True), preset("digits-c")
+    made = BenchConfig.make(short)
+    assert (made.samples, made.severities, len(made.corruptions)) == (2000, (5,), 2)
+    assert made.pair == BenchConfig.make(whole).pair
+    assert BenchConfig.make(short, BenchFile(samples=64)).samples == 64
+    assert preset("cifar10-c", quick=True) == preset("cifar10-c")
+
+
 def test_whose_rates_may_be_said_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('rates = "papers"')
     file = BenchFile.load(tmp_path / "bench.toml")

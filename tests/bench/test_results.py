@@ -44,6 +44,15 @@ def test_a_finished_run_is_there_when_opened_again(tmp_path: Path) -> None:
         assert [cell["run"] for cell in folder.cells()] == [runs[0].key]
 
 
+def test_cells_are_named_so_that_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with ResultsFolder(tmp_path) as folder:
+        run = plan()[0]
+        folder.add(run, cells_of(run))
+        folder.finished["before"] = {"facts": {"dataset": "old"}, "cells": cells_of(run)}
+        assert [cell["dataset"] for cell in folder.cells()] == ["digits@d", "old"]
+        assert [cell["dataset"] for cell in folder.cells({("digits", "d"): "digits"})] == ["digits", "old"]
+
+
 def test_a_torn_line_is_cut_off_and_its_run_done_again(tmp_path: Path) -> None:
     runs = plan()
     with ResultsFolder(tmp_path) as folder:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -58,6 +59,38 @@ def test_one_seed_has_a_binomial_error(grid: Grid) -> None:
     assert table.rows["source"]["snow"].error == pytest.approx(4.0)
 
 
+def test_how_much_may_be_chance_against_a_hand(cell: Cell) -> None:
+    names = ("clean", "fog", "snow", "frost", "contrast")
+    rows = {"source": 60.0, "tent": 90.0}
+    (table,) = summarise(
+        [cell(corruption=n, method=m, accuracy=a, samples=400) for n in names for m, a in rows.items()]
+    )
+    # The widest of the two: 60 %, sqrt(0.6 * 0.4 / 400) = 0.02449; two of them, 95 %: 6.79; four columns: half.
+    assert table.chance().startswith(
+        "400 images per cell: differences below 6.8 points, in the average below 3.4 may be chance (95 %"
+    )
+    (single,) = summarise([cell(accuracy=60.0, samples=400)])
+    assert "below 6.8 points may be chance" in single.chance()
+
+
+def test_seeds_do_not_make_a_difference_surer(cell: Cell) -> None:
+    (once,) = summarise([cell(seed=0)])
+    (often,) = summarise([cell(seed=s) for s in range(9)])
+    assert once.chance() == often.chance()
+
+
+def test_the_stated_difference_is_exceeded_by_chance_in_one_case_of_twenty(cell: Cell) -> None:
+    (table,) = summarise([cell(accuracy=50.0, samples=500)])
+    points = float(table.chance().split("below ")[1].split()[0])
+    one, other = np.random.default_rng(0).binomial(500, 0.5, (2, 20_000)) / 5.0
+    assert np.mean(np.abs(one - other) >= points) == pytest.approx(0.05, abs=0.01)
+
+
+def test_where_nothing_applies_nothing_is_said_of_chance(cell: Cell) -> None:
+    (table,) = summarise([cell(accuracy=None, uploads=None, bytes_up=None)])
+    assert table.chance() == ""
+
+
 def test_clean_images_are_no_part_of_the_average(cell: Cell) -> None:
     cells = [cell(corruption=n, accuracy=a) for n, a in (("clean", 90.0), ("fog", 50.0), ("snow", 60.0))]
     (table,) = summarise(cells)
@@ -93,6 +126,7 @@ def test_markdown_csv_and_table_agree(tmp_path: Path, cells: list[dict[str, Any]
     assert "| onda | n/a | n/a | n/a |" in text
     assert "| tent | 100 | 50 | 50.0 | 5000 | 100 |" in text
     assert "* onda: needs BatchNorm" in text
+    assert tables[0].chance() in text
     rows = list(csv.DictReader((tmp_path / "tables.csv").read_text().splitlines()))
     assert len(rows) == 9
     by_name = {(row["method"], row["corruption"]): row for row in rows}

@@ -84,6 +84,8 @@ def test_an_export_is_checked_and_says_so(tmp_path: Path) -> None:
         (["device", "list", "--config", "none.toml"], "none.toml"),
         (["demo", "--images", "no-such-folder"], "no-such-folder"),
         (["demo", "--model", "efficientnet-lite0"], "classes"),
+        (["demo", "--plot", "."], "cannot be written"),
+        (["train", "digits", "--out", "/dev/null"], "/dev/null"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:

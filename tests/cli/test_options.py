@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,20 @@ def test_a_key_of_a_file_is_checked_as_the_setting_is(tmp_path: Path, key: str) 
     expected = {"data": "Expected `str`, got `bool`", "samples": "Expected `int`", "pair": "Expected `array`"}
     with pytest.raises(ConfigError, match=expected[key]):
         BenchFile.load(tmp_path / "bench.toml")
+
+
+def options(command: Any, path: str = "cema") -> Iterator[tuple[str, str]]:
+    """Yield every option of a command and of those below it, with what the help says of it."""
+    context = command.make_context(path, [], resilient_parsing=True)
+    for parameter in command.get_params(context):
+        if parameter.param_type_name == "option" and not parameter.required and not parameter.is_eager:
+            yield f"{path} {parameter.opts[0]}", parameter.get_help_record(context)[1]
+    for name, below in getattr(command, "commands", {}).items():
+        yield from options(below, f"{path} {name}")
+
+
+def test_every_option_of_every_command_shows_its_default() -> None:
+    every = dict(options(typer.main.get_command(app)))
+    assert {"cema demo --rate", "cema bench --samples", "cema device renew --out"} <= every.keys()
+    assert {name: told for name, told in every.items() if "[default" not in told} == {}
+    assert {name: told for name, told in every.items() if "if unset" in told} == {}

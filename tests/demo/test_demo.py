@@ -25,7 +25,29 @@ from cema.methods.base import MethodContext
 from cema.methods.registry import make_adapter
 from cema.models.registry import resolve
 
-SAMPLES = 600
+SAMPLES = 300
+
+# A foundation model that takes ten times as long as the demo's.
+SLOW_FOUNDATION = """
+import torch
+from cema.models.registry import resolve
+from cema.models.spec import Model
+
+class Slow(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels):
+        with torch.no_grad():
+            for _ in range(10):
+                self.network(pixels)
+        return self.network(pixels)
+
+def foundation():
+    model = resolve("digits-cnn-foundation")
+    return Model("slow", Slow(model.module), model.preprocessing, model.classes)
+"""
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
@@ -35,10 +57,11 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """Run a short demonstration and return its folder, its JSON, and what it printed."""
+    """Run a short demonstration with a slow worker; return its folder, its JSON, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    pace = ["--samples", str(SAMPLES), "--rate", "60", "--seed", "3"]
-    arguments = [*pace, "--workspace", str(folder / "workspace")]
+    (folder / "slow.py").write_text(SLOW_FOUNDATION)
+    models = ["--foundation", f"{folder / 'slow.py'}:foundation"]
+    arguments = [*models, "--samples", str(SAMPLES), "--seed", "3", "--workspace", str(folder / "workspace")]
     done = subprocess.run(
         command(folder, *arguments), capture_output=True, text=True, timeout=400, check=False
     )
@@ -96,6 +119,24 @@ def test_edges_and_cloud_agree(finished: tuple[Path, dict[str, Any], str]) -> No
     assert sum(row["bytes_down"] for row in rows) == sum(edge["bytes_down"] for edge in edges)
     assert all(0 < edge["version"] <= result["versions"] == cloud["version"] for edge in edges)
     assert not any(edge["dropped"] or edge["rejected_updates"] for edge in edges)
+
+
+def test_no_segment_sends_more_than_it_has(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = finished
+    assert all(row["uploaded"] <= row["samples"] for row in result["stretches"])
+
+
+def test_the_last_line_says_what_was_gained(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, _, printed = finished
+    assert printed.splitlines()[-1].startswith("Adaptation ")
+
+
+def test_the_stream_waits_for_a_worker_that_is_slow(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = finished
+    counts = result["cloud"]["counts"]
+    # Far more was sent than may wait; the worker passes over what is beyond that.
+    assert counts["samples.stored"] > 150
+    assert "worker.skipped_samples" not in counts
 
 
 def test_the_plot_is_a_picture(finished: tuple[Path, dict[str, Any], str]) -> None:

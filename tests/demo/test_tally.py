@@ -33,6 +33,24 @@ def test_a_late_acknowledgement_is_booked_where_the_sample_was_predicted() -> No
     assert (clean.uploaded, clean.bytes_up, noise.uploaded, noise.bytes_up) == (2, 150, 1, 7)
 
 
+def test_a_batch_over_two_segments_is_booked_image_by_image() -> None:
+    edge = tally()
+    edge.predicted(0, 10.0, [0, 1, 2, 0, 1, 2], np.zeros(6, np.int64), selected=[1, 0, 1, 1, 1, 1])
+    edge.sent([10.0] * 5, [10, 20, 30, 40, 50])
+    clean, noise = summarise(["clean", "noise"], [edge])
+    assert (clean.uploaded, clean.bytes_up) == (2, 30)
+    assert (noise.uploaded, noise.bytes_up) == (3, 120)
+
+
+def test_an_image_that_is_sent_again_counts_once_and_its_bytes_each_time() -> None:
+    edge = tally()
+    edge.predicted(0, 10.0, [0, 1, 2], np.zeros(3, np.int64), selected=[0, 1, 0])
+    edge.sent([10.0], [7])
+    edge.sent([10.0], [7])
+    (row,) = summarise(["clean", "noise"], [edge])
+    assert (row.uploaded, row.bytes_up) == (1, 14)
+
+
 def test_an_update_is_booked_where_the_stream_stood() -> None:
     edge = tally()
     edge.predicted(0, 1.0, [0, 1, 2], np.zeros(3, np.int64))

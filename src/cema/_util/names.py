@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +18,18 @@ from cema.errors import ConfigError
 __all__ = [
     "did_you_mean",
     "first_line",
+    "import_from_here",
     "is_object_name",
     "load_object",
     "merged",
     "missing_and_unknown",
+    "own_frames",
     "shortened",
 ]
+
+# Where the frames of a stranger's code are not: this package, the import system, installed libraries.
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = ("site-packages", "dist-packages", "<frozen ")
 
 
 def did_you_mean(wrong: str, known: Iterable[str], *, quote: str = "") -> str:
@@ -73,6 +80,16 @@ def is_object_name(name: str) -> bool:
     return bool(colon and where and attribute)
 
 
+def import_from_here() -> None:
+    """Let modules in the current folder be imported, before others of their name, as ``python -m`` does.
+
+    Each program of this package calls it at its start: a name ``package.module:object`` then means the same to all.
+    """
+    here = str(Path.cwd())
+    if sys.path[:1] not in ([here], [""]):
+        sys.path.insert(0, here)
+
+
 def load_object(name: str, kind: str = "") -> Any:
     """Import what a name stands for.
 
@@ -106,13 +123,16 @@ def load_object(name: str, kind: str = "") -> Any:
     except Exception as error:  # importing runs foreign code
         raise ConfigError(
             f"{name}: {'the file' if where.endswith('.py') else 'the module'} {where} cannot be imported "
-            f"({first_line(error)}); install its package, or put its folder on PYTHONPATH"
+            f"({first_line(error)}); install its package, put its folder on PYTHONPATH, or run this in its folder"
+            + own_frames(error)
         ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
         what = f"{kind} {attribute!r}" if kind else repr(attribute)
-        raise ConfigError(f"{name}: {where} has no {what}; check the name after the colon") from None
+        found = getattr(module, "__file__", None)
+        place = f" ({found})" if found and not where.endswith(".py") else ""
+        raise ConfigError(f"{name}: {where}{place} has no {what}; check the name after the colon") from None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -148,6 +168,30 @@ def first_line(error: BaseException) -> str:
     """
     text = inspect.cleandoc(str(error)).partition("\n")[0].strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def own_frames(error: BaseException) -> str:
+    """Return where in a stranger's own code an error arose: its frames and whole message, or nothing.
+
+    Parameters
+    ----------
+    error : BaseException
+        As caught, with its traceback.
+
+    Returns
+    -------
+    str
+        To be put behind a message: it begins with a line break. Empty where no frame is the stranger's.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_PACKAGE) and not any(part in frame.filename for part in _LIBRARIES)
+    ]
+    if not frames:
+        return ""
+    lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return "\n" + "".join(lines).rstrip()
 
 
 def shortened(text: str, most: int) -> str:

@@ -54,13 +54,14 @@ class ModelPair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes
     ----------
     model : str
-        The edge model: any name that `cema export` takes. See `cema.models.registry.resolve`.
+        The edge model: any name that `cema export` takes; the preset's, or digits-cnn for digits, if unset. See
+        `cema.models.registry.resolve`.
     foundation : str
-        The foundation model.
+        The foundation model; the preset's, or digits-cnn-foundation for digits, if unset.
     weights : str, optional
-        Safetensors file of the edge model.
+        Safetensors file of the edge model; what the model comes with if unset.
     foundation_weights : str, optional
-        Safetensors file of the foundation model.
+        Safetensors file of the foundation model; what the model comes with if unset.
     """
 
     model: str
@@ -82,8 +83,8 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes
     ----------
     data : str
-        digits, fashion-mnist, a .npz with x and y, or a folder (ImageNet-C, CIFAR-10-C, ...). What
-        `cema.data.dataset.open_dataset` opens.
+        digits, fashion-mnist, a .npz with x and y, or a folder (ImageNet-C, CIFAR-10-C, ...); the preset's if unset.
+        What `cema.data.dataset.open_dataset` opens.
     pair : tuple of ModelPair
         The models; each pair gets tables of its own.
     methods : tuple of str
@@ -114,10 +115,11 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     codec : CodecConfig
         How uploads are encoded.
     source_data : str, optional
-        Clean images for EATA, where the data are corrupted ones only. Unlabelled, of the kind the model was trained on;
-        opened as `data` is.
+        Clean images for EATA, where the data are corrupted ones only; none if unset. Unlabelled, of the kind the
+        model was trained on; opened as `data` is.
     wnids : str, optional
-        Class names of image folders in the order of the logits, one a line.
+        Class names of image folders in the order of the logits, one a line; imagenet_wnids.txt in or beside the folder
+        if unset.
     side : int, optional
         What photographs in folders are cut to, in pixels; 224 if unset, as ImageNet-C's; 0: nothing.
     constants : {"cifar", "imagenet"}, optional

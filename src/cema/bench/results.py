@@ -15,9 +15,19 @@ from typing import Any
 from cema._util.files import sync_folder, write_atomic
 from cema._util.version import __version__
 from cema.bench.plan import Run, identities
+from cema.data.dataset import READERS
 from cema.errors import ConfigError, FormatError
 
-__all__ = ["CELLS", "RESULTS", "ResultsFolder", "environment", "read_results", "write_results"]
+__all__ = [
+    "CELLS",
+    "RESULTS",
+    "ResultsFolder",
+    "data_name",
+    "environment",
+    "read_results",
+    "with_joined_names",
+    "write_results",
+]
 
 CELLS = "cells.jsonl"
 RESULTS = "results.json"
@@ -129,9 +139,21 @@ class ResultsFolder:
         os.fsync(self._file.fileno())
         self.finished[run.key] = record
 
-    def cells(self) -> list[dict[str, Any]]:
-        """Return all cells that are there, each with the key of its run."""
-        return [{**cell, "run": key} for key, record in self.finished.items() for cell in record["cells"]]
+    def cells(self, names: Mapping[tuple[str, str], str] | None = None) -> list[dict[str, Any]]:
+        """Return all cells that are there, each with the key of its run and a name of its data that no others have.
+
+        Parameters
+        ----------
+        names : mapping, optional
+            From a data set's own name and digest to what it is called here; others get the digest behind the name.
+        """
+        known = names or {}
+        cells = []
+        for key, record in self.finished.items():
+            what = record["facts"]["dataset"], record["facts"].get("data_digest", "")
+            name = known.get(what) or data_name("", *what)
+            cells += [{**cell, "dataset": name, "run": key} for cell in record["cells"]]
+        return cells
 
     def __enter__(self) -> ResultsFolder:
         return self
@@ -140,6 +162,50 @@ class ResultsFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def data_name(spec: str, name: str, digest: str) -> str:
+    """Return what results call a data set: the name alone of a built-in one, and a digest behind all others'.
+
+    Parameters
+    ----------
+    spec : str
+        How the data were asked for: a built-in name or a path.
+    name, digest : str
+        The data set's own.
+
+    Returns
+    -------
+    str
+        Two files of one name, or a file with the name of a built-in data set, are told apart by it.
+
+    Examples
+    --------
+    >>> data_name("digits", "digits", "cb9c8441f1f7150a"), data_name("./digits.npz", "digits", "5feceb66ffc86f38")
+    ('digits', 'digits@5feceb66')
+    """
+    built_in = spec in {reader.name for reader in READERS if not reader.needs_path}
+    return name if built_in or not digest else f"{name}@{digest[:8]}"
+
+
+def with_joined_names(results: Mapping[str, Any], others: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the cells of results, their data called as in others that were measured on the same data.
+
+    Results of earlier versions have no digest in the names of data; their settings have it.
+
+    Parameters
+    ----------
+    results, others : mapping
+        As `read_results` returns them.
+    """
+    settings = results.get("settings", {})
+    name, digest = settings.get("data"), settings.get("data_digest") or ""
+    there = others.get("settings", {}).get("data"), others.get("settings", {}).get("data_digest")
+    renamed = there[0] if digest and there[1] == digest else name
+    return [
+        {**cell, "dataset": renamed} if renamed and cell.get("dataset") == name else cell
+        for cell in results["cells"]
+    ]
 
 
 def _drop(lines: dict[str, dict[str, Any]], cells: set[tuple[object, ...]]) -> None:

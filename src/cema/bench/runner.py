@@ -18,7 +18,7 @@ from cema.bench.plan import Pair, Run, describe_pair, make_runs, with_class_orde
 from cema.bench.plots import write_plots
 from cema.bench.progress import ProgressDisplay, print_wide
 from cema.bench.protocols import CLEAN
-from cema.bench.results import RESULTS, ResultsFolder, environment, write_results
+from cema.bench.results import RESULTS, ResultsFolder, data_name, environment, write_results
 from cema.bench.tables import console_table, summarise, write_csv, write_markdown
 from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
@@ -155,8 +155,9 @@ def run_benchmark(
 
 def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int) -> None:
     config = plan.config
+    shown_name = data_name(config.data, plan.dataset.name, plan.dataset.digest)
     console.print(
-        f"{plan.dataset.name}, {config.protocol}: {len(config.methods)} methods, {len(config.corruptions)} corruptions "
+        f"{shown_name}, {config.protocol}: {len(config.methods)} methods, {len(config.corruptions)} corruptions "
         f"at {len(config.severities)} severities, {len(config.pair)} pairs of models, {len(plan.runs)} runs",
         highlight=False,
         soft_wrap=True,
@@ -241,7 +242,9 @@ def _measure(
 
 def _collect(plan: Plan, folder: ResultsFolder) -> dict[str, Any]:
     """Return what ``results.json`` holds: this benchmark's settings, and all cells that are in the folder."""
-    cells = _in_order(folder.cells(), plan)
+    shown_name = data_name(plan.config.data, plan.dataset.name, plan.dataset.digest)
+    names = {(plan.dataset.name, plan.dataset.digest): shown_name}
+    cells = _in_order(folder.cells(names), plan)
     config: dict[str, Any] = msgspec.to_builtins(plan.config)
     shown = environment(plan.config.device)
     planned = {run.key for run in plan.runs}
@@ -250,7 +253,7 @@ def _collect(plan: Plan, folder: ResultsFolder) -> dict[str, Any]:
         "settings": {
             **config,
             # Names and digests identify data and weights; where they lie on this machine is nobody's business.
-            "data": plan.dataset.name,
+            "data": shown_name,
             "data_digest": plan.dataset.digest,
             "source_data": None,
             "source_digest": plan.source_digest,
@@ -305,6 +308,7 @@ def _write(out: Path, results: dict[str, Any], console: Console) -> None:
     tables = summarise(results["cells"])
     for table in tables:
         print_wide(console, console_table(table))
+        console.print(table.chance(), highlight=False, soft_wrap=True)
     write_markdown(out / "tables.md", tables, results)
     write_csv(out / "tables.csv", tables)
     write_plots(out, tables, results["cells"])

@@ -152,6 +152,32 @@ class ResultTable:
         severity = f", severity {self.severity}" if self.severity else ""
         return f"{self.dataset}, {self.protocol}{severity}: {self.model} (foundation {self.foundation})"
 
+    def chance(self) -> str:
+        r"""Return a sentence on how large a difference must be to be more than chance.
+
+        Two accuracies p of N images each differ by chance by up to :math:`1.96 \sqrt{2 p (1 - p) / N}` (95 %), and
+        averages over k corruptions by that divided by :math:`\sqrt{k}`. Of the table's accuracies the one nearest to
+        50 % counts, so that the numbers hold for all. Methods see the same images, which makes a difference between
+        them surer than this says; further seeds show the same images again, and do not count.
+        """
+        entries = [
+            entry
+            for row in self.rows.values()
+            for name, entry in row.items()
+            if name != AVERAGE and entry.accuracy is not None
+        ]
+        if not entries:
+            return ""
+        images = min(entry.samples for entry in entries)
+        widest = max(binomial_error(entry.accuracy or 0.0, images) for entry in entries)
+        points = 1.96 * math.sqrt(2.0) * widest
+        columns = len(averaged(self.corruptions))
+        average = f", in the average below {points / math.sqrt(columns):.1f}" if columns > 1 else ""
+        return (
+            f"{images:.0f} images per cell: differences below {points:.1f} points{average} may be chance (95 %, from "
+            "the standard error of two independent proportions)."
+        )
+
     def notes(self) -> list[str]:
         """Return why methods do not apply, each once."""
         found = {name: e.note for name, row in self.rows.items() for e in row.values() if e.note}
@@ -300,6 +326,7 @@ def write_markdown(path: Path, tables: Sequence[ResultTable], results: Mapping[s
         lines += ["", f"## {table.title}", "", *_markdown(["method", *headings], _accuracy_rows(table))]
         uploads = ["method", "samples", "uploads", "share %", "bytes", "bytes each"]
         lines += ["", *_markdown(uploads, _upload_rows(table))]
+        lines += ["", table.chance()] if table.chance() else []
         lines += ["", *(f"* {note}" for note in table.notes())] if table.notes() else []
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 

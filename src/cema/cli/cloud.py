@@ -21,7 +21,10 @@ def cloud() -> None:
 def serve(
     config: Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")],
     stop_on_eof: Annotated[
-        bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
+        bool,
+        typer.Option(
+            "--stop-on-eof", show_default="off", help="Stop when standard input ends: for a parent process."
+        ),
     ] = False,
 ) -> None:
     """Serve the HTTP API and run the worker that adapts; stops on SIGTERM or Ctrl-C."""

@@ -16,18 +16,36 @@ def demo(
     ] = "digits-cnn",
     foundation: Annotated[str, typer.Option(help="The foundation model.")] = "digits-cnn-foundation",
     images: Annotated[
-        Path | None, typer.Option(help="A folder DIR/<class>/*.JPEG; the embedded digits if unset.")
+        Path | None, typer.Option(help="A folder DIR/<class>/*.JPEG.", show_default="the embedded digits")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Predictions per edge; rounded up to whole segments.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Predictions per edge; rounded up to whole segments.",
+            show_default="6000; 1000 with --images",
+        ),
     ] = None,
     edges: Annotated[int, typer.Option(min=1, max=16, help="Edge processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Orders the streams and draws the corruptions.")] = 0,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="Images per second and edge.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Orders the streams and draws the corruptions.")] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Images per second and edge, whether or not the cloud's worker can follow.",
+            show_default="60, or 2 with --images, and slower where the worker needs it",
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the results to this file.", show_default="not written")
+    ] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("cema-demo.png"),
     workspace: Annotated[
-        Path | None, typer.Option(help="Keep keys, configurations, logs and state in this new folder.")
+        Path | None,
+        typer.Option(
+            help="Keep keys, configurations, logs and state in this new folder.",
+            show_default="a temporary one",
+        ),
     ] = None,
 ) -> None:
     """Run one cloud and several edge processes on a stream that drifts, beside a frozen copy of the edge model."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cema._util.files import sync_folder, unfinished, write_synced
+from cema.errors import ConfigError, StoreError
+
 if TYPE_CHECKING:
     from cema.cloud.store.devices import DeviceRegister
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Add, list and revoke devices.", no_args_is_help=True)
+app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True)
 
 Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
 Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the token to this new file, readable by you alone.", show_default="printed, to no file"
+    ),
+]
 
 
 class _Role(enum.StrEnum):
@@ -29,7 +39,7 @@ class _Role(enum.StrEnum):
 
 @app.callback()
 def device() -> None:
-    """Add, list and revoke devices."""
+    """Add, list, renew and revoke devices."""
 
 
 @app.command()
@@ -37,15 +47,28 @@ def add(
     name: Name,
     config: Config,
     cohort: Annotated[
-        str | None, typer.Option(help="The cohort it belongs to; an operator may see all.")
+        str | None,
+        typer.Option(help="The cohort it belongs to.", show_default="none: for an operator, who sees all"),
     ] = None,
     role: Annotated[
         _Role, typer.Option(help="A device uploads and fetches; an operator reads.")
     ] = _Role.DEVICE,
+    out: Out = None,
 ) -> None:
-    """Register a device and print its token. The token is shown this once: the cloud keeps only its hash."""
+    """Register a device and give out its token, this once: the cloud keeps only the token's hash."""
     with _register(config) as devices:
-        typer.echo(devices.add(name, cohort=cohort, role=role.value))
+        _give_out(lambda: devices.add(name, cohort=cohort, role=role.value), name, out)
+
+
+@app.command()
+def renew(name: Name, config: Config, out: Out = None) -> None:
+    """Give a device a new token; the old one stops working at once."""
+    with _register(config) as devices:
+        if not hasattr(devices, "renew"):
+            raise StoreError(
+                "this store cannot renew tokens; revoke the device and add it under another name"
+            )
+        _give_out(lambda: devices.renew(name), name, out)
 
 
 @app.command(name="list")
@@ -73,6 +96,33 @@ def revoke(name: Name, config: Config) -> None:
     with _register(config) as devices:
         devices.revoke(name)
     typer.echo(f"revoked {name}")
+
+
+def _give_out(make: Callable[[], str], name: str, out: Path | None) -> None:
+    """Print a token that is made now, or write it to a new file; nothing is made that could not be written."""
+    if out is None:
+        typer.echo(make())
+        return
+    try:
+        with unfinished(out) as temporary:
+            write_synced(temporary, b"", mode=0o600)
+            if out.exists() or out.is_symlink():
+                raise FileExistsError
+            with temporary.open("w") as file:
+                file.write(make() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, out)
+        sync_folder(out.parent)
+    except FileExistsError:
+        raise ConfigError(
+            f"{out}: there is such a file already; remove it, or name another with --out"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: cannot be written ({error.strerror}); name another file with --out"
+        ) from error
+    typer.echo(f"token of {name}: {out}")
 
 
 @contextmanager

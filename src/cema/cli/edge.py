@@ -23,7 +23,8 @@ def run(
     config: Annotated[Path, typer.Option(help="The device's configuration (TOML).")],
     source: Annotated[Path, typer.Option(help="A folder of images, or a .npy file of uint8 NHWC images.")],
     rate: Annotated[
-        float | None, typer.Option(help="Images per second at most, over 0; as fast as it goes if unset.")
+        float | None,
+        typer.Option(help="Images per second at most, over 0.", show_default="as fast as it goes"),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per prediction.")] = 1,
     linger: Annotated[float, typer.Option(help="Seconds (0 or more) to wait at the end for uploads.")] = 30.0,
@@ -31,19 +32,41 @@ def run(
         bool, typer.Option("--follow", help="Go on with images that come into the folder, until a signal.")
     ] = False,
     stop_on_eof: Annotated[
-        bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: for a parent process.")
+        bool,
+        typer.Option(
+            "--stop-on-eof", show_default="off", help="Stop when standard input ends: for a parent process."
+        ),
+    ] = False,
+    step_on_line: Annotated[
+        bool,
+        typer.Option(
+            "--step-on-line",
+            show_default="off",
+            help="Predict one batch for each line of standard input, and stop when it ends: for a parent process.",
+        ),
     ] = False,
 ) -> None:
     """Predict a source image by image and print what happens as JSON lines."""
     from cema.edge.config import EdgeConfig
     from cema.edge.program import run as run_program
 
-    if stop_on_eof:
+    permits = None
+    if step_on_line or stop_on_eof:
         from cema._util import lifetime
 
-        lifetime.stop_on_eof()
+        if step_on_line:
+            permits = lifetime.count_lines()
+        else:
+            lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
     status = run_program(
-        settings, source, rate=rate, batch=batch, linger=linger, follow=follow, out=sys.stdout
+        settings,
+        source,
+        rate=rate,
+        batch=batch,
+        linger=linger,
+        follow=follow,
+        out=sys.stdout,
+        permits=permits,
     )
     raise typer.Exit(status)

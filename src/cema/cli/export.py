@@ -21,15 +21,25 @@ def export(
     public_key: Annotated[
         list[Path], typer.Option(help="A public key whose updates devices shall trust; may be given again.")
     ],
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A safetensors file with the model's weights.", show_default="what the model comes with"
+        ),
+    ] = None,
     upload_side: Annotated[
         int | None,
-        typer.Option(help="Shrink uploads to this shorter side, in pixels: the foundation model's input."),
+        typer.Option(
+            help="Shrink uploads to this shorter side, in pixels: the foundation model's input.",
+            show_default="not shrunk",
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Refuse past this difference between ONNX and torch.")
     ] = 1e-3,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", show_default="off", help="Replace an existing bundle.")
+    ] = False,
 ) -> None:
     """Export a torch classifier as the bundle that devices are provisioned with, checked against torch."""
     from cema.export.bundle import export_bundle

@@ -26,16 +26,24 @@ _EXTRAS = {
 def main() -> None:
     """Run the `cema` command.
 
-    An error of the project's own, or a package that the command needs and that is not installed, is printed as one line
-    and ends with status 1.
+    An error of the project's own, a file that cannot be used, or a package that the command needs and that is not
+    installed, is printed as one line and ends with status 1.
     """
+    from cema._util.names import import_from_here
     from cema.cli.app import app
     from cema.errors import CemaError
 
+    import_from_here()
     try:
         app()
     except CemaError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(
+            f"{error.filename}: {error.strerror}; check this path, its permissions and the space on its disk"
+        )
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:

@@ -1,7 +1,8 @@
 """Command-line options made from the fields of a settings struct, so that a setting is declared in one place.
 
 A field's type is its option's, a tuple is text with commas, and the first sentence of what the class's docstring says
-of the field is the help. Fields that no option can hold (tables, other structs) get none.
+of the field is the help; where that says ``; VALUE if unset``, VALUE is shown as the default. Fields that no option can
+hold (tables, other structs) get none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PANEL = "Settings (also keys of the file)"
 
 # In numpydoc's section of attributes: a name, its type, and the indented lines below them.
 _ATTRIBUTE = re.compile(r"^(\w+) : .*\n((?: +\S.*(?:\n|$))+)", re.MULTILINE)
+_UNSET = re.compile(r"; ([^;]+?),? if unset")
 _SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
 
@@ -105,9 +107,8 @@ def _options(struct: type[msgspec.Struct]) -> Iterator[inspect.Parameter]:
         kind = _option_type(field.type)
         if kind is None:
             continue
-        option = typer.Option(
-            help=helps.get(field.name), show_default=_shown(field.default) or False, rich_help_panel=PANEL
-        )
+        text, unset = _without_unset(helps.get(field.name, ""))
+        option = typer.Option(help=text, show_default=_shown(field.default) or unset, rich_help_panel=PANEL)
         annotation: Any = Annotated[kind | None, option]
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
@@ -119,6 +120,12 @@ def _attribute_helps(struct: type[msgspec.Struct]) -> dict[str, str]:
     return {
         name: _SENTENCE_END.split(" ".join(text.split()))[0] for name, text in _ATTRIBUTE.findall(section)
     }
+
+
+def _without_unset(text: str) -> tuple[str, str]:
+    """Take out of a help what holds where the option is not given, as it is told: ``; all if unset``."""
+    found = _UNSET.search(text)
+    return (text, "none") if found is None else (text[: found.start()] + text[found.end() :], found[1])
 
 
 def _fields(struct: type[msgspec.Struct]) -> tuple[Any, ...]:

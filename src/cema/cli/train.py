@@ -27,7 +27,7 @@ def train() -> None:
 @app.command()
 def digits(
     out: Annotated[Path, typer.Option(help="The folder that gets the weights and their records.")],
-    seed: Annotated[int, typer.Option(help="Seed of initialisation, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation, order and augmentation.")] = 0,
     pair: Annotated[
         _Pair,
         typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from rich.table import Table
 
 from cema._util.units import human_bytes
 from cema.demo.tally import EdgeTally, SegmentResult, rolling_mean
+from cema.errors import ConfigError
 
-__all__ = ["result_table", "write_json", "write_plot"]
+__all__ = ["check_outputs", "conclusion", "result_table", "write_json", "write_plot"]
 
 WINDOW = 200
+# Points of accuracy over the whole stream below which nobody should call it a gain.
+LEAST_GAIN = 1.0
 
 
 def result_table(rows: Sequence[SegmentResult]) -> Table:
@@ -33,6 +36,81 @@ def result_table(rows: Sequence[SegmentResult]) -> Table:
         table.add_section()
         table.add_row(*_cells(_whole(rows)), style="bold")
     return table
+
+
+def conclusion(rows: Sequence[SegmentResult], cloud: Mapping[str, Any], *, stalled: bool = False) -> str:
+    """Say in a sentence what adaptation gained over the stream and, where that is little, why and what to try.
+
+    Parameters
+    ----------
+    rows : sequence of SegmentResult
+        The segments.
+    cloud : mapping
+        The cohort's last status.
+    stalled : bool
+        Whether the stream went on although the worker made no progress.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    if not rows:
+        return "Nothing was predicted, so that there is nothing to compare; try it without --samples."
+    whole = _whole(rows)
+    before, after = whole.frozen_accuracy, whole.adapted_accuracy
+    numbers = f"{after:.1f} % in place of {before:.1f} % over the whole stream"
+    if after - before >= LEAST_GAIN:
+        return f"Adaptation gained {after - before:.1f} points: {numbers}, with {cloud['version']} updates."
+    lost = before - after >= LEAST_GAIN
+    begin = f"Adaptation lost {before - after:.1f} points" if lost else "Adaptation gained nothing"
+    return f"{begin} ({numbers}): {_reason(whole, cloud, stalled=stalled)}."
+
+
+def _reason(whole: SegmentResult, cloud: Mapping[str, Any], *, stalled: bool) -> str:
+    """Say why there is no gain, and what to try: the first reason that holds."""
+    counts = cloud["counts"]
+    skipped = int(counts.get("worker.skipped_samples", 0))
+    longer = "try a longer stream (--samples)"
+    reasons = {
+        f"the devices selected no image to send; {longer}": not whole.uploaded,
+        "steps of the cloud's worker failed; run it again with --workspace DIR and read cloud.log there": (
+            counts.get("worker.failed_steps", 0)
+        ),
+        "the cloud's worker made no progress for minutes; try a smaller --foundation, or a machine with less other "
+        "work": stalled,
+        f"the stream ended before the cloud's worker had made its first step, with {whole.uploaded} images sent; "
+        f"{longer}": not counts.get("steps.count"),
+        f"the stream outran the cloud's worker, which passed over {skipped} of {whole.uploaded} images sent; leave "
+        "--rate out, so that the stream waits for it, or give a lower one": skipped > whole.uploaded // 4,
+        f"no update passed the cloud's check before the stream ended: it takes some hundred images; {longer}": (
+            not cloud["version"]
+        ),
+    }
+    late = (
+        f"{cloud['version']} updates were published, but the stream of {whole.samples} images changed before they "
+        f"could help; {longer}"
+    )
+    return next((reason for reason, holds in reasons.items() if holds), late)
+
+
+def check_outputs(paths: Iterable[Path]) -> None:
+    """Refuse, before the stream begins, files that could not be written at its end.
+
+    Raises
+    ------
+    ConfigError
+        If one is a folder, or its folder cannot be made or written to.
+    """
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            existed = path.exists()
+            path.open("ab").close()
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
 def _whole(rows: Sequence[SegmentResult]) -> SegmentResult:
@@ -65,7 +143,6 @@ def _cells(row: SegmentResult) -> list[str]:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write the results as indented JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -95,5 +172,4 @@ def write_plot(path: Path, names: Sequence[str], tallies: Sequence[EdgeTally]) -
     axes.set(xlim=(0, seen), ylim=(0, 107), xlabel="predictions per edge")
     axes.set_ylabel(f"accuracy of the last {WINDOW} predictions, %")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 0.06), fontsize=8, framealpha=0.9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

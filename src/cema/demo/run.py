@@ -14,9 +14,11 @@ import numpy as np
 from rich.console import Console
 
 from cema._util.version import __version__
+from cema.cloud.config import CloudConfig
+from cema.demo.pacer import Pacer
 from cema.demo.processes import Children
 from cema.demo.provision import Provisioned, provision
-from cema.demo.report import result_table, write_json, write_plot
+from cema.demo.report import check_outputs, conclusion, result_table, write_json, write_plot
 from cema.demo.settings import DemoSettings
 from cema.demo.stream import EdgeStream, make_streams
 from cema.demo.tally import EdgeTally, SegmentResult, summarise
@@ -46,6 +48,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         If a child process died (with the end of its log), or the settings make no stream.
     """
     begin = time.monotonic()
+    check_outputs(path for path in (settings.plot, settings.json) if path is not None)
     with _workspace(settings.workspace) as folder:
         edge, foundation = resolve(settings.model), resolve(settings.foundation)
         streams = make_streams(settings, edge, foundation, folder, console)
@@ -53,7 +56,10 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         tallies = [EdgeTally(stream.labels, stream.bounds) for stream in streams]
         with Children(folder) as children:
             url = _start(children, provisioned, streams, settings, console)
-            _watch(children, View(console, streams[0].names, tallies), tallies, streams, provisioned.bundle)
+            config = CloudConfig.load(provisioned.cloud_config)
+            pacer = Pacer(children, settings, config, lambda: _cloud_status(url, provisioned), console)
+            view = View(console, streams[0].names, tallies)
+            _watch(children, view, tallies, streams, bundle=provisioned.bundle, pacer=pacer)
             cloud = _cloud_status(url, provisioned)
         rows = summarise(streams[0].names, tallies)
         result = _result(settings, rows, tallies, cloud, time.monotonic() - begin)
@@ -64,6 +70,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         if settings.json is not None:
             write_json(settings.json, result)
             console.print(f"json: {settings.json}")
+        console.print(conclusion(rows, cloud, stalled=pacer.has_stalled), highlight=False, soft_wrap=True)
     return result
 
 
@@ -100,8 +107,9 @@ def _start(
     for i, stream in enumerate(streams):
         config = provisioned.edge_config(i, url)
         arguments = ["edge", "run", "--config", str(config), "--source", str(stream.path)]
-        pace = ["--rate", str(settings.rate), "--batch", str(settings.batch), "--linger", str(FLUSH_SECONDS)]
-        children.start(f"edge-{i}", [*arguments, *pace])
+        pace = ["--step-on-line"] if settings.waits else ["--rate", str(settings.rate)]
+        rest = ["--batch", str(settings.batch), "--linger", str(FLUSH_SECONDS)]
+        children.start(f"edge-{i}", [*arguments, *pace, *rest])
     return url
 
 
@@ -115,7 +123,13 @@ def _worker_ready(url: str, provisioned: Provisioned) -> bool:
 
 
 def _watch(
-    children: Children, view: View, tallies: list[EdgeTally], streams: list[EdgeStream], bundle: Bundle
+    children: Children,
+    view: View,
+    tallies: list[EdgeTally],
+    streams: list[EdgeStream],
+    *,
+    bundle: Bundle,
+    pacer: Pacer,
 ) -> None:
     """Book every event until each edge has finished."""
     frozen = Runtime(bundle)
@@ -123,13 +137,15 @@ def _watch(
     running = {f"edge-{i}": i for i in range(len(streams))}
     with view:
         while running:
-            event = children.next_event(0.25)
+            event = children.next_event(pacer.tick)
             if event is not None and event.child in running:
                 i = running[event.child]
                 _book(event.data, tallies[i], images[i], frozen, bundle)
+                pacer.book(i, event.data)
                 if event.data["event"] == "finished":
                     children.finish(event.child)
                     del running[event.child]
+            pacer.release()
             view.update()
             view.left(summarise(streams[0].names, tallies))
 
@@ -140,7 +156,8 @@ def _book(data: dict[str, Any], tally: EdgeTally, images: Any, frozen: Runtime, 
             batch = np.asarray(images[data["index"] : data["index"] + len(data["labels"])])
             logits = frozen.run(bundle.manifest.preprocessing(batch))
             labels = logits.argmax(axis=1)
-            tally.predicted(data["index"], data["captured_at"], data["labels"], labels, data["guarded"])
+            moment, guarded, selected = data["captured_at"], data["guarded"], data["selected"]
+            tally.predicted(data["index"], moment, data["labels"], labels, guarded, selected=selected)
         case "uploaded":
             tally.sent(data["captured_at"], data["bytes"])
         case "swap":

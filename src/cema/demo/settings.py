@@ -27,6 +27,9 @@ class DemoSettings:
         Predictions per edge.
     rate : float
         Images per second and edge: the pace of the camera.
+    waits : bool
+        Whether the stream stands still while the cloud's worker has enough to learn from. A pace that was asked for is
+        kept, whatever waits.
     batch : int
         Images per prediction.
     json, plot : Path or None
@@ -43,6 +46,7 @@ class DemoSettings:
     rate: float
     batch: int
     seed: int = 0
+    waits: bool = True
     json: Path | None = None
     plot: Path | None = None
     workspace: Path | None = None
@@ -57,6 +61,7 @@ class DemoSettings:
             images=images,
             samples=samples or (6000 if digits else 1000),
             rate=rate or (60.0 if digits else 2.0),
+            waits=rate is None,
             batch=16 if digits else 4,
             **rest,
         )

@@ -35,7 +35,9 @@ class EdgeTally:
     guarded: NDArray[np.bool_] = field(init=False)
     swaps: list[tuple[int, int]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
-    _captured: dict[float, int] = field(default_factory=dict)
+    # By moment of capture: which images of the batch are selected and not booked as sent.
+    _open: dict[float, list[int]] = field(default_factory=dict)
+    _last_sent: dict[float, int] = field(default_factory=dict)
     _early: list[tuple[float, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,9 +66,12 @@ class EdgeTally:
         adapted: Sequence[int],
         frozen: NDArray[np.int64],
         guarded: bool = False,
+        *,
+        selected: Sequence[bool] | None = None,
     ) -> None:
-        """Score a batch of predictions of both models that begins at sample `index`."""
-        self._captured[captured_at] = index
+        """Score a batch of predictions of both models that begins at sample `index`; None selects all of it."""
+        chosen = [True] * len(adapted) if selected is None else selected
+        self._open[captured_at] = [index + i for i, sent in enumerate(chosen) if sent]
         # A sample may be acknowledged before the line about its prediction is written: two threads write them.
         early, self._early = self._early, []
         self.sent([moment for moment, _ in early], [size for _, size in early])
@@ -77,14 +82,21 @@ class EdgeTally:
         self.seen = max(self.seen, rows.stop)
 
     def sent(self, captured_at: Sequence[float], size: Sequence[int]) -> None:
-        """Book samples that the cloud acknowledged, and their encoded bytes, at the batch they were part of."""
+        """Book samples that the cloud acknowledged, and their encoded bytes, among their batch's selected images.
+
+        A batch is sent in its order, and each image counts once: what is acknowledged again adds its bytes alone.
+        """
         for moment, count in zip(captured_at, size, strict=True):
-            index = self._captured.get(moment)
-            if index is None:
+            open_ = self._open.get(moment)
+            if open_ is None:
                 self._early.append((moment, count))
-            else:
-                self.uploaded[index] += 1
-                self.bytes_up[index] += count
+            elif open_:
+                place = open_.pop(0)
+                self.uploaded[place] += 1
+                self.bytes_up[place] += count
+                self._last_sent[moment] = place
+            elif moment in self._last_sent:
+                self.bytes_up[self._last_sent[moment]] += count
 
     def swapped(self, version: int, size: int) -> None:
         """Book an update that the edge took, where the stream stood."""

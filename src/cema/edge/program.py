@@ -66,6 +66,7 @@ def run(
     linger: float = 0.0,
     follow: bool = False,
     out: TextIO | None = None,
+    permits: threading.Semaphore | None = None,
 ) -> int:
     """Predict every image of a source, and report as JSON lines.
 
@@ -89,6 +90,9 @@ def run(
         file that is written anew is predicted again. Batches are not waited for: what is there is predicted.
     out : TextIO, optional
         Standard output when left out.
+    permits : threading.Semaphore, optional
+        Acquired once before each prediction: another thread decides when the next batch is due. Updates are installed
+        and reported while it waits.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def run(
         try:
             known = {"images": len(images), "passed_over": images.passed_over}
             session.emit("started", source=str(source), **known, **_status(agent))
-            session.predict_all(images, size, rate)
+            session.predict_all(images, size, rate, permits)
             session.linger(linger)
             agent.close()
             session.report()  # a swap of the last moment has its line too
@@ -181,7 +185,9 @@ class _Session:
         self._status_due = time.monotonic() + _STATUS_SECONDS
         self.seen = 0
 
-    def predict_all(self, images: ImageSource, size: int, rate: float | None) -> None:
+    def predict_all(
+        self, images: ImageSource, size: int, rate: float | None, permits: threading.Semaphore | None
+    ) -> None:
         started = time.monotonic()
         waiting: list[Picture] = []
         for picture in images.read(self._unreadable):
@@ -195,11 +201,13 @@ class _Session:
                 if rate is not None:  # time without images is not made up for by a burst
                     started = max(started, time.monotonic() - self.seen / rate)
             elif picture is None or len(waiting) == size:
+                if not self._permitted(permits):
+                    return
                 self._predict(waiting)
                 waiting = []
                 if rate is not None and not self._pause_until(started + self.seen / rate):
                     return
-        if waiting and not self._stop.is_set():
+        if waiting and self._permitted(permits):
             self._predict(waiting)
 
     def linger(self, seconds: float) -> None:
@@ -209,6 +217,14 @@ class _Session:
             self.report()
             if delivered:
                 return
+
+    def _permitted(self, permits: threading.Semaphore | None) -> bool:
+        """Report until the next prediction may be made; return False when the run is to stop."""
+        while not self._stop.is_set():
+            if permits is None or permits.acquire(timeout=_TICK_SECONDS):
+                return True
+            self.report()
+        return False
 
     def _pause_until(self, moment: float) -> bool:
         """Report until then; return False when the run is to stop."""

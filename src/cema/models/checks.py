@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from cema._util.names import first_line
+from cema._util.names import first_line, own_frames
 from cema.errors import ModelError
 from cema.models.probabilities import returns_probabilities
 
@@ -102,7 +102,7 @@ def _run(name: str, module: nn.Module, inputs: torch.Tensor, advice: str) -> Any
     except Exception as error:
         raise ModelError(
             f"{name}: fails on {_images(len(inputs))} of shape {tuple(inputs.shape)}, float32: "
-            f"{first_line(error)}; {advice}"
+            f"{first_line(error)}; {advice}{own_frames(error)}"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cema._util.names import first_line, load_object
+from cema._util.names import first_line, load_object, own_frames
 from cema.errors import CemaError, ConfigError, ModelError
 from cema.models.loading import finish, import_package
 from cema.models.spec import Model
@@ -155,7 +155,9 @@ def function(name: str, weights: Path | None, classes: int | None) -> Model:
         raise ModelError(f"{name}: the function failed: {error}") from error
     except Exception as error:  # foreign code
         takes_some = "; it is called without arguments" if isinstance(error, TypeError) else ""
-        raise ModelError(f"{name}: the function failed: {first_line(error)}{takes_some}") from error
+        raise ModelError(
+            f"{name}: the function failed: {first_line(error)}{takes_some}{own_frames(error)}"
+        ) from error
     if isinstance(made, Model):
         return finish(
             name,

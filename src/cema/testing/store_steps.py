@@ -149,6 +149,21 @@ class DeviceTests(StoreCase):
         devices.revoke("cam-1", now=9.0)
         assert devices.authenticate(token) == Device("cam-1", "device", "north", 5.0, 7.0)
 
+    def test_a_renewed_token_takes_the_place_of_the_old_one(self, store: Store) -> None:
+        devices = store.devices(["north"])
+        old = devices.add("cam-1", cohort="north", now=5.0)
+        other = devices.add("cam-2", cohort="north", now=6.0)
+        new = devices.renew("cam-1")
+        assert devices.authenticate(old) is None
+        assert devices.authenticate(new) == Device("cam-1", "device", "north", 5.0, None)
+        assert devices.authenticate(other) == Device("cam-2", "device", "north", 6.0, None)
+        devices.revoke("cam-1", now=7.0)
+        with pytest.raises(StoreError, match="revoked"):
+            devices.renew("cam-1")
+        with pytest.raises(StoreError, match="no device 'z'"):
+            devices.renew("z")
+        assert devices.authenticate(new) == Device("cam-1", "device", "north", 5.0, 7.0)
+
     def test_all_devices_are_listed_by_name(self, store: Store) -> None:
         devices = store.devices(["north"])
         devices.add("b", cohort="north", now=1.0)

@@ -80,6 +80,18 @@ class DeviceRegister(Protocol):
         """
         ...
 
+    def renew(self, name: str) -> str:
+        """Give a device a new token and return it; the old one is nobody's from now on.
+
+        For a token that was lost or seen by others. Name, cohort, role and time of registration stay.
+
+        Raises
+        ------
+        StoreError
+            There is no such device, or it is revoked: what was revoked stays so.
+        """
+        ...
+
     def list(self) -> tuple[Device, ...]:
         """Return all devices, revoked ones too, by name."""
         ...
@@ -105,7 +117,7 @@ def check_device(name: str, cohort: str | None, role: Role, cohorts: Collection[
     if role not in ("device", "operator"):
         raise StoreError(f"role must be 'device' or 'operator', got {role!r}")
     if cohort is None and role == "device":
-        raise StoreError("a device belongs to one cohort; name it")
+        raise StoreError(f"a device belongs to one cohort; name it, out of {sorted(cohorts)}")
     if cohort is not None and cohort not in cohorts:
         raise StoreError(f"there is no cohort {cohort!r}; choose one of {sorted(cohorts)}")
 

@@ -41,7 +41,9 @@ class SqliteDevices:
                     row,
                 )
             except sqlite3.IntegrityError as error:
-                raise StoreError(f"there is a device {name!r} already; choose another name") from error
+                raise StoreError(
+                    f"there is a device {name!r} already; choose another name, or give it a new token with renew"
+                ) from error
         return token
 
     def revoke(self, name: str, *, now: float | None = None) -> None:
@@ -53,6 +55,20 @@ class SqliteDevices:
             ).rowcount
         if not known:
             raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+
+    def renew(self, name: str) -> str:
+        """Give a device a new token, see `DeviceRegister.renew`."""
+        token = new_token()
+        with self._database.write() as connection:
+            row = connection.execute("SELECT revoked_at FROM devices WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+            if row[0] is not None:
+                raise StoreError(f"the device {name!r} is revoked; add it anew under another name")
+            connection.execute(
+                "UPDATE devices SET token_hash = ? WHERE name = ?", (token_digest(token), name)
+            )
+        return token
 
     def list(self) -> tuple[Device, ...]:
         """Return all devices, revoked ones too, by name."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cema._util.lifetime import on_eof
 from cema._util.logs import start_logging
+from cema._util.names import import_from_here
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start_logging("worker")
     stop, working = threading.Event(), threading.Event()
+    import_from_here()
     # Before torch is loaded, which takes seconds in which the parent may die too.
     on_eof(lambda: _end(stop, working))
     from cema.cloud.worker.rounds import run  # noqa: PLC0415

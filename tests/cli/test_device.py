@@ -1,0 +1,112 @@
+"""Tokens of devices: given out once, to a file that only its owner reads, and renewed."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cema.cli.app import app
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.devices import Device
+from cema.errors import CemaError, ConfigError, StoreError
+
+CLOUD = """
+data = "cloud"
+signing_key = "signing.key"
+
+[[cohort]]
+name = "yard"
+bundle = "bundle"
+model = "digits-cnn"
+foundation = "digits-cnn-foundation"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "cloud.toml"
+    path.write_text(CLOUD)
+    return path
+
+
+def device(*arguments: str, config: Path) -> str:
+    done = CliRunner().invoke(app, ["device", *arguments, "--config", str(config)])
+    if isinstance(done.exception, CemaError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def owner(token: str, config: Path) -> Device | None:
+    with closing(CloudConfig.load(config).open_store()) as store:
+        return store.devices([]).authenticate(token.strip())
+
+
+def test_a_token_goes_to_a_new_file_that_only_its_owner_reads(tmp_path: Path, config: Path) -> None:
+    out = tmp_path / "camera.token"
+    printed = device("add", "camera", "--cohort", "yard", "--out", str(out), config=config)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert out.read_text().strip() not in printed
+    known = owner(out.read_text(), config)
+    assert known is not None
+    assert known.name == "camera"
+
+
+@pytest.mark.parametrize("command", ["add", "renew"])
+def test_a_file_that_is_there_is_left_alone_and_so_is_the_register(
+    tmp_path: Path, config: Path, command: str
+) -> None:
+    token = device("add", "first", "--cohort", "yard", config=config)
+    name, rest = ("second", ["--cohort", "yard"]) if command == "add" else ("first", [])
+    out = tmp_path / "camera.token"
+    out.write_text("kept")
+    with pytest.raises(ConfigError, match="already"):
+        device(command, name, *rest, "--out", str(out), config=config)
+    assert out.read_text() == "kept"
+    assert owner(token, config) is not None
+    assert "second" not in device("list", config=config)
+
+
+@pytest.mark.parametrize("place", ["absent/camera.token", "cloud.toml/camera.token"])
+def test_a_file_that_cannot_be_written_costs_no_name(tmp_path: Path, config: Path, place: str) -> None:
+    with pytest.raises(ConfigError, match="--out"):
+        device("add", "camera", "--cohort", "yard", "--out", str(tmp_path / place), config=config)
+    device("add", "camera", "--cohort", "yard", config=config)
+
+
+def test_a_refused_device_leaves_no_file(tmp_path: Path, config: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StoreError, match="no cohort 'field'"):
+        device("add", "camera", "--cohort", "field", "--out", str(tmp_path / "t"), config=config)
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "cloud"] == before
+
+
+def test_a_renewed_token_works_and_the_old_one_does_not(tmp_path: Path, config: Path) -> None:
+    old = device("add", "camera", "--cohort", "yard", config=config)
+    out = tmp_path / "camera.token"
+    device("renew", "camera", "--out", str(out), config=config)
+    assert owner(old, config) is None
+    printed = device("renew", "camera", config=config)
+    assert owner(out.read_text(), config) is None
+    known = owner(printed, config)
+    assert known is not None
+    assert known.name == "camera"
+
+
+def test_who_cannot_be_renewed_is_told_why(config: Path) -> None:
+    with pytest.raises(StoreError, match="no device 'nobody'"):
+        device("renew", "nobody", config=config)
+    device("add", "camera", "--cohort", "yard", config=config)
+    device("revoke", "camera", config=config)
+    with pytest.raises(StoreError, match="revoked"):
+        device("renew", "camera", config=config)
+
+
+def test_a_taken_name_leads_to_renew(config: Path) -> None:
+    device("add", "camera", "--cohort", "yard", config=config)
+    with pytest.raises(StoreError, match="renew"):
+        device("add", "camera", "--cohort", "yard", config=config)
