@@ -49,6 +49,11 @@ Images = np.ndarray
 Attack = Callable[[Images, np.ndarray, np.random.Generator], Images]
 
 
+def nothing(images: Images, labels: np.ndarray, rng: np.random.Generator) -> Images:
+    """Send nothing: what the other streams are compared with."""
+    return images
+
+
 def inverted(images: Images, labels: np.ndarray, rng: np.random.Generator) -> Images:
     return 255 - images
 
@@ -80,6 +85,7 @@ STREAMS: dict[str, tuple[str, int, Attack]] = {
     "constant": ("gaussian_noise", 100, constant),
     "rotated": ("gaussian_noise", 100, rotated),
     "inverted-clean": ("clean", 100, inverted),
+    "nothing": ("gaussian_noise", 0, nothing),
 }
 
 

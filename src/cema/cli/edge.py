@@ -29,7 +29,12 @@ def run(
     batch: Annotated[int, typer.Option(min=1, help="Images per prediction.")] = 1,
     linger: Annotated[float, typer.Option(help="Seconds (0 or more) to wait at the end for uploads.")] = 30.0,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on with images that come into the folder, until a signal.")
+        bool,
+        typer.Option(
+            "--follow",
+            show_default="off",
+            help="Go on with images that come into the folder, until a signal.",
+        ),
     ] = False,
     stop_on_eof: Annotated[
         bool,

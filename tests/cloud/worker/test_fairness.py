@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cema.cloud.store.base import Waiting
-from cema.cloud.worker.fairness import KNOWN, MOST_DEVICES, PROBATION, DeviceRecord, Ledger, draw
+from cema.cloud.worker.fairness import KNOWN, MOST_DEVICES, WATCHED, DeviceRecord, Ledger, draw
 
 FEATURES = 8
 NAMES = st.sampled_from(["a", "b", "c", "d", "flood"])
@@ -85,12 +85,27 @@ def test_an_upload_of_many_samples_at_once_is_no_flood() -> None:
     assert len(drawn.chosen) == 32
 
 
-def test_an_unknown_device_gives_few_until_it_is_known() -> None:
+def test_a_new_device_is_looked_at_before_anything_is_learned_from_it() -> None:
     book = ledger(a=50, b=50)
     drawn = draw(waiting(*["new"] * 60, *["a"] * 4), 32, book, behind=False)
-    assert len(drawn.chosen) == PROBATION + 4
+    assert drawn.chosen == [61, 62, 63, 64]
+    assert len(drawn.watched) == WATCHED
     observe(book, "new", KNOWN)
-    assert book.allowance("new", 32, alone=False) > PROBATION
+    assert book.allowance("new", 32, alone=False) > 0
+    assert not book.watched("new")
+
+
+def test_the_first_devices_of_a_cohort_are_learned_from_at_once() -> None:
+    drawn = draw(waiting("a", "b", "c", "a"), 4, Ledger(), behind=False)
+    assert drawn.chosen == [1, 2, 3, 4]
+
+
+def test_where_most_devices_are_new_all_are_learned_from() -> None:
+    book = ledger(a=50, b=50)
+    for i in range(6):
+        book.devices[f"new-{i}"] = DeviceRecord(seen=2)
+    assert not book.watched("new-0")
+    assert not book.watched("new-9")
 
 
 def test_a_device_with_other_images_is_quarantined_and_comes_back() -> None:

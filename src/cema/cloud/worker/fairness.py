@@ -26,8 +26,8 @@ HALF_LIFE = 256
 AHEAD, UPLOAD = 1.25, 32
 # With only one other device, either may be the one that sends too little.
 AHEAD_OF_ONE = 4.0
-# From so few samples nothing is concluded about a device; it gives this many to a batch until then.
-KNOWN, PROBATION = 16, 4
+# Until so many of its samples were looked at, nothing is learned from a device that comes to others that are known.
+KNOWN = 16
 # Other devices that must be known, and like each other, before one is told apart from them.
 OTHERS = 2
 # Standard deviations of single images by which a device's mean differs from that of the others; released below half.
@@ -36,8 +36,8 @@ APART = 2.5
 DISAGREES = 0.45
 # The weight of a new sample in a device's record, once there are many.
 RATE = 1 / 48
-# Samples of quarantined devices that are looked at beside a batch.
-WATCHED = 4
+# Samples of watched devices that are looked at beside a batch.
+WATCHED = 8
 # Devices that are remembered; those not heard of for the longest time are forgotten.
 MOST_DEVICES = 512
 
@@ -103,18 +103,25 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         alone : bool
             Whether no other device has samples waiting.
         """
-        record = self.devices.get(device, DeviceRecord())
-        if record.quarantined:
+        if self.watched(device):
             return 0
+        record = self.devices.get(device, DeviceRecord())
         others = [r for name, r in self.devices.items() if name != device and not r.quarantined]
         if not others:
             return size
-        if record.seen < KNOWN and sum(r.seen >= KNOWN for r in others) >= OTHERS:
-            return PROBATION
         ahead = AHEAD if len(others) >= OTHERS else AHEAD_OF_ONE
         mean = sum(r.learned for r in others) / len(others)
         ahead_of_others = math.ceil(ahead * mean + UPLOAD - record.learned)
         return max(0, min(ahead_of_others, size if alone else math.ceil(size / 2)))
+
+    def watched(self, device: str) -> bool:
+        """Tell whether a device's samples are looked at only: it is quarantined, or new where most are known."""
+        record = self.devices.get(device, DeviceRecord())
+        if record.quarantined or record.seen >= KNOWN:
+            return record.quarantined
+        others = [r for name, r in self.devices.items() if name != device and not r.quarantined]
+        known = sum(r.seen >= KNOWN for r in others)
+        return known >= OTHERS and 2 * known >= len(others)
 
     def learned(self, devices: Sequence[str]) -> None:
         """Take note of whose samples a batch had."""
@@ -184,9 +191,9 @@ class Draw(NamedTuple):
     replay : list of int
         Of those that go to the replay buffer without a step of their own.
     left_out : list of int
-        Of those that are neither: of quarantined devices, or more than others have sent.
+        Of those that are neither: of devices that are watched, or more than others have sent.
     watched : list of int
-        Of those of quarantined devices that are looked at, to see whether they still are unlike the others.
+        Of those of watched devices that are looked at, to see whether they are like the others.
     cursor : int
         The last of them all.
     """
@@ -232,8 +239,8 @@ def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool)
     taken = {w.seq for w in chosen}
     rest = [w for w in done if w.seq not in taken]
     replay, left_out = _to_replay(rest, chosen, ledger)
-    quarantined = set(ledger.quarantined())
-    watched = [w.seq for w in rest if w.device in quarantined][:WATCHED]
+    only_watched = {name for name in present if ledger.watched(name)}
+    watched = [w.seq for w in rest if w.device in only_watched][:WATCHED]
     return Draw(sorted(taken), replay, left_out, watched, done[-1].seq)
 
 
@@ -241,13 +248,13 @@ def _to_replay(
     rest: Sequence[Waiting], chosen: Sequence[Waiting], ledger: Ledger
 ) -> tuple[list[int], list[int]]:
     """Return which of the samples that were not chosen may be replayed: of no device more than of any other."""
-    quarantined = set(ledger.quarantined())
-    total = Counter(w.device for w in (*rest, *chosen) if w.device not in quarantined)
+    watched = {name for name in {w.device for w in rest} if ledger.watched(name)}
+    total = Counter(w.device for w in (*rest, *chosen) if w.device not in watched)
     given = Counter(w.device for w in chosen)
     replay, left_out = [], []
     for w in rest:
         most = max((count for name, count in total.items() if name != w.device), default=math.inf)
-        if w.device in quarantined or (given[w.device] >= most and len(ledger.devices) > 1):
+        if w.device in watched or (given[w.device] >= most and len(ledger.devices) > 1):
             left_out.append(w.seq)
         else:
             given[w.device] += 1
