@@ -89,6 +89,11 @@ class _StoreCollector(Collector):
             for prefix, (name, text, label) in FAMILIES.items()
         }
         steps = SummaryMetricFamily("cema_step_seconds", "Time of the worker's steps.", labels=("cohort",))
+        quarantined = GaugeMetricFamily(
+            "cema_quarantined_devices",
+            "Devices that nothing is learned from: unlike all others.",
+            labels=("cohort",),
+        )
         since = GaugeMetricFamily(
             "cema_seconds_since_commit", "Since the worker's last durable step.", labels=("cohort",)
         )
@@ -105,6 +110,7 @@ class _StoreCollector(Collector):
             counts = status["counts"]
             for key, gauge in gauges.items():
                 gauge.add_metric((cohort,), status[key])
+            quarantined.add_metric((cohort,), len((status["worker"] or {}).get("quarantined", ())))
             if status["committed_at"] is not None:
                 since.add_metric((cohort,), max(0.0, time.time() - status["committed_at"]))
             steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))
@@ -115,7 +121,7 @@ class _StoreCollector(Collector):
         used = GaugeMetricFamily(
             "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
         )
-        yield from (*families.values(), steps, *gauges.values(), since, used)
+        yield from (*families.values(), steps, *gauges.values(), quarantined, since, used)
 
 
 class _ReadinessCollector(Collector):
