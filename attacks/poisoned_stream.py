@@ -86,6 +86,7 @@ STREAMS: dict[str, tuple[str, int, Attack]] = {
     "rotated": ("gaussian_noise", 100, rotated),
     "inverted-clean": ("clean", 100, inverted),
     "nothing": ("gaussian_noise", 0, nothing),
+    "nothing-clean": ("clean", 0, nothing),
 }
 
 
@@ -137,7 +138,8 @@ class Cohort:
         )  # fmt: skip
         self.edge, self.installed = edge, resolve("digits-cnn").module
         self.devices = [Device(f"honest-{i}", edge.module, self.installed) for i in range(HONEST)]
-        self.rng = np.random.default_rng(seed)
+        # Two, so that honest devices see the same images whatever the hostile one sends.
+        self.rng, self.hostile_rng = np.random.default_rng(seed), np.random.default_rng(seed + 1)
         data = load_digits()
         clean = data.test_images
         self.labels = data.test_labels
@@ -154,8 +156,8 @@ class Cohort:
             inputs = self.edge.preprocessing(images)
             self.put(device.see(images, inputs, self.labels[chosen], self.version), device.name)
         if attack is not None:
-            chosen = self.rng.integers(0, len(self.labels), rate)
-            images = attack(self.images[chosen], self.labels[chosen], self.rng)
+            chosen = self.hostile_rng.integers(0, len(self.labels), rate)
+            images = attack(self.images[chosen], self.labels[chosen], self.hostile_rng)
             self.put([sample(image) for image in images], "hostile")
         for _ in range(STEPS_A_SECOND):
             self.worker.run_once()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cloud_support import samples_of
 from cloud_tiny_models import PREPROCESSING, edge, quadrants, train
 from safetensors.torch import save_file
 from worker_cloud import Cloud, drain
@@ -621,3 +622,45 @@ def test_a_store_that_is_unavailable_is_no_fault_of_the_configuration(cloud: Clo
         connection.execute("ALTER TABLE cohorts RENAME TO lost")
     with pytest.raises(StoreUnavailable):  # and no ConfigError, which would end the server at its first start
         run(cloud.config, threading.Event(), threading.Event())
+
+
+def put(cloud: Cloud, device: str, count: int) -> None:
+    images, _ = quadrants(count, 1000 + cloud.sent, drift=True)
+    cloud.sent += count
+    cloud.store.put("north", samples_of(images), device=device, now=cloud.now, max_backlog=10**6)
+
+
+def flood(cloud: Cloud, count: int) -> None:
+    images = 255 - np.random.default_rng(cloud.sent).integers(0, 9, (count, 8, 8, 3), dtype=np.uint8)
+    cloud.sent += count
+    cloud.store.put("north", samples_of(images), device="flood", now=cloud.now, max_backlog=10**6)
+
+
+def test_what_a_flood_fills_makes_no_small_steps_of_the_others_samples(cloud: Cloud) -> None:
+    worker = cloud.open()
+    for _ in range(12):
+        for device in ("a", "b", "c"):
+            put(cloud, device, 8)
+        drain(worker)
+    flood(cloud, 96)
+    drain(worker)
+    assert worker.report()["quarantined"] == ["flood"]
+    steps = cloud.counters()["worker.fresh_steps"]
+    for device in ("a", "b", "c"):
+        flood(cloud, 30)
+        put(cloud, device, 4)
+        drain(worker)
+    assert cloud.counters()["worker.fresh_steps"] == steps  # twelve samples, and a batch has sixteen
+    assert cloud.counters()["worker.left_out_samples"] == 96 + 90
+    worker = cloud.open()  # what was chosen is kept, also when the process ends
+    put(cloud, "a", 4)
+    drain(worker)
+    assert cloud.counters()["worker.fresh_steps"] == steps + 1
+    put(cloud, "b", 4)
+    flood(cloud, 30)
+    drain(worker)
+    assert cloud.counters()["worker.fresh_steps"] == steps + 1
+    cloud.now += 60
+    drain(worker)  # they have lingered
+    assert cloud.counters()["worker.fresh_steps"] == steps + 2
+    assert worker.learner.replayable == 12 * 24 + 20

@@ -33,6 +33,10 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         How the models did on the newest samples.
     ledger : Ledger
         What is known of the devices.
+    held : list of int
+        Sequence numbers of samples that were chosen, and wait until a batch is full.
+    held_since : float
+        When the first of them came, unix seconds.
     """
 
     since_candidate: int = 0
@@ -40,6 +44,8 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     idle: int = 0
     window: AgreementWindow = msgspec.field(name="evidence", default_factory=AgreementWindow)
     ledger: Ledger = msgspec.field(default_factory=Ledger)
+    held: list[int] = []
+    held_since: float = 0.0
 
 
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,9 +22,9 @@ from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
-from cema.cloud.worker.images import most_pixels, read_image, recalled_image
+from cema.cloud.worker.images import most_pixels, recalled_image
 from cema.cloud.worker.publisher import Publisher
-from cema.errors import ImageError, StoreError
+from cema.errors import StoreError
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import input_statistics
@@ -152,13 +152,18 @@ class CohortWorker:
         WorkerFailed
             Three samples in a row failed, each on its own.
         """
-        backlog = self.store.backlog(self.cohort.name)
+        backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
         size = self._size.samples
+        oldest = self.progress.held_since if held else backlog.oldest
         # One that came in the future came before the clock was set: waiting for that moment could take years.
-        waited = backlog.oldest is not None and not 0 <= now - backlog.oldest < self.config.linger_seconds
-        if backlog.samples >= size or (backlog.samples and waited):
-            self._learn(self._draw(backlog.samples, size))
+        waited = oldest is not None and not 0 <= now - oldest < self.config.linger_seconds
+        if len(held) + backlog.samples >= size or waited:
+            drawn = self._draw(backlog.samples, size)
+            if len(drawn.chosen) < size and not waited:
+                self._hold(drawn, now if oldest is None else oldest)
+            else:
+                self._learn(drawn)
             return True
         if self.progress.idle < self.config.idle_steps and self._replay():
             return True
@@ -169,22 +174,29 @@ class CohortWorker:
 
     def _draw(self, backlog: int, size: int) -> Draw:
         """Choose what is next; where too many samples wait, the oldest go without a step of their own."""
+        held = self.progress.held
+        if len(held) >= size or not backlog:
+            return Draw(held[:size], [], [], [], self.cursor, held[size:])
         excess = backlog - self.config.max_backlog
         # After a step that failed, small batches follow in order until the sample is found that it failed for.
         behind = excess > 0 and size == self.settings.fresh
         limit = excess + size if behind else 2 * size
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
-        drawn = draw(waiting, size, self.progress.ledger, behind=behind)
-        if behind:
-            log.warning("cohort %s: %d samples behind", self.cohort.name, excess)
-        return drawn
+        drawn = draw(waiting, size - len(held), self.progress.ledger, behind=behind)
+        return drawn._replace(chosen=held + drawn.chosen)
+
+    def _hold(self, drawn: Draw, since: float) -> None:
+        """Keep samples until there is a full batch: what others may not give is no reason for small steps."""
+        self._pass_on(drawn)
+        self.progress.held, self.progress.held_since = list(drawn.chosen), since
+        self._commit(drawn.cursor)
 
     def _learn(self, drawn: Draw) -> None:
         samples = self.store.samples(drawn.chosen)
         if self._attempts.exhausted(self.settings.fresh):
             self._count("worker.abandoned_samples", len(samples))
             self._size.reset()
-            self._commit(drawn.cursor)
+            self._done(drawn)
             return
         begin = time.perf_counter()
         try:
@@ -198,15 +210,20 @@ class CohortWorker:
             self._recover(error)
             self._size.failed()
             if len(samples) <= 1:
-                self._pass_over(drawn.cursor)
+                self._pass_over(drawn)
             return
         self._failures = 0
         self._size.succeeded()
+        self._done(drawn, update)
+
+    def _done(self, drawn: Draw, update: PublishedUpdate | None = None) -> None:
+        self.progress.held = list(drawn.held)
         self._commit(drawn.cursor, update)
 
     def _pass_on(self, drawn: Draw) -> None:
         """Do what is to be done with samples that are not learned from now."""
         if drawn.replay:
+            log.info("cohort %s: %d samples are replayed later", self.cohort.name, len(drawn.replay))
             self.learner.skip(drawn.replay)
         self._count("worker.skipped_samples", len(drawn.replay))
         self._count("worker.left_out_samples", len(drawn.left_out))
@@ -216,22 +233,16 @@ class CohortWorker:
 
     def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
         """Remember what devices send, and whether the foundation model agrees with them."""
-        before = self.progress.ledger.quarantined()
-        self.progress.ledger.observe(
-            [sample.device for sample in samples],
-            input_statistics(batch.inputs(self._models[0].preprocessing)),
-            labels == [sample.label for sample in samples],
-        )
-        now = self.progress.ledger.quarantined()
-        for name in sorted(set(now) ^ set(before)):
-            told = "is unlike all others and quarantined" if name in now else "is like the others again"
-            log.warning("cohort %s: device %s %s", self.cohort.name, name, told)
+        rows = input_statistics(batch.inputs(self._models[0].preprocessing))
+        agrees = labels == [sample.label for sample in samples]
+        for told in self.progress.ledger.observe([sample.device for sample in samples], rows, agrees):
+            log.warning("cohort %s: device %s", self.cohort.name, told)
 
-    def _pass_over(self, cursor: int) -> None:
+    def _pass_over(self, drawn: Draw) -> None:
         """Leave out a sample that failed on its own; several in a row are no fault of theirs."""
         self._failures += 1
         self._count("worker.failed_samples", 1)
-        self._commit(cursor)
+        self._done(drawn)
         if self._failures >= FAILURES:
             raise WorkerFailed(
                 f"cohort {self.cohort.name!r}: {FAILURES} samples in a row failed, last with: "
@@ -263,16 +274,10 @@ class CohortWorker:
 
     def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
-        readable, images = [], []
-        for sample in samples:
-            try:
-                images.append(read_image(sample.image, self._pixels))
-            except ImageError as error:
-                log.warning("cohort %s: sample %s cannot be read: %s", self.cohort.name, sample.id, error)
-                self._count("worker.unreadable_samples", 1)
-            else:
-                readable.append(sample)
-        return readable, Batch(images)
+        images = [recalled_image(sample.image, self._pixels) for sample in samples]
+        readable = [sample for sample, image in zip(samples, images, strict=True) if image is not None]
+        self._count("worker.unreadable_samples", len(samples) - len(readable))
+        return readable, Batch([image for image in images if image is not None])
 
     def _replay(self) -> bool:
         if self._attempts.exhausted():

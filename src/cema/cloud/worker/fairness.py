@@ -140,7 +140,7 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         devices: Sequence[str],
         rows: npt.NDArray[np.float32],
         agrees: npt.NDArray[np.bool_],
-    ) -> None:
+    ) -> list[str]:
         """Take in samples by device, and decide anew who is quarantined.
 
         Parameters
@@ -151,13 +151,23 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             Statistics of their images.
         agrees : ndarray of bool (N,)
             Whether device and foundation model chose the same label.
+
+        Returns
+        -------
+        list of str
+            Whose case has changed, and how, for the log.
         """
+        before = set(self.quarantined())
         for device, row, same in zip(devices, rows, agrees, strict=True):
             self.devices.setdefault(device, DeviceRecord()).observe(row, bool(same))
         known = {name: r for name, r in self.devices.items() if r.seen >= KNOWN and r.mean}
         for name, record in known.items():
             others = [r for other, r in known.items() if other != name and not r.quarantined]
             record.quarantined = _apart(record, others)
+        now = set(self.quarantined())
+        return [f"{name} is unlike all others and quarantined" for name in sorted(now - before)] + [
+            f"{name} is like the others again" for name in sorted(before - now)
+        ]
 
     def quarantined(self) -> list[str]:
         """Return the names of the devices that are quarantined."""
@@ -196,6 +206,8 @@ class Draw(NamedTuple):
         Of those of watched devices that are looked at, to see whether they are like the others.
     cursor : int
         The last of them all.
+    held : list of int
+        Of those that were chosen before and are still not enough, or too many, for a batch.
     """
 
     chosen: list[int]
@@ -203,6 +215,7 @@ class Draw(NamedTuple):
     left_out: list[int]
     watched: list[int]
     cursor: int
+    held: Sequence[int] = ()
 
 
 def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool) -> Draw:

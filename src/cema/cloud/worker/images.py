@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +12,8 @@ from cema.formats.image import decode_image
 from cema.ondevice.preprocess import Preprocessing, resize_image
 
 __all__ = ["most_pixels", "read_image", "recalled_image"]
+
+log = logging.getLogger(__name__)
 
 # A batch of a hundred images of a million pixels takes 300 MB.
 LEAST_KEPT = 1_000_000
@@ -62,5 +66,6 @@ def recalled_image(data: bytes | None, most: int) -> npt.NDArray[np.uint8] | Non
     """Return an image as `read_image`, or None where it is gone or cannot be read."""
     try:
         return None if data is None else read_image(data, most)
-    except ImageError:
+    except ImageError as error:
+        log.warning("a stored sample cannot be read: %s", error)
         return None
