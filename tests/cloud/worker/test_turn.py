@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from worker_cloud import Cloud, drain
 
-from cema.cloud.worker.cohort import CohortWorker, WorkerFailed
+from cema.cloud.worker.attempts import WorkerFailed
+from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.rounds import open_cohort, run
 from cema.cloud.worker.turn import FIRST_DELAY, Turn
 from cema.errors import StoreError, StoreFull, StoreUnavailable

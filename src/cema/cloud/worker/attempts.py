@@ -1,12 +1,13 @@
-"""First steps that a process did not survive, counted in the store so that the next process knows."""
+"""Steps that fail: those that a process did not survive are counted in the store, so that the next process knows."""
 
 from __future__ import annotations
 
 import logging
 
 from cema.cloud.store.base import Store
+from cema.errors import StoreError
 
-__all__ = ["ATTEMPTS", "PATIENCE", "Attempts"]
+__all__ = ["ATTEMPTS", "PATIENCE", "Attempts", "WorkerFailed"]
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +15,10 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5
 # Processes that may die of a step for whatever reason, and the next one does the very same step again.
 PATIENCE = 2
+
+
+class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
+    """Several samples in a row could not be learned from: the fault is not in them."""
 
 
 class Attempts:

@@ -17,19 +17,18 @@ from cema.adapt.base import Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
-from cema.cloud.worker.attempts import Attempts
+from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import most_pixels, recalled_image
 from cema.cloud.worker.publisher import Publisher
-from cema.errors import StoreError
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import input_statistics
 
-__all__ = ["CohortWorker", "WorkerFailed"]
+__all__ = ["CohortWorker"]
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +36,6 @@ log = logging.getLogger(__name__)
 FAILURES = 3
 # Candidates in a row that were rejected, after which the adaptation is reset to the source models.
 MOST_REJECTED = 16
-
-
-class WorkerFailed(StoreError):  # noqa: N818 - a state, not a fault of a call
-    """Several samples in a row could not be learned from: the fault is not in them."""
 
 
 class CohortWorker:
@@ -182,8 +177,7 @@ class CohortWorker:
         behind = excess > 0 and size == self.settings.fresh
         limit = excess + size if behind else 2 * size
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
-        drawn = draw(waiting, size - len(held), self.progress.ledger, behind=behind)
-        return drawn._replace(chosen=held + drawn.chosen)
+        return draw(waiting, size - len(held), self.progress.ledger, behind=behind).after(held)
 
     def _hold(self, drawn: Draw, since: float) -> None:
         """Keep samples until there is a full batch: what others may not give is no reason for small steps."""

@@ -217,6 +217,10 @@ class Draw(NamedTuple):
     cursor: int
     held: Sequence[int] = ()
 
+    def after(self, held: Sequence[int]) -> Draw:
+        """Return the same with these samples before the chosen ones."""
+        return self._replace(chosen=[*held, *self.chosen])
+
 
 def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool) -> Draw:
     """Choose a batch from the samples that wait.
