@@ -29,6 +29,7 @@ class Guarded:
         self.connections = Connections(4, header_seconds=0.5, request_seconds=2.0)
         engine = StillEngine(CloudConfig.load(write_config(folder)))
         self.url = stack.enter_context(serving(engine, http=guarded_protocol(self.connections)))
+        self.engine = engine
         self.token = engine.devices.add("cam", cohort="north")
         self.other = engine.devices.add("other", cohort="north")
         self._stack = stack
@@ -144,6 +145,35 @@ def test_trickling_uploads_of_one_device_leave_places_for_others(
         headers = {**auth(server.other), "Content-Type": CONTENT_TYPE}
         response = httpx2.post(f"{server.url}/v1/cohorts/north/samples", content=frame, headers=headers)
         assert response.status_code == 200
+
+
+def slow_senders(server: Guarded, count: int, length: int) -> list[socket.socket]:
+    """Begin an upload of each of so many devices; of each body only one byte comes."""
+    server.connections.most, server.connections.seconds["request"] = 100, 60.0
+    tokens = [server.engine.devices.add(f"slow-{i}", cohort="north") for i in range(count)]
+    senders = [server.connect(server.upload_head(token, length) + b"x") for token in tokens]
+    eventually(lambda: len(server.connections) == count and not server.connections._waiting)
+    return senders
+
+
+def upload(server: Guarded) -> int:
+    headers = {**auth(server.token), "Content-Type": CONTENT_TYPE}
+    frame = encode_samples(make_samples(1))
+    return httpx2.post(f"{server.url}/v1/cohorts/north/samples", content=frame, headers=headers).status_code
+
+
+def test_small_bodies_of_many_slow_devices_keep_nobody_out(server: Guarded) -> None:
+    slow_senders(server, service.UPLOADS_AT_ONCE + 8, 1000)
+    assert [upload(server) for _ in range(3)] == [200] * 3
+
+
+def test_large_bodies_of_slow_devices_are_bounded(server: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 2)
+    senders = slow_senders(server, 2, server.engine.config.limits.body_bytes)
+    assert upload(server) == 503
+    for sender in senders:
+        sender.close()
+    eventually(lambda: upload(server) == 200)
 
 
 def test_a_body_that_hardly_comes_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +185,7 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", SAMPLES, content=never())
     with monkeypatch.context() as patch:
-        patch.setattr(api.app.state.service, "_uploads", Counter(others=UPLOADS_AT_ONCE))
+        patch.setattr(api.app.state.service, "_storing", UPLOADS_AT_ONCE)
         api("POST", SAMPLES, content=b"")
 
 

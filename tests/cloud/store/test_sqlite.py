@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cema.cloud.store.base import Store
 from cema.cloud.store.sqlite import SqliteStore
+from cema.cloud.store.sqlite_database import READERS
 from cema.errors import StoreError, StoreFull, StoreUnavailable
 from cema.testing.store_case import MANY, put
 from cema.testing.store_data import numbered_sample, numbered_update
@@ -45,6 +46,32 @@ def test_every_commit_is_flushed_to_disk(store: SqliteStore) -> None:
     with store.database.write() as connection:
         assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
         assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_many_readers_at_one_moment_leave_few_file_handles_behind(store: SqliteStore) -> None:
+    group = threading.Barrier(READERS, timeout=20)  # so many read at one time
+    before = handles_of(store)
+
+    def read() -> None:
+        with store.database.read() as connection:
+            connection.execute("SELECT count(*) FROM samples").fetchone()
+            group.wait()
+
+    for _ in range(2):
+        threads = [threading.Thread(target=read) for _ in range(5 * READERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not group.broken
+    # The file and its log, for each connection.
+    assert before < handles_of(store) <= before + 2 * READERS
+
+
+def handles_of(store: SqliteStore) -> int:
+    """Count the file handles that this process has on the store's files."""
+    found = map(os.path.realpath, Path("/proc/self/fd").iterdir())
+    return sum(path.startswith(str(store.database.path.resolve())) for path in found)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

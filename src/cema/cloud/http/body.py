@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from cema.cloud.http.errors import ApiError
 
-__all__ = ["read_body"]
+__all__ = ["announced_bytes", "read_body"]
 
 # What is still read of a body that is too large, so that its sender gets to see the answer, and for how long.
 DRAIN_BYTES = 64 * 2**20
@@ -17,6 +17,12 @@ BODY_SECONDS = 300.0
 # Before that, a body must have begun to come, and come at this rate: the slowest modem is faster.
 FIRST_SECONDS = 20.0
 LEAST_RATE = 512
+
+
+def announced_bytes(request: Request) -> int | None:
+    """Return how many bytes a request's body has by its header, or None where it does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -28,8 +34,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         413 when the body is larger; 408 when it does not arrive; 400 when its sender has gone; 503 when the
         server ends first.
     """
-    declared = request.headers.get("content-length", "")
-    announced = int(declared) if declared.isdecimal() else 0
+    announced = announced_bytes(request) or 0
     try:
         async with asyncio.timeout(FIRST_SECONDS) as deadline:
             body, total = await _read(request, limit, announced, deadline)

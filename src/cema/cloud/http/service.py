@@ -18,7 +18,8 @@ from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
 
-# Uploads read or stored at one time: bounds memory at so many bodies.
+# Uploads stored at one time, and the memory for those that arrive: so many bodies of the largest size. A small body on
+# a slow connection takes little of it, so that many slow devices do not keep the others out.
 UPLOADS_AT_ONCE = 32
 # Those of one device among them: an agent sends one at a time, and nobody may take all places.
 UPLOADS_OF_ONE = 4
@@ -42,22 +43,44 @@ class Service:
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
         self.rate = RateLimit(self.limits.device_samples)
         self._uploads: Counter[str] = Counter()
+        self._receiving = self._storing = 0  # bytes of bodies, and uploads
 
     @contextmanager
-    def one_upload(self, device: str) -> Iterator[None]:
-        """Take one of the places for uploads, on the event loop; 503 when there is none, or not for this device."""
+    def receiving(self, device: str, announced: int | None) -> Iterator[None]:
+        """Take a place of this device and the memory of one body, on the event loop; 503 where there is none.
+
+        Parameters
+        ----------
+        device
+            Who sends.
+        announced
+            Bytes of the body; None when they are not known before they come.
+        """
+        limit = self.limits.body_bytes
+        size = limit if announced is None else min(announced, limit)
         if self._uploads[device] >= UPLOADS_OF_ONE:
-            raise self.later(
-                "busy", f"{UPLOADS_OF_ONE} uploads of {device!r} are being stored at this moment"
-            )
-        if self._uploads.total() >= UPLOADS_AT_ONCE:
-            raise self.later("busy", f"{UPLOADS_AT_ONCE} uploads are being stored at this moment")
+            raise self.later("busy", f"{UPLOADS_OF_ONE} uploads of {device!r} have not ended at this moment")
+        if self._receiving + size > UPLOADS_AT_ONCE * limit:
+            raise self.later("busy", f"{self._receiving} bytes of uploads are arriving at this moment")
         self._uploads[device] += 1
+        self._receiving += size
         try:
             yield
         finally:
+            self._receiving -= size
             self._uploads[device] -= 1
             self._uploads += Counter()  # devices without any are dropped
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Take one of the places for uploads that have arrived, on the event loop; 503 when there is none."""
+        if self._storing >= UPLOADS_AT_ONCE:
+            raise self.later("busy", f"{UPLOADS_AT_ONCE} uploads are being stored at this moment")
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
 
     def later(
         self,

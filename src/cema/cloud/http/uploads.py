@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from cema._util.names import shortened
 from cema.cloud.config import LimitsConfig
 from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
-from cema.cloud.http.body import read_body
+from cema.cloud.http.body import announced_bytes, read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
@@ -82,9 +82,10 @@ async def upload_samples(
 ) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
     _check_media_type(request)
-    with service.one_upload(device.name):
+    with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
-        verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
+        with service.storing():
+            verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
     content = [{"id": v.id, "verdict": v.verdict, "reason": v.reason} for v in verdicts]
     return JSONResponse({"verdicts": content}, headers=NO_STORE)
 

@@ -20,10 +20,13 @@ from pathlib import Path
 from cema._util.files import sync_folder, unfinished
 from cema.errors import StoreError, StoreFull, StoreUnavailable
 
-__all__ = ["PAGE", "Database", "bump"]
+__all__ = ["PAGE", "READERS", "Database", "bump"]
 
 PAGE = 4096
 BUSY_SECONDS = 30.0
+# Readers at one moment; more wait, for milliseconds. Each has a connection with a page cache, and file handles that
+# SQLite keeps for as long as any connection of the process is open: one busy moment would leave all of them behind.
+READERS = 8
 WAL_BYTES = 16 * 2**20
 # Below this a database could not hold its own tables and indexes, let alone a batch of samples.
 SMALLEST = 256 * 1024
@@ -67,7 +70,7 @@ CREATE TABLE devices (
 
 
 class Database:
-    """One SQLite file with one writer at a time and any number of readers.
+    """One SQLite file with one writer and `READERS` readers at a time.
 
     Parameters
     ----------
@@ -91,6 +94,7 @@ class Database:
         self.path = path
         self.max_bytes = max_bytes
         self._writing = threading.Lock()
+        self._reading = threading.BoundedSemaphore(READERS)
         self._pool = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -178,6 +182,8 @@ class Database:
     def read(self) -> Iterator[sqlite3.Connection]:
         """Run the block on one consistent snapshot; it never waits for a writer.
 
+        No block may hold another one inside: at most `READERS` run at one time, and the others wait for them.
+
         Raises
         ------
         StoreUnavailable
@@ -185,7 +191,7 @@ class Database:
         StoreError
             SQLite failed in any other way.
         """
-        with self._own_errors(), self._snapshot() as connection:
+        with self._own_errors(), self._reading, self._snapshot() as connection:
             yield connection
 
     @contextmanager
