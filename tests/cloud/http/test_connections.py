@@ -151,9 +151,7 @@ def slow_senders(server: Guarded, count: int, length: int) -> list[socket.socket
     """Begin an upload of each of so many devices; of each body only one byte comes."""
     server.connections.most, server.connections.seconds["request"] = 100, 60.0
     tokens = [server.engine.devices.add(f"slow-{i}", cohort="north") for i in range(count)]
-    senders = [server.connect(server.upload_head(token, length) + b"x") for token in tokens]
-    eventually(lambda: len(server.connections) == count and not server.connections._waiting)
-    return senders
+    return [server.connect(server.upload_head(token, length) + b"x") for token in tokens]
 
 
 def upload(server: Guarded) -> int:
@@ -163,13 +161,17 @@ def upload(server: Guarded) -> int:
 
 
 def test_small_bodies_of_many_slow_devices_keep_nobody_out(server: Guarded) -> None:
-    slow_senders(server, service.UPLOADS_AT_ONCE + 8, 1000)
+    slow = slow_senders(server, service.UPLOADS_AT_ONCE + 8, 1000)
+    eventually(lambda: len(server.connections) == len(slow) and not server.connections._waiting)
     assert [upload(server) for _ in range(3)] == [200] * 3
 
 
 def test_large_bodies_of_slow_devices_are_bounded(server: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 2)
-    senders = slow_senders(server, 2, server.engine.config.limits.body_bytes)
+    senders = slow_senders(server, 3, server.engine.config.limits.body_bytes)
+    # Whichever of them comes last.
+    refused = select.select(senders, [], [], 20)[0]
+    assert [sender.recv(4096)[:12] for sender in refused] == [b"HTTP/1.1 503"]
     assert upload(server) == 503
     for sender in senders:
         sender.close()
