@@ -31,7 +31,7 @@ def drip(connection: socket.socket, begin: bytes, again: bytes, ended: threading
     with closing(connection), suppress(OSError):
         connection.recv(65_536)
         connection.sendall(begin)
-        for _ in range(250):  # five seconds: without a limit of the device's own the test fails rather than hangs
+        for _ in range(250):  # five seconds: without a limit of the device's own the test fails, and ends
             if ended.wait(0.02):
                 break
             connection.sendall(again)
