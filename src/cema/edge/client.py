@@ -8,8 +8,9 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -26,6 +27,8 @@ __all__ = ["CloudClient", "Reply"]
 logger = logging.getLogger(__name__)
 
 _MAX_ERROR_BYTES = 64 << 10
+# Bytes a second at which a request must be taken; the cloud itself ends uploads that are slower.
+_LEAST_RATE = 512
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class CloudClient:
         Returns the device's token; asked before every request, so that a token file may be replaced at any
         time.
     timeout : float
-        Seconds that connecting, one write or one read may take; a whole reply may take ten times that.
+        Seconds that connecting, one write or one read may take; a whole answer may take ten times that.
     clock : Clock
 
     Raises
@@ -126,13 +129,17 @@ class CloudClient:
         """End the connections, those in use included: their threads see an error at once."""
         with self._lock:
             self._closed = True
-            sockets = list(self._sockets)
-        for each in sockets:
-            _shut(each)
+        self._shut_all()
 
     def release(self) -> None:
         """Free the client, once no thread uses it."""
         self._client.close()
+
+    def _shut_all(self) -> None:
+        with self._lock:
+            sockets = list(self._sockets)
+        for each in sockets:
+            _shut(each)
 
     def _request(
         self,
@@ -153,13 +160,16 @@ class CloudClient:
         }
         url = f"{self._url}{self._prefix}{path}"
         try:
-            with self._client.stream(
-                method,
-                url,
-                headers=all_headers,
-                content=content,
-                extensions={"trace": self._trace},
-            ) as response:
+            with (
+                self._limited(f"{method} {url}", len(content or b"")) as sent,
+                self._client.stream(
+                    method,
+                    url,
+                    headers=all_headers,
+                    content=content,
+                    extensions={"trace": partial(self._trace, sent)},
+                ) as response,
+            ):
                 good = response.status_code == 200
                 body = self._read(response, max_bytes) if good else self._read_error(response)
                 return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
@@ -167,18 +177,35 @@ class CloudClient:
             what = str(error) or type(error).__name__
             raise LinkError(f"{method} {url}: {what}; is the cloud running and reachable?") from error
 
+    @contextlib.contextmanager
+    def _limited(self, request: str, size: int) -> Iterator[Callable[[], None]]:
+        """End a request that takes too long as a whole; yields what to call once all of it was sent.
+
+        The library's own limits are for one read or write: headers, and answers before the answer, that come a byte at
+        a time would hold their thread for ever. Another request that is under way ends too, and is made again.
+        """
+        answer = 10 * self._timeout
+        deadline = _Deadline(self._shut_all)
+        deadline.set(answer + size / _LEAST_RATE)
+        try:
+            yield lambda: deadline.set(answer)
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            if not deadline.expired:
+                raise
+            raise LinkError(
+                f"{request}: the answer took over {answer:g} s, or the request was taken at less than "
+                f"{_LEAST_RATE} bytes a second; giving up"
+            ) from error
+        finally:
+            deadline.cancel()
+
     def _read(self, response: httpx2.Response, limit: int) -> bytes:
-        deadline = self._clock.monotonic() + 10 * self._timeout
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > limit:
                 del body[limit + 1 :]
                 break
-            if self._clock.monotonic() > deadline:
-                raise LinkError(
-                    f"{response.request.url}: the reply took over {10 * self._timeout:g} s; giving up"
-                )
         return bytes(body)
 
     def _read_error(self, response: httpx2.Response) -> bytes:
@@ -192,7 +219,9 @@ class CloudClient:
                     break
         return bytes(body)
 
-    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+    def _trace(self, sent: Callable[[], None], event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(".send_request_body.complete"):
+            sent()
         stream = info.get("return_value")
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")) and stream is not None:
             found = stream.get_extra_info("socket")
@@ -221,6 +250,29 @@ class CloudClient:
             retry_after=parse_retry_after(reply.headers.get("retry-after"), self._clock.now()),
             soon=300 <= reply.status < 400 or reply.status == 511,
         )
+
+
+class _Deadline:
+    """A moment at which something is done, unless it is set again or cancelled before."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+        self._timer: threading.Timer | None = None
+        self.expired = False
+
+    def set(self, seconds: float) -> None:
+        self.cancel()
+        self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._do()
 
 
 def _tls(*, needed: bool) -> ssl.SSLContext:
