@@ -5,8 +5,8 @@ own: selection, guard, store, worker, gate, updates. Time is simulated: in each 
 images, the hostile one sends its own, and the worker does as many things as it can on a small machine (four).
 
 Printed is the accuracy of the honest devices, in percent: of the source model, in the last eight seconds before the
-attack, and the worst of any eight seconds during and after it (some 600 predictions, a standard error below one point). REFUSED: at no time more than two
-points below the source model, and after it not more than two below before.
+attack, and the worst of any eight seconds during and after it (576 predictions: a standard error below one point).
+REFUSED: at no time more than two points below the source model, and after it not more than two below before.
 
     python attacks/poisoned_stream.py            (all streams, some minutes)
     python attacks/poisoned_stream.py inverted --seconds 12
@@ -151,7 +151,9 @@ class Cohort:
         for device in self.devices:
             chosen = self.rng.integers(0, len(self.labels), IMAGES_A_SECOND)
             # No two images are the same, as of a camera: the store keeps each once.
-            images = self.images[chosen].astype(np.int16) + self.rng.integers(-3, 4, self.images[chosen].shape)
+            images = self.images[chosen].astype(np.int16) + self.rng.integers(
+                -3, 4, self.images[chosen].shape
+            )
             images = images.clip(0, 255).astype(np.uint8)
             inputs = self.edge.preprocessing(images)
             self.put(device.see(images, inputs, self.labels[chosen], self.version), device.name)
