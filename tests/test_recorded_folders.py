@@ -87,7 +87,8 @@ def test_a_learner_continues_exactly_where_its_checkpoint_was_taken(recorded: Pa
     np.testing.assert_allclose(learner.edge_logits(IMAGES), expected["edge_logits"], **CLOSE)
     # The same samples are drawn next, and the same is learned from them.
     continued = EXPECTED["cloud"]["continued"]
-    seqs, batch = worker._readable(store.fresh("north", after=worker.cursor, limit=3))
+    samples, batch = worker._readable(store.fresh("north", after=worker.cursor, limit=3))
+    seqs = [sample.seq for sample in samples]
     assert seqs == continued["learned_seqs"]
     for report, known in (
         (learner.replay(), continued["replay_step"]),
