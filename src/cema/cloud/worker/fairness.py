@@ -160,10 +160,7 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         before = set(self.quarantined())
         for device, row, same in zip(devices, rows, agrees, strict=True):
             self.devices.setdefault(device, DeviceRecord()).observe(row, bool(same))
-        known = {name: r for name, r in self.devices.items() if r.seen >= KNOWN and r.mean}
-        for name, record in known.items():
-            others = [r for other, r in known.items() if other != name and not r.quarantined]
-            record.quarantined = _apart(record, others)
+        _judge([r for r in self.devices.values() if r.seen >= KNOWN and r.mean])
         now = set(self.quarantined())
         return [f"{name} is unlike all others and quarantined" for name in sorted(now - before)] + [
             f"{name} is like the others again" for name in sorted(before - now)
@@ -174,21 +171,35 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return sorted(name for name, record in self.devices.items() if record.quarantined)
 
 
-def _apart(record: DeviceRecord, others: Sequence[DeviceRecord]) -> bool:
-    """Tell whether a device is unlike the others, which are like each other."""
-    if len(others) < OTHERS:
-        return record.quarantined and bool(others)
-    means = np.array([r.mean for r in others])
-    squares = np.array([r.square for r in others])
+def _judge(records: Sequence[DeviceRecord]) -> None:
+    """Decide of each known device whether it is quarantined; one that is counts for none of the others."""
+    means, squares = np.array([r.mean for r in records]), np.array([r.square for r in records])
+    agreed = np.array([r.agreed for r in records])
+    free = np.array([not r.quarantined for r in records], dtype=bool)
+    for i, record in enumerate(records):
+        others = free.copy()
+        others[i] = False
+        record.quarantined = _apart(record, means[others], squares[others], agreed[others])
+        free[i] = not record.quarantined
+
+
+def _apart(
+    record: DeviceRecord,
+    means: npt.NDArray[np.float64],
+    squares: npt.NDArray[np.float64],
+    agreed: npt.NDArray[np.float64],
+) -> bool:
+    """Tell whether a device is unlike the others, which are like each other; (D, F), (D, F) and (D,) of the others."""
+    if len(means) < OTHERS:
+        return record.quarantined and bool(len(means))
     deviation = np.sqrt(np.maximum(np.median(squares - means**2, axis=0), 1e-6))
     centre = np.median(means, axis=0)
     limit = APART / 2 if record.quarantined else APART
     distances = np.abs(means - centre) / deviation
     alike = np.median(distances.max(axis=1)) <= APART / 2
-    agreed = float(np.median([r.agreed for r in others]))
     slack = DISAGREES / 2 if record.quarantined else DISAGREES
     strange = float((np.abs(np.array(record.mean) - centre) / deviation).max()) > limit
-    return bool(alike and (strange or record.agreed < agreed - slack))
+    return bool(alike and (strange or record.agreed < np.median(agreed) - slack))
 
 
 class Draw(NamedTuple):
@@ -268,10 +279,13 @@ def _to_replay(
     watched = {name for name in {w.device for w in rest} if ledger.watched(name)}
     total = Counter(w.device for w in (*rest, *chosen) if w.device not in watched)
     given = Counter(w.device for w in chosen)
+    most = {
+        name: max((count for other, count in total.items() if other != name), default=math.inf)
+        for name in {w.device for w in rest}
+    }
     replay, left_out = [], []
     for w in rest:
-        most = max((count for name, count in total.items() if name != w.device), default=math.inf)
-        if w.device in watched or (given[w.device] >= most and len(ledger.devices) > 1):
+        if w.device in watched or (given[w.device] >= most[w.device] and len(ledger.devices) > 1):
             left_out.append(w.seq)
         else:
             given[w.device] += 1
