@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from cloud_client import LIMITS, SOUTH
 from cloud_support import StillEngine, make_samples, samples_of, write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,20 +29,6 @@ from cema.cloud.http.service import UPLOADS_AT_ONCE
 from cema.cloud.store.base import PublishedUpdate
 from cema.formats.sample import CONTENT_TYPE, encode_samples
 
-LIMITS = """
-[limits]
-store_bytes = 4194304
-body_bytes = 100000
-batch_samples = 8
-backlog_samples = 20
-"""
-SOUTH = """
-[[cohort]]
-name = "south"
-bundle = "bundle"
-model = "cloud_tiny_models:edge"
-foundation = "cloud_tiny_models:foundation"
-"""
 PAYLOAD = b"a payload"
 DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
 ENVELOPE = {
