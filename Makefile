@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check clean
+.PHONY: help demo test bench check clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,9 @@ demo: $(INSTALLED) ## one cloud and two edges on this machine, on a stream that 
 # loads torch, hence not more than four.
 test: $(INSTALLED) ## the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+bench: $(INSTALLED) ## how fast it is, beside the code from before and the goals; OUT=DIR writes bench.json there
+	$(VENV)/bin/python benchmarks/speed/bench.py $(if $(OUT),--out "$(OUT)")
 
 check: $(INSTALLED) ## lint, format and types: what every change passes before it is committed
 	PATH="$(abspath $(VENV))/bin:$$PATH" scripts/check
