@@ -67,6 +67,17 @@ class Program:
     before: bool = True
 
 
-PROGRAMS: tuple[Program, ...] = ()
+PROGRAMS: tuple[Program, ...] = (
+    Program("step-digits", "measure_step.py", ("digits",)),
+    Program("step-vit", "measure_step.py", ("vit",)),
+    Program("step-resnet", "measure_step.py", ("resnet",)),
+    Program("step-lite", "measure_step.py", ("lite",)),
+)
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row("step.resnet", "service step with its gate, ResNet-20/56: speed over the textbook's", 2.2, "least"),
+    Row("step.digits", "service step, digits CNN: speed over the textbook's", 2.0, "least"),
+    Row("step.vit", "service step, digits Transformer: speed over the textbook's", 2.0, "least"),
+    Row("step.lite", "service step, EfficientNet-Lite0/Lite2: speed over the textbook's", 1.5, "least"),
+    Row("step.lite.memory", "peak memory of that step", 4.0, "most", "GB"),
+)

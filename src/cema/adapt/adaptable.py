@@ -85,6 +85,10 @@ class AdaptableModel:
         """Return logits (N, classes), float32, in whatever mode the layers are."""
         self.forwards += len(inputs)
         self.backwards += len(inputs) * torch.is_grad_enabled()
+        return self.network(inputs)
+
+    def network(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits as `run` does, and count no pass."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             # A copy, because a forward may change its input in place, and several passes may share it.
             logits: torch.Tensor = self.module(inputs.clone())

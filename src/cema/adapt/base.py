@@ -45,6 +45,9 @@ class StepReport:
         Samples passed through any network: forward, and those of them that were passed backward.
     losses : mapping of str to float
         By name, before the step; what the algorithm calls them.
+    labels : ndarray of int64, optional
+        The foundation model's labels of the new samples, shape (fresh,), where the step made them; None leaves it to
+        the worker to ask for its logits.
     """
 
     step: int = 0
@@ -55,6 +58,7 @@ class StepReport:
     forwards: int = 0
     backwards: int = 0
     losses: Mapping[str, float] = field(default_factory=dict)
+    labels: npt.NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 class Learner(Protocol[T_contra]):

@@ -107,6 +107,13 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         What learns: ``cema``, ``package.module:Class`` or ``path/to/file.py:Class`` (`cema.adapt.base.Learner`).
     options : dict
         Settings of an algorithm of one's own; ``cema`` has none.
+    refreshed : int
+        Replayed samples of a step for which the foundation model's answer is made again; the others are taught with the
+        answer from before. With ``fresh + replayed`` or more, every answer is made again in every step, as in the
+        published code.
+    activations_mb : int
+        Memory, in MiB, for what one model keeps between a forward and its backward pass; more images than fit into it
+        are passed in pieces. ``statistics = "step"`` passes everything at once.
     checkpoint : bool
         Recompute activations of repeated blocks in the backward pass: less memory, about a third more time.
     """
@@ -131,15 +138,25 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     replay_scope: Literal["since_change", "all"] = "since_change"
     statistics_momentum: float = 0.1
     chunk: int = 32
+    refreshed: int = 16
+    activations_mb: int = 1536
     checkpoint: bool = False
     algorithm: str = "cema"
     options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("fresh", "replay_from", "window", "chunk"):
+        for name in ("fresh", "replay_from", "window", "chunk", "activations_mb"):
             require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
-        for name in ("replayed", "capacity", "edge_lr", "foundation_lr", "e_max", "change_limit"):
+        for name in (
+            "replayed",
+            "capacity",
+            "edge_lr",
+            "foundation_lr",
+            "e_max",
+            "change_limit",
+            "refreshed",
+        ):
             require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         for name in ("kl", "ce", "entropy"):
             value = getattr(self, name)

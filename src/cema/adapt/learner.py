@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from cema.adapt import checkpoint
 from cema.adapt.base import StepReport
@@ -17,6 +18,7 @@ from cema.adapt.checkpoint import State
 from cema.adapt.config import AdaptConfig
 from cema.adapt.replay import ReplayBuffer
 from cema.adapt.steps import DistillationStep, FoundationStep
+from cema.adapt.taught import Replayed, TaughtReplay
 from cema.adapt.trainable import TrainableModel
 from cema.errors import FormatError, ModelError
 from cema.models.norm_state import folded_norm_state
@@ -85,9 +87,10 @@ class CemaLearner(Generic[T]):
         _check_pair(edge, foundation)
         self._sources = (edge, foundation)
         self._placement: dict[str, Any] = {"device": device, "dtype": dtype}
-        self._recall = recall
         self._seed = seed
         self.replay_buffer: ReplayBuffer[T] = ReplayBuffer(self.config.capacity)
+        self._recall = recall
+        self._taught = TaughtReplay(self.replay_buffer, edge.classes, recall, self.config.refreshed)
         self._since_change = 0
         self._begin()
 
@@ -98,7 +101,7 @@ class CemaLearner(Generic[T]):
         self.edge = TrainableModel(edge, config, config.edge_lr, **self._placement)
         self.foundation = TrainableModel(foundation, config, config.foundation_lr, **self._placement)
         self.foundation_step = FoundationStep(self.foundation, config)
-        self.distillation_step = DistillationStep(self.edge, self.foundation, config)
+        self.distillation_step = DistillationStep(self.edge, config)
         self.changes = ChangeDetector(window=config.window, limit=config.change_limit, batch=config.fresh)
         self.counters = {"steps": 0, "fresh": 0, "replayed": 0, "dropped": 0, "skipped": 0}
         self._rng = np.random.default_rng(self._seed)
@@ -120,7 +123,10 @@ class CemaLearner(Generic[T]):
         return self._since_change
 
     def learn(self, items: Sequence[T], batch: Batch | None = None) -> StepReport:
-        """Make one step: statistics, foundation step and distillation step, in this order.
+        """Make one step: the foundation model learns from the new uploads, then the edge model from it.
+
+        Each model's running statistics follow the new uploads in the pass in which it learns from them. What the
+        foundation model answers in that pass is what the edge model is taught for them.
 
         Parameters
         ----------
@@ -152,28 +158,39 @@ class CemaLearner(Generic[T]):
         self._reported = self._passes()
         # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
         share = min(1.0, len(images) / self.config.fresh)
-        self._follow(images)
-        replayed, dropped = self._draw(round(self.config.replayed * share))
-        foundation = self.foundation_step(images, share)
-        edge = self.distillation_step(Batch.joined(images, replayed), share)
-        self.skip(items)
+        reset = self._watch(images)
+        foundation = self.foundation_step(images, share, reset=reset)
+        answers = self._answers(images, foundation.logits)
+        replayed = self._draw(round(self.config.replayed * share))
+        targets = torch.cat([answers, replayed.targets.to(answers.device)])
+        edge = self.distillation_step(images, replayed.images, targets, share, reset=reset)
+        self._take_in(items, answers)
         return self._report(
             fresh=len(images),
-            replayed=len(replayed),
-            dropped=dropped,
+            replayed=len(replayed.images),
+            dropped=replayed.dropped,
             skipped=foundation.skipped + edge.skipped,
             losses=foundation.losses | edge.losses,
+            labels=answers.argmax(dim=1).cpu().numpy(),
         )
 
-    def _follow(self, images: Batch) -> None:
-        """Move the running statistics to new uploads, and start over where these show another domain."""
+    def _watch(self, images: Batch) -> bool:
+        """Tell whether the window of statistics is to be cleared, because new uploads show another domain."""
         before = self.changes.changes
         reset = self.changes.observe(input_statistics(images.inputs(self.edge.preprocessing)))
         changed = self.changes.changes > before
         for model in (self.foundation, self.edge):
-            model.follow(images, changed=changed, reset=reset)
+            model.enter(changed=changed)
         if changed:
             self._since_change = 0
+        return reset
+
+    def _answers(self, images: Batch, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the edge model is to be taught for new uploads."""
+        if self.config.statistics == "step":
+            # The statistics moved after that pass, and the published code asks once more.
+            return self.foundation.logits(images)
+        return logits
 
     def replay(self) -> StepReport:
         """Make one distillation step on replayed samples only, as many as a full step has.
@@ -184,11 +201,14 @@ class CemaLearner(Generic[T]):
             With ``step == 0`` when fewer than ``config.replay_from`` samples are stored: nothing was learned.
         """
         self._reported = self._passes()
-        images, dropped = self._draw(self.config.fresh + self.config.replayed)
-        if not images:
-            return self._report(dropped=dropped)
-        edge = self.distillation_step(images)
-        return self._report(replayed=len(images), dropped=dropped, skipped=edge.skipped, losses=edge.losses)
+        replayed = self._draw(self.config.fresh + self.config.replayed)
+        if not replayed.images:
+            return self._report(dropped=replayed.dropped)
+        targets = replayed.targets.to(self.edge.device)
+        edge = self.distillation_step(Batch(), replayed.images, targets)
+        return self._report(
+            replayed=len(replayed.images), dropped=replayed.dropped, skipped=edge.skipped, losses=edge.losses
+        )
 
     def start_at(self, images: Sequence[np.ndarray]) -> bool:
         """Let the edge model's running statistics start at those of a batch that a device predicts.
@@ -200,8 +220,7 @@ class CemaLearner(Generic[T]):
 
     def skip(self, items: Sequence[T]) -> None:
         """Put new samples into the replay buffer."""
-        self.replay_buffer.add(items)
-        self._since_change += len(items)
+        self._take_in(items)
 
     def redraw(self) -> None:
         """Make the next replay draw other samples."""
@@ -210,6 +229,7 @@ class CemaLearner(Generic[T]):
     def restart(self) -> None:
         """Begin again at the source models; the replay buffer stays."""
         self._begin()
+        self._taught.targets.clear()
 
     def norm_state(self) -> dict[str, np.ndarray]:
         """Return the edge model's norm state, folded, float32: what an update carries.
@@ -219,7 +239,7 @@ class CemaLearner(Generic[T]):
         FormatError
             When a folded value is not finite.
         """
-        return folded_norm_state(self.edge.module)
+        return folded_norm_state(self.edge.module, self.edge.norm_layers)
 
     def domain(self) -> Domain | None:
         """Return what the inputs look like that the norm state is for; None while too few are known."""
@@ -243,6 +263,7 @@ class CemaLearner(Generic[T]):
         """
         sides = {"edge": self.edge.state(), "foundation": self.foundation.state()}
         inputs, changes = self.changes.state()
+        replay, targets = self._taught.state()
         values = {
             "format": FORMAT,
             "models": {side: state.values for side, state in sides.items()},
@@ -250,9 +271,12 @@ class CemaLearner(Generic[T]):
             "since_change": self._since_change,
             "surroundings": changes,
             "rng": self._rng.bit_generator.state,
-            "replay": self.replay_buffer.state(),
+            "replay": replay,
         }
-        tensors = {f"{side}.{key}": t for side, state in sides.items() for key, t in state.tensors.items()}
+        tensors: dict[str, torch.Tensor] = {
+            f"{side}.{key}": t for side, state in sides.items() for key, t in state.tensors.items()
+        }
+        tensors |= {f"targets.{key}": t for key, t in targets.items()}
         return State(tensors | checkpoint.as_tensors(inputs), values)
 
     def load_state_dict(self, state: State) -> None:
@@ -272,6 +296,8 @@ class CemaLearner(Generic[T]):
         for side, model in models.items():
             shapes = model.expected_shapes(parts[side], side)
             expected |= {f"{side}.{key}": shape for key, shape in shapes.items()}
+        targets = checkpoint.below("targets", tensors)
+        expected |= {f"targets.{key}": shape for key, shape in self._taught.targets.shapes(targets).items()}
         checkpoint.check_tensors(expected, tensors)
         for side, model in models.items():
             model.load(parts[side])
@@ -279,7 +305,7 @@ class CemaLearner(Generic[T]):
         self._rng.bit_generator.state = values["rng"]
         self._since_change = values["since_change"]
         self.changes.load(checkpoint.as_arrays(tensors), values["surroundings"])
-        self.replay_buffer.load(values["replay"])
+        self._taught.load(values["replay"], targets)
 
     def dumps(self) -> bytes:
         """Return `state_dict` as one safetensors file, the JSON part in its metadata."""
@@ -289,18 +315,20 @@ class CemaLearner(Generic[T]):
         """Continue from what `dumps` returned; raises FormatError like `load_state_dict`."""
         self.load_state_dict(checkpoint.decode(data))
 
-    def _draw(self, count: int) -> tuple[Batch, int]:
-        """Return replayed images, and how many items had none any more."""
-        if len(self.replay_buffer) < self.config.replay_from:
-            return Batch(), 0
-        newest = self._since_change if self.config.replay_scope == "since_change" else None
-        drawn = self.replay_buffer.draw(count, self._rng, newest=newest)
-        images = self._recall(drawn)
-        gone = [item for item, image in zip(drawn, images, strict=True) if image is None]
-        self.replay_buffer.discard(gone)
-        return Batch([image for image in images if image is not None]), len(gone)
+    def _take_in(self, items: Sequence[T], answers: torch.Tensor | None = None) -> None:
+        self._taught.add(items, answers)
+        self._since_change += len(items)
 
-    def _report(self, *, losses: dict[str, float] | None = None, **what: int) -> StepReport:
+    def _draw(self, count: int) -> Replayed:
+        """Return replayed images with their targets."""
+        if len(self.replay_buffer) < self.config.replay_from:
+            return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
+        newest = self._since_change if self.config.replay_scope == "since_change" else None
+        return self._taught.draw(count, self._rng, newest=newest, teacher=self.foundation.logits)
+
+    def _report(
+        self, *, losses: dict[str, float] | None = None, labels: np.ndarray | None = None, **what: int
+    ) -> StepReport:
         for name in ("fresh", "replayed", "dropped", "skipped"):
             self.counters[name] += what.get(name, 0)
         learned = what.get("fresh", 0) + what.get("replayed", 0) > 0
@@ -313,6 +341,7 @@ class CemaLearner(Generic[T]):
             forwards=forwards,
             backwards=backwards,
             losses=losses or {},
+            labels=labels,
             **what,
         )
 

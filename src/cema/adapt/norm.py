@@ -26,11 +26,13 @@ from cema.models.norm_kinds import affine_names
 from cema.models.norm_state import ensure_affine, norm_layers, without_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    Merge = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 __all__ = ["AdaptiveBatchNorm", "Mode", "normalising", "prepare"]
 
-Mode = Literal["running", "renorm", "batch"]
+Mode = Literal["running", "renorm", "batch", "follow"]
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -45,16 +47,19 @@ class AdaptiveBatchNorm(nn.Module):
 
     Attributes
     ----------
-    mode : {"running", "renorm", "batch"}
-        With running statistics; with them, but gradients through batch statistics; with batch statistics.
+    mode : {"running", "renorm", "batch", "follow"}
+        With running statistics; with them, but gradients through batch statistics; with batch statistics; or as
+        "renorm", after the running statistics have moved to what `merge` makes of the batch's.
+    merge : callable or None
+        Returns new running statistics, given a batch's mean and unbiased variance; set for the mode "follow".
     observed : tuple of torch.Tensor or None
-        Mean and unbiased variance, each (C,) float32, of the last batch in the modes "renorm" and "batch";
-        None when it held a single value per channel, which has no variance.
+        Mean and unbiased variance, each (C,) float32, of the last batch in every mode but "running"; None when it held
+        a single value per channel, which has no variance.
 
     Notes
     -----
-    Inputs have shape (N, C) or (N, C, ...). Nothing but `observed` changes in a forward pass, so that one can
-    be repeated (activation checkpointing does so).
+    Inputs have shape (N, C) or (N, C, ...). A forward pass may be repeated with the same input (activation
+    checkpointing does so): the second one changes nothing.
     """
 
     weight: nn.Parameter
@@ -74,12 +79,15 @@ class AdaptiveBatchNorm(nn.Module):
         self.drop: nn.Module = getattr(source, "drop", None) or nn.Identity()
         self.act: nn.Module = getattr(source, "act", None) or nn.Identity()
         self.mode: Mode = "running"
+        self.merge: Merge | None = None
         self.observed: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise (N, C) or (N, C, ...) to the same shape."""
         if self.mode != "running":
             self._observe(x)
+        if self.mode == "follow":
+            self._follow()
         if self.mode == "running" or self.observed is None:
             y = functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
@@ -95,6 +103,12 @@ class AdaptiveBatchNorm(nn.Module):
             y = self._batch_norm(x, r * self.weight, d * self.weight + self.bias)
         result: torch.Tensor = self.act(self.drop(y))
         return result
+
+    def _follow(self) -> None:
+        if self.merge is not None and self.observed is not None:
+            mean, variance = self.merge(*self.observed)
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(variance)
 
     def _batch_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
@@ -116,27 +130,27 @@ class AdaptiveBatchNorm(nn.Module):
 
 @contextmanager
 def normalising(layers: Iterable[AdaptiveBatchNorm], mode: Mode) -> Iterator[None]:
-    """Let layers normalise in one way inside a ``with`` block, and with running statistics after it.
+    """Let layers normalise in one way inside a ``with`` block, and as before after it.
 
     Parameters
     ----------
     layers : iterable of AdaptiveBatchNorm
         Typically all that `prepare` returned.
-    mode : {"running", "renorm", "batch"}
+    mode : {"running", "renorm", "batch", "follow"}
         See `AdaptiveBatchNorm`.
 
     Yields
     ------
     None
     """
-    layers = list(layers)
-    for layer in layers:
+    before = [(layer, layer.mode) for layer in layers]
+    for layer, _ in before:
         layer.mode = mode
     try:
         yield
     finally:
-        for layer in layers:
-            layer.mode = "running"
+        for layer, earlier in before:
+            layer.mode = earlier
 
 
 def prepare(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, AdaptiveBatchNorm]]:

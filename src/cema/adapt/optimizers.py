@@ -48,15 +48,15 @@ def require_optimizer(value: str) -> None:
     require(value in ("sgd", "adam"), "optimizer", 'one of "sgd" and "adam"', value)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> bool:
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor | Iterable[torch.Tensor]) -> bool:
     """Descend by one step, unless that would spoil the model.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
         Whose parameters to change.
-    loss : torch.Tensor
-        A scalar.
+    loss : torch.Tensor, or iterable of torch.Tensor
+        A scalar; or several that sum up to the loss, each of them made, passed backward and let go before the next.
 
     Returns
     -------
@@ -64,7 +64,8 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> bool:
         False when a gradient was not finite: the parameters are as before.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    for part in [loss] if isinstance(loss, torch.Tensor) else loss:
+        part.backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     finite = bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all())
     if finite:

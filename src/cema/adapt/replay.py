@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -75,12 +76,15 @@ class ReplayBuffer(Generic[T]):
         list
             The drawn items, in random order; they stay in the buffer.
         """
-        among = len(self._items) if newest is None else min(newest, len(self._items))
-        count = min(count, among)
+        among = self.newest(newest)
+        count = min(count, len(among))
         if count <= 0:
             return []
-        first = len(self._items) - among
-        return [self._items[first + i] for i in rng.choice(among, size=count, replace=False).tolist()]
+        return [among[i] for i in rng.choice(len(among), size=count, replace=False).tolist()]
+
+    def newest(self, count: int | None) -> Sequence[T]:
+        """Return this many of the newest items, or all that there are, the oldest first."""
+        return self._items if count is None else self._items[max(0, len(self._items) - count) :]
 
     def discard(self, items: Sequence[T]) -> None:
         """Forget items, for instance because their images are gone; unknown ones are ignored."""
@@ -88,20 +92,38 @@ class ReplayBuffer(Generic[T]):
         gone = {id(item) for item in items}
         self._items = [item for item in self._items if id(item) not in gone]
 
-    def state(self) -> list[object]:
-        """Return the items as JSON can hold them, for `load`.
+    def state(self) -> list[object] | dict[str, object]:
+        """Return the items as JSON can hold them, for `load`; whole numbers as runs of consecutive ones.
 
         Raises
         ------
         TypeError
             When an item is not a string, a number or None.
         """
+        if self._items and all(type(item) is int for item in self._items):
+            return {"runs": _runs(cast("list[int]", self._items))}
         return [_plain(item) for item in self._items]
 
-    def load(self, items: Iterable[T]) -> None:
-        """Replace the content; items past the capacity leave as in `add`."""
+    def load(self, state: Iterable[T] | Mapping[str, Any]) -> None:
+        """Replace the content by what `state` returned, or by items; those past the capacity leave as in `add`."""
         self._items = []
-        self.add(items)
+        if isinstance(state, Mapping):
+            for first, count in state["runs"]:
+                end = first + count
+                self.add(cast("Iterable[T]", range(max(first, end - self.capacity), end)))
+        else:
+            self.add(state)
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    """Return the first of each run of consecutive numbers, and how many there are."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, 1])
+    return runs
 
 
 def _plain(item: object) -> object:

@@ -3,19 +3,23 @@
 A layer's statistics depend on how the layers before it normalise. If every layer's statistics move a little
 towards the batch while the batch is normalised with the old ones, the layers describe inputs that no longer
 occur, and a deep network falls apart until all have settled. Here the statistics of a batch are read in a
-pass in which every layer normalises with the batch's own: they fit one another whatever was there before.
+pass in which every layer normalises with its new value at once: they fit one another whatever was there before.
+That pass may be the one in which the model learns, so that following costs no pass of its own.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from cema.adapt.norm import normalising
 
-    from cema.adapt.norm import AdaptiveBatchNorm
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from cema.adapt.norm import AdaptiveBatchNorm, Merge
 
 __all__ = ["RunningStatistics"]
 
@@ -54,9 +58,9 @@ class RunningStatistics:
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []
         if self.layers and self.started and window is not None:
-            self._entries.append((window, self._gather_running()))
+            self._entries.append((window, self.running()))
 
-    def observe(self, count: int, *, reset: bool = False) -> bool:
+    def observe(self, count: int, *, reset: bool = False, followed: bool = False) -> bool:
         """Take in what the layers observed in the last forward pass over `count` samples.
 
         Parameters
@@ -65,6 +69,8 @@ class RunningStatistics:
             Samples.
         reset : bool
             Whether the window is cleared first, because it holds another domain.
+        followed : bool
+            Whether the layers have moved already, in a pass inside of `following`.
 
         Returns
         -------
@@ -82,15 +88,76 @@ class RunningStatistics:
             if reset:
                 self._entries.clear()
             self._entries.append((count, flat))
-            self._drop_old(self.window)
-            self._write(self._average())
-        elif self.started:
-            rate = 1.0 - (1.0 - self.momentum) ** (count / self.batch)
-            self._write(torch.lerp(self._gather_running(), flat, rate))
-        else:
-            self._write(flat)
+            self._entries = self._kept(self._entries, self.window)
+        if not followed:
+            self._write(self._moved(flat, count))
         self.started = True
         return True
+
+    @contextmanager
+    def following(self, count: int, *, reset: bool = False) -> Iterator[None]:
+        """Let every layer move to a batch in the forward pass inside a ``with`` block, before it normalises.
+
+        Call `observe` with ``followed=True`` after the block, or `put_back` what `running` returned before it.
+
+        Parameters
+        ----------
+        count : int
+            Samples in that pass.
+        reset : bool
+            Whether the window is cleared first, because it holds another domain.
+        """
+        for layer, merge in zip(self.layers, self._merges(count, reset), strict=True):
+            layer.merge = merge
+        try:
+            with normalising(self.layers, "follow"):
+                yield
+        finally:
+            for layer in self.layers:
+                layer.merge = None
+
+    def running(self) -> torch.Tensor:
+        """Return all running means and variances, (2, total channels), float32, on the CPU."""
+        means = torch.cat([layer.running_mean.flatten() for layer in self.layers])
+        variances = torch.cat([layer.running_var.flatten() for layer in self.layers])
+        return torch.stack([means, variances]).to("cpu", torch.float32)
+
+    def put_back(self, flat: torch.Tensor) -> None:
+        """Put back what `running` returned."""
+        self._write(flat)
+
+    def _moved(self, flat: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the running statistics after a batch that was just taken in."""
+        if self.window is not None:
+            return _average(self._entries)
+        if not self.started:
+            return flat
+        return torch.lerp(self.running(), flat, self._rate(count))
+
+    def _rate(self, count: int) -> float:
+        return 1.0 - float((1.0 - self.momentum) ** (count / self.batch))
+
+    def _merges(self, count: int, reset: bool) -> list[Merge]:
+        """Return for each layer what its running statistics are after a batch of `count` samples."""
+        if self.window is not None:
+            kept = [] if reset else self._kept(self._entries, self.window - count)
+            samples = sum(known for known, _ in kept)
+            rate = count / (samples + count)
+            flat = _average(kept) if kept else None
+        elif self.started:
+            rate, flat = self._rate(count), self.running()
+        else:
+            rate, flat = 1.0, None
+        if flat is None:
+            return [_batch_alone for _ in self.layers]
+        parts = zip(*(part.split(self._sizes()) for part in flat.float()), strict=True)
+        union = self.window is not None
+        return [
+            _merge(
+                mean.to(layer.running_mean.device), variance.to(layer.running_var.device), rate, union=union
+            )
+            for layer, (mean, variance) in zip(self.layers, parts, strict=True)
+        ]
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """Return the window as tensors, and counts, for `load`; running statistics are the layers' own."""
@@ -108,27 +175,45 @@ class RunningStatistics:
         self.started = values["started"]
         self._entries = [(count, tensors[f"window.{i}"].clone()) for i, count in enumerate(values["counts"])]
 
-    def _drop_old(self, window: int) -> None:
-        total = sum(count for count, _ in self._entries)
-        while total - self._entries[0][0] >= window:
-            total -= self._entries.pop(0)[0]
-
-    def _average(self) -> torch.Tensor:
-        counts = torch.tensor([count for count, _ in self._entries], dtype=torch.float64)
-        stacked = torch.stack([flat for _, flat in self._entries]).double()
-        share = (counts / counts.sum()).reshape(-1, 1)
-        mean = (share * stacked[:, 0]).sum(0)
-        # The variance of the union: within the batches, and between their means.
-        variance = (share * (stacked[:, 1] + (stacked[:, 0] - mean) ** 2)).sum(0)
-        return torch.stack([mean, variance])
-
-    def _gather_running(self) -> torch.Tensor:
-        means = torch.cat([layer.running_mean.flatten() for layer in self.layers])
-        variances = torch.cat([layer.running_var.flatten() for layer in self.layers])
-        return torch.stack([means, variances]).to("cpu", torch.float32)
+    @staticmethod
+    def _kept(entries: list[tuple[int, torch.Tensor]], room: int) -> list[tuple[int, torch.Tensor]]:
+        """Return the newest entries, without the oldest as long as the others fill the room."""
+        entries = list(entries)
+        total = sum(count for count, _ in entries)
+        while entries and total - entries[0][0] >= room:
+            total -= entries.pop(0)[0]
+        return entries
 
     def _write(self, flat: torch.Tensor) -> None:
-        sizes = [layer.running_mean.numel() for layer in self.layers]
-        for layer, mean, variance in zip(self.layers, *(part.split(sizes) for part in flat), strict=True):
+        parts = (part.split(self._sizes()) for part in flat)
+        for layer, mean, variance in zip(self.layers, *parts, strict=True):
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
+
+    def _sizes(self) -> list[int]:
+        return [layer.running_mean.numel() for layer in self.layers]
+
+
+def _average(entries: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """Return mean and variance of the union of batches, (2, total channels), float64."""
+    counts = torch.tensor([count for count, _ in entries], dtype=torch.float64)
+    stacked = torch.stack([flat for _, flat in entries]).double()
+    share = (counts / counts.sum()).reshape(-1, 1)
+    mean = (share * stacked[:, 0]).sum(0)
+    # The variance of the union: within the batches, and between their means.
+    variance = (share * (stacked[:, 1] + (stacked[:, 0] - mean) ** 2)).sum(0)
+    return torch.stack([mean, variance])
+
+
+def _batch_alone(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return mean, variance
+
+
+def _merge(known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float, *, union: bool) -> Merge:
+    """Return how statistics that are known and a batch's are averaged; those of a union have the means' variance."""
+
+    def merge(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        between = rate * (1.0 - rate) * (mean - known_mean) ** 2 if union else 0.0
+        return known_mean.lerp(mean, rate), known_variance.lerp(variance, rate) + between
+
+    return merge

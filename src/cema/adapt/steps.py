@@ -8,24 +8,34 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from cema.adapt.losses import distillation_loss, entropy_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
     from cema.adapt.config import AdaptConfig
     from cema.adapt.trainable import TrainableModel
+    from cema.ondevice.batch import Batch
 
 __all__ = ["Descent", "DistillationStep", "FoundationStep"]
 
 
 class Descent(NamedTuple):
-    """What one descent did: the losses before it by name, and how many updates (0 or 1) were not made."""
+    """What one descent did.
+
+    Attributes
+    ----------
+    losses : dict of str to float
+        Before it, by name.
+    skipped : int
+        How many updates of parameters (0 or 1) were not made.
+    logits : torch.Tensor
+        Shape (N, classes), float32: as they were before it, with the running statistics as they are now.
+    """
 
     losses: dict[str, float]
     skipped: int
+    logits: torch.Tensor
 
 
 class FoundationStep:
@@ -33,7 +43,7 @@ class FoundationStep:
 
     Parameters
     ----------
-    foundation : AdaptedModel
+    foundation : TrainableModel
         What is adapted.
     config : AdaptConfig
         Learning rate and E_max^0.
@@ -44,15 +54,17 @@ class FoundationStep:
         self.e_max = config.e_max * math.log(foundation.classes)
         self.enabled = config.foundation_lr > 0
 
-    def __call__(self, images: Sequence[np.ndarray], share: float = 1.0) -> Descent:
-        """Make one step.
+    def __call__(self, images: Batch, share: float = 1.0, *, reset: bool = False) -> Descent:
+        """Make one step; the running statistics follow the images first.
 
         Parameters
         ----------
-        images : sequence of ndarray
-            uint8, height x width x channels.
+        images : Batch
+            New uploads.
         share : float
             How much of a full batch of new uploads this is, in (0, 1]; the learning rate shrinks by it.
+        reset : bool
+            Whether the window of statistics is cleared first.
 
         Returns
         -------
@@ -60,11 +72,16 @@ class FoundationStep:
             With ``foundation_loss``; without losses when the learning rate is 0.
         """
         if not self.enabled:
-            return Descent({}, 0)
-        with self.foundation.training():
-            loss = entropy_loss(self.foundation.forward(images), self.e_max)
-            moved = self.foundation.step(share * loss)
-            return Descent({"foundation_loss": float(loss.detach())}, int(not moved))
+            return Descent({}, 0, self.foundation.follow(images, reset=reset))
+        losses = []
+
+        def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            part = entropy_loss(logits, self.e_max) * _part(rows, len(images))
+            losses.append(float(part.detach()))
+            return share * part
+
+        logits, moved = self.foundation.learn([images], loss, follow=True, reset=reset)
+        return Descent({"foundation_loss": sum(losses)}, int(not moved), logits)
 
 
 class DistillationStep:
@@ -72,28 +89,33 @@ class DistillationStep:
 
     Parameters
     ----------
-    edge, foundation : AdaptedModel
-        The pupil and the teacher.
+    edge : TrainableModel
+        The pupil.
     config : AdaptConfig
         Learning rate, loss weights and E_max^0.
     """
 
-    def __init__(self, edge: TrainableModel, foundation: TrainableModel, config: AdaptConfig) -> None:
+    def __init__(self, edge: TrainableModel, config: AdaptConfig) -> None:
         self.edge = edge
-        self.foundation = foundation
         self.weights = config.loss_weights
         self.e_max = config.e_max * math.log(edge.classes)
         self.enabled = config.edge_lr > 0
 
-    def __call__(self, images: Sequence[np.ndarray], share: float = 1.0) -> Descent:
-        """Make one step.
+    def __call__(
+        self, fresh: Batch, replayed: Batch, targets: torch.Tensor, share: float = 1.0, *, reset: bool = False
+    ) -> Descent:
+        """Make one step; the running statistics follow the new uploads first.
 
         Parameters
         ----------
-        images : sequence of ndarray
-            New and replayed ones, uint8, height x width x channels.
+        fresh, replayed : Batch
+            New uploads, and what is replayed beside them; either may be empty.
+        targets : torch.Tensor
+            The foundation model's logits on the new uploads and then on the replayed ones, shape (N, classes).
         share : float
             How much of a full batch of new uploads is among them, in (0, 1]; the learning rate shrinks by it.
+        reset : bool
+            Whether the window of statistics is cleared first.
 
         Returns
         -------
@@ -102,14 +124,20 @@ class DistillationStep:
             learning rate is 0.
         """
         if not self.enabled:
-            return Descent({}, 0)
-        teacher = self.foundation.logits(images)
-        with self.edge.training():
-            terms = distillation_loss(self.edge.forward(images), teacher, self.weights, self.e_max)
-            losses = {
-                "distillation_loss": float(terms.total.detach()),
-                "kl": float(terms.kl.detach()),
-                "ce": float(terms.ce.detach()),
-                "entropy": float(terms.entropy.detach()),
-            }
-            return Descent(losses, int(not self.edge.step(share * terms.total)))
+            return Descent({}, 0, self.edge.follow(fresh, reset=reset) if fresh else targets[:0])
+        losses = dict.fromkeys(("distillation_loss", "kl", "ce", "entropy"), 0.0)
+
+        def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            terms = distillation_loss(logits, targets[rows], self.weights, self.e_max)
+            part = _part(rows, len(targets))
+            for name, term in zip(losses, (terms.total, terms.kl, terms.ce, terms.entropy), strict=True):
+                losses[name] += part * float(term.detach())
+            return share * part * terms.total
+
+        logits, moved = self.edge.learn([fresh, replayed], loss, follow=len(fresh) > 0, reset=reset)
+        return Descent(losses, int(not moved), logits)
+
+
+def _part(rows: slice, count: int) -> float:
+    """Return which part of `count` samples a slice is."""
+    return float(rows.stop - rows.start) / count

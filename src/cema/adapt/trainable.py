@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,21 +10,41 @@ from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.checkpoint import State
 from cema.adapt.norm import normalising
 from cema.adapt.optimizers import descend
+from cema.adapt.pieces import activation_bytes, even_slices
 from cema.adapt.recompute import checkpointing
 from cema.adapt.statistics import RunningStatistics
 from cema.errors import FormatError
 from cema.models.norm_kinds import affine_names, is_own_norm
 from cema.models.norm_state import norm_layers
+from cema.ondevice.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
     from cema.adapt.config import AdaptConfig
     from cema.models.spec import Model
 
-__all__ = ["TrainableModel"]
+__all__ = ["Lesson", "TrainableModel"]
+
+# Enough to tell what an image takes.
+PROBE = 2
+
+
+class Lesson(NamedTuple):
+    """What `TrainableModel.learn` did.
+
+    Attributes
+    ----------
+    logits : torch.Tensor
+        Shape (N, classes), float32, detached: as they were before the parameters moved.
+    moved : bool
+        False when a gradient was not finite: the parameters are as before.
+    """
+
+    logits: torch.Tensor
+    moved: bool
 
 
 class TrainableModel(AdaptableModel):
@@ -36,7 +55,7 @@ class TrainableModel(AdaptableModel):
     model : cema.models.spec.Model
         The source; copied.
     config : AdaptConfig
-        What running statistics follow, SGD's momentum, chunk size and checkpointing.
+        What running statistics follow, SGD's momentum, chunk size, memory for activations and checkpointing.
     learning_rate : float
         SGD's.
     device : str
@@ -46,6 +65,8 @@ class TrainableModel(AdaptableModel):
 
     Attributes
     ----------
+    norm_layers : dict of str to torch.nn.Module
+        All layers that have a place in the norm state.
     optimizer : torch.optim.SGD
         Over all `parameters`.
     statistics : RunningStatistics
@@ -64,11 +85,13 @@ class TrainableModel(AdaptableModel):
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
         self._config = config
+        self._piece: int | None = None
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.norm_layers = norm_layers(self.module)
         # Checkpoints from before these layers were adapted have no values for them: they are as in the source then.
         self._known_later = {
             f"parameter.{name}.{key}"
-            for name, layer in norm_layers(self.module).items()
+            for name, layer in self.norm_layers.items()
             if is_own_norm(layer)
             for key in affine_names(layer).values()
         }
@@ -88,8 +111,10 @@ class TrainableModel(AdaptableModel):
         """Return logits (N, C), float32, with running statistics, in chunks and without gradients."""
         if not len(images):
             return torch.empty(0, self.classes, device=self.device)
-        inputs, chunk = self.inputs(images), self._config.chunk
-        return torch.cat([self.run(inputs[i : i + chunk]) for i in range(0, len(inputs), chunk)])
+        return self._in_chunks(self.inputs(images))
+
+    def _in_chunks(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.run(chunk) for chunk in torch.split(inputs, self._config.chunk)])
 
     @torch.no_grad()
     def observe(self, images: Sequence[np.ndarray], *, reset: bool = False) -> bool:
@@ -106,21 +131,118 @@ class TrainableModel(AdaptableModel):
             self.forward(images)
         return self.statistics.observe(len(images), reset=reset)
 
-    def follow(self, fresh: Sequence[np.ndarray], *, changed: bool = False, reset: bool = False) -> None:
-        """Move the running statistics before a step, as configured.
+    @property
+    def follows(self) -> bool:
+        """Whether running statistics move to every batch of new uploads, before it is learned from."""
+        return bool(self.layers) and self._config.statistics in {"window", "fresh"}
+
+    def enter(self, *, changed: bool) -> None:
+        """Take note of new uploads, which may have shown that the domain has changed, before they are learned from."""
+        if changed and self._config.on_change == "reset":
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def follow(self, fresh: Sequence[np.ndarray], *, reset: bool = False) -> torch.Tensor:
+        """Move the running statistics to new uploads, as configured, without learning.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits (N, classes), float32, with the statistics as they are then.
+        """
+        if self._whole and not self.statistics.started:
+            self.observe(fresh, reset=reset)
+        inputs = self.inputs(fresh)
+        logits = self._follow(inputs, reset) if self.follows else None
+        return self._in_chunks(inputs) if logits is None else logits
+
+    def learn(
+        self,
+        parts: Sequence[Batch],
+        loss: Callable[[torch.Tensor, slice], torch.Tensor],
+        *,
+        follow: bool = False,
+        reset: bool = False,
+    ) -> Lesson:
+        """Pass images forward and backward in pieces that fit into memory, and descend once.
+
+        Batch renormalisation takes its gradient through the statistics of a piece; its values do not depend on them.
 
         Parameters
         ----------
-        fresh : sequence of ndarray
-            New uploads.
-        changed, reset : bool
-            Whether they show that the domain has changed, and whether the window of statistics is cleared first.
+        parts : sequence of Batch
+            Images; no piece holds images of two parts.
+        loss : callable
+            Given logits (n, classes) and the slice of all images that they are of, returns what these add to the loss.
+        follow : bool
+            Whether the running statistics move to the first part, as configured, before it is normalised. Where that
+            part is one piece, this costs no pass of its own.
+        reset : bool
+            Whether the window of statistics is cleared first.
         """
-        first = self._config.statistics == "step" and not self.statistics.started
-        if first or self._config.statistics in {"window", "fresh"}:
-            self.observe(fresh, reset=reset)
-        if changed and self._config.on_change == "reset":
-            self.reset_parameters()
+        if self._whole:
+            parts = [Batch.joined(*parts)]
+            if follow and not self.statistics.started:
+                self.observe(parts[0], reset=reset)
+        found: list[torch.Tensor] = []
+
+        def losses() -> Iterator[torch.Tensor]:
+            for logits in self._passes(parts, moving=follow and self.follows, reset=reset):
+                done = sum(map(len, found))
+                found.append(logits.detach())
+                yield loss(logits, slice(done, done + len(logits)))
+
+        with (
+            torch.enable_grad(),
+            normalising(self.layers.values(), "renorm"),
+            checkpointing(self.module, self._config.checkpoint),
+        ):
+            moved = descend(self.optimizer, losses())
+        if self._whole:
+            # By one full batch however many images there were, as in the published code.
+            self.statistics.observe(self._config.fresh)
+        return Lesson(torch.cat(found), moved)
+
+    def _passes(self, parts: Sequence[Batch], *, moving: bool, reset: bool) -> Iterator[torch.Tensor]:
+        """Yield the logits of one piece after another; where `moving`, running statistics follow the first part."""
+        for part in filter(len, parts):
+            inputs = self.inputs(part)
+            pieces = even_slices(len(inputs), self._most_at_once(inputs))
+            logits = None
+            if moving:
+                moving = False
+                # In several pieces no layer sees all of a batch: its statistics are read in a pass without gradients.
+                with torch.set_grad_enabled(len(pieces) == 1):
+                    logits = self._follow(inputs, reset)
+            if logits is not None and len(pieces) == 1:
+                yield logits
+                continue
+            for rows in pieces:
+                yield self.run(inputs[rows])
+
+    def _follow(self, inputs: torch.Tensor, reset: bool) -> torch.Tensor | None:
+        """Pass a batch while the running statistics move to it; None where it has no statistics: nothing moved then."""
+        before = self.statistics.running()
+        with self.statistics.following(len(inputs), reset=reset):
+            logits = self.run(inputs)
+        if self.statistics.observe(len(inputs), reset=reset, followed=True):
+            return logits
+        self.statistics.put_back(before)
+        return None
+
+    def _most_at_once(self, inputs: torch.Tensor) -> int:
+        """Return how many images fit into one piece."""
+        if self._whole:
+            return len(inputs)
+        if self._piece is None:
+            taken = activation_bytes(self.module, self.network, inputs[:PROBE])
+            self._piece = max(1, self._config.activations_mb * 2**20 // taken)
+        return self._piece
+
+    @property
+    def _whole(self) -> bool:
+        """Whether statistics follow everything in a step: then all of it is one pass."""
+        return self._config.statistics == "step"
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -128,32 +250,6 @@ class TrainableModel(AdaptableModel):
         for name, parameter in self.parameters.items():
             parameter.copy_(self._source[name])
         self.optimizer.state.clear()
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Train inside a ``with`` block: layers renormalise, gradients are kept, activations recomputed if configured.
-
-        With ``statistics = "step"`` the running statistics move when the block is left, by one full batch
-        however many images there were, as in the published code.
-        """
-        with (
-            torch.enable_grad(),
-            normalising(self.layers.values(), "renorm"),
-            checkpointing(self.module, self._config.checkpoint),
-        ):
-            yield
-        if self._config.statistics == "step":
-            self.statistics.observe(self._config.fresh)
-
-    def step(self, loss: torch.Tensor) -> bool:
-        """Descend by one SGD step.
-
-        Returns
-        -------
-        bool
-            False when a gradient was not finite: the parameters are as before.
-        """
-        return descend(self.optimizer, loss)
 
     def state(self) -> State:
         """Return what an exact continuation needs, as copies."""

@@ -139,13 +139,17 @@ def ensure_affine(module: nn.Module) -> list[str]:
     return changed
 
 
-def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
+def folded_norm_state(
+    module: nn.Module, layers: Mapping[str, nn.Module] | None = None
+) -> dict[str, np.ndarray]:
     """Read the norm state of a model, folded.
 
     Parameters
     ----------
     module : torch.nn.Module
         The model; not changed.
+    layers : mapping of str to torch.nn.Module, optional
+        Its `norm_layers`, where they are known already: finding them takes as long as a pass of a small network.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
         When a folded value is not finite, naming the layer.
     """
     state: dict[str, np.ndarray] = {}
-    for name, layer in norm_layers(module).items():
+    for name, layer in (norm_layers(module) if layers is None else layers).items():
         values = _affine(layer)
         if has_running_statistics(layer):
             mean, variance = _float64(layer.running_mean), _float64(layer.running_var)
@@ -177,7 +181,9 @@ def folded_norm_state(module: nn.Module) -> dict[str, np.ndarray]:
     return state
 
 
-def load_folded(module: nn.Module, norm_state: Mapping[str, np.ndarray]) -> None:
+def load_folded(
+    module: nn.Module, norm_state: Mapping[str, np.ndarray], layers: Mapping[str, nn.Module] | None = None
+) -> None:
     """Put a folded norm state into a model, so that in evaluation mode it computes what a device computes.
 
     A layer with running statistics gets weight = scale, bias = shift, running mean 0 and running variance
@@ -189,17 +195,20 @@ def load_folded(module: nn.Module, norm_state: Mapping[str, np.ndarray]) -> None
         Changed in place, and only when the whole norm state fits.
     norm_state : mapping of str to ndarray
         As `folded_norm_state` returns it.
+    layers : mapping of str to torch.nn.Module, optional
+        Its `norm_layers`, where they are known already and have their affine parameters (`ensure_affine`).
 
     Raises
     ------
     FormatError
         When keys are missing or unknown, sizes differ, or a value is not finite.
     """
-    layers = norm_layers(module)
-    _check(layers, norm_state)
-    ensure_affine(module)
+    found = norm_layers(module) if layers is None else layers
+    _check(found, norm_state)
+    if layers is None:
+        ensure_affine(module)
     with torch.no_grad():
-        for name, layer in layers.items():
+        for name, layer in found.items():
             for kind, key in affine_names(layer).items():
                 value = torch.from_numpy(np.array(norm_state[f"{name}.{kind}"], dtype=np.float32))
                 target = getattr(layer, key)

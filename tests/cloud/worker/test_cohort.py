@@ -17,6 +17,7 @@ from cema.adapt.learner import CemaLearner
 from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import Fenced
 from cema.cloud.store.sqlite import SqliteStore
+from cema.cloud.worker import images as worker_images
 from cema.cloud.worker.attempts import ATTEMPTS, WorkerFailed
 from cema.cloud.worker.cohort import FAILURES, MOST_REJECTED, CohortWorker
 from cema.cloud.worker.gate import AgreementWindow, BatchAgreement
@@ -122,7 +123,33 @@ def test_images_are_preprocessed_once_for_each_model(cloud: Cloud, monkeypatch: 
     step = cloud.store.status("north")["worker"]["step"]
     assert step["replayed"] > 0
     # Both models want the same pixels here: new samples once, replayed ones once.
-    assert prepared == [step["fresh"], step["replayed"]]
+    assert sum(prepared) == step["fresh"] + step["replayed"]
+
+
+def test_a_step_passes_and_decodes_no_image_twice(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud.publish(every_steps=1, gate=1.0)  # every step makes a version
+    worker = cloud.open()
+    cloud.send(16 * 6)
+    for _ in range(5):
+        assert worker.run_once()
+    decoded: list[int] = []
+    passed: list[int] = []
+    read = worker_images.read_image
+    monkeypatch.setattr(worker_images, "read_image", lambda *a: [decoded.append(1), read(*a)][1])
+    module = worker.publisher._fast._module
+    module.register_forward_hook(lambda module, inputs, output: passed.append(len(output)))
+    learner: Any = worker.learner
+    before = learner.edge.forwards, learner.foundation.forwards
+    assert worker.run_once()
+    step = cloud.store.status("north")["worker"]["step"]
+    fresh, replayed = step["fresh"], step["replayed"]
+    assert replayed > 0
+    assert len(decoded) == fresh, "replayed samples were decoded when they were new"
+    # The gate: the adapted model, which is what devices run, and the source model; and the golden batch.
+    assert passed == [fresh, fresh, len(worker.publisher.bundle.golden_images)]
+    refreshed = min(replayed, learner.config.refreshed)
+    assert learner.edge.forwards - before[0] == fresh + replayed
+    assert learner.foundation.forwards - before[1] == fresh + refreshed
 
 
 def test_only_full_batches_until_the_oldest_sample_has_lingered(cloud: Cloud) -> None:
@@ -480,7 +507,7 @@ def test_a_replay_that_processes_die_of_is_left_out_and_does_not_come_back(cloud
 
     for _ in range(ATTEMPTS):
         worker = cloud.open()
-        worker.learner._recall = die  # type: ignore[attr-defined]
+        worker.learner._taught._recall = die  # type: ignore[attr-defined]
         with pytest.raises(Killed):
             worker.run_once()
     assert all(items == drawn[0] for items in drawn)
@@ -491,7 +518,7 @@ def test_a_replay_that_processes_die_of_is_left_out_and_does_not_come_back(cloud
     assert drain(cloud.open()) == 0
     worker = cloud.open()
     worker.progress.idle = 0
-    worker.learner._recall = die  # type: ignore[attr-defined]
+    worker.learner._taught._recall = die  # type: ignore[attr-defined]
     with pytest.raises(Killed):
         worker.run_once()
     assert drawn[-1] != drawn[0]

@@ -22,7 +22,7 @@ from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
-from cema.cloud.worker.images import most_pixels, recalled_image
+from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.publisher import Publisher
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -87,7 +87,7 @@ class CohortWorker:
         self._last: dict[str, Any] = {}
         self._models = (edge, foundation)
         self._seed = seed
-        self._pixels = most_pixels(edge.preprocessing, foundation.preprocessing)
+        self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
     def _claim(self) -> None:
@@ -247,11 +247,12 @@ class CohortWorker:
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
-        adapted = self.learner.edge_logits(batch).argmax(axis=1)
-        others = self.publisher.predictions(batch)
+        predictions = self.publisher.predictions(batch, self.learner.norm_state())
         report = self.learner.learn([sample.seq for sample in samples], batch)
-        labels = self.learner.foundation_logits(batch).argmax(axis=1)
-        counts = agreements(labels, adapted, *others)
+        labels = report.labels
+        if labels is None:
+            labels = self.learner.foundation_logits(batch).argmax(axis=1)
+        counts = agreements(labels, *predictions)
         # No more samples since the last change than this batch has: it is the first of its domain.
         before_update = started and self.learner.since_change > len(batch)
         tested = BatchAgreement(
@@ -268,7 +269,7 @@ class CohortWorker:
 
     def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
-        images = [recalled_image(sample.image, self._pixels) for sample in samples]
+        images = [self._images.get(sample.seq, sample.image) for sample in samples]
         readable = [sample for sample, image in zip(samples, images, strict=True) if image is not None]
         self._count("worker.unreadable_samples", len(samples) - len(readable))
         return readable, Batch([image for image in images if image is not None])
@@ -351,7 +352,7 @@ class CohortWorker:
     def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
         """Return replayed samples' images; None where the store has evicted one or cannot read it."""
         stored = self.store.images(seqs)
-        return [recalled_image(stored.get(seq), self._pixels) for seq in seqs]
+        return [self._images.get(seq, stored.get(seq)) for seq in seqs]
 
     def _recover(self, error: Exception) -> None:
         """Undo a failed step."""

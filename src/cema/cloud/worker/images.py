@@ -6,12 +6,13 @@ import logging
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from cema.errors import ImageError
 from cema.formats.image import decode_image
 from cema.ondevice.preprocess import Preprocessing, resize_image
 
-__all__ = ["most_pixels", "read_image", "recalled_image"]
+__all__ = ["DecodedImages", "most_pixels", "read_image", "recalled_image"]
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 LEAST_KEPT = 1_000_000
 # Scaled down to 16 times a model's input first, an image looks the same to the model.
 INPUTS_KEPT = 16
+# A replay buffer of 10,000 small images, or some hundred photographs, whose decoding hardly counts.
+KEPT_BYTES = 64 * 2**20
 
 
 def most_pixels(*inputs: Preprocessing) -> int:
@@ -60,6 +63,35 @@ def read_image(data: bytes, most: int) -> npt.NDArray[np.uint8]:
     rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
     # One line or column stays one, and is cut shorter instead.
     return resize_image(image, min(rows, most // columns or 1), min(columns, most // rows or 1))
+
+
+class DecodedImages:
+    """Decodes stored images, and keeps some of what it decoded: a replayed sample comes again.
+
+    Parameters
+    ----------
+    most : int
+        Pixels of an image, see `read_image`.
+    most_bytes : int
+        Memory for decoded images; those that were not asked for longest are let go first.
+    """
+
+    def __init__(self, most: int, *, most_bytes: int = KEPT_BYTES) -> None:
+        self._most = most
+        self._kept: LRUCache[int, npt.NDArray[np.uint8]] = LRUCache(most_bytes, lambda image: image.nbytes)
+
+    def get(self, seq: int, data: bytes | None) -> npt.NDArray[np.uint8] | None:
+        """Return a sample's image (H, W, C), not to be written to; None where it is gone or cannot be read."""
+        if data is None:
+            self._kept.pop(seq, None)
+            return None
+        image = self._kept.get(seq)
+        if image is None:
+            image = recalled_image(data, self._most)
+            if image is not None and image.nbytes <= self._kept.maxsize:
+                image.flags.writeable = False
+                self._kept[seq] = image
+        return image
 
 
 def recalled_image(data: bytes | None, most: int) -> npt.NDArray[np.uint8] | None:

@@ -20,6 +20,7 @@ from cema._util.logs import start_logging
 from cema._util.names import import_from_here
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
+from cema.cloud.worker.memory import keep_freed_memory
 from cema.errors import CemaError, ConfigError
 
 __all__ = ["EXIT_CONFIG", "EXIT_FENCED", "main"]
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the cloud's configuration (TOML)")
     options = parser.parse_args(arguments)
     start_logging("worker")
+    keep_freed_memory()
     stop, working = threading.Event(), threading.Event()
     import_from_here()
     # Before torch is loaded, which takes seconds in which the parent may die too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from cema.formats.bundle import Bundle, check_golden, check_trust
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.models.copying import copy_module
-from cema.models.norm_state import load_folded
+from cema.models.norm_state import ensure_affine, load_folded, norm_layers
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import Domain
@@ -101,8 +100,8 @@ class Publisher:
         self._preprocessing = model.preprocessing
         # By the bundle's own preprocessing: what the devices feed the exported model.
         self._golden_inputs = bundle.manifest.preprocessing(bundle.golden_images)
-        self._cpu = copy_module(model)
-        self._fast = self._cpu if device == "cpu" else copy.deepcopy(self._cpu).to(device)
+        self._cpu = _Device(copy_module(model))
+        self._fast = self._cpu if device == "cpu" else _Device(copy_module(model).to(device))
         self._source = bundle.norm_state()
         self._running: NormState = self._source
         self._payload = b""  # of the last version; before the first there is nothing to renew
@@ -155,13 +154,30 @@ class Publisher:
         """The number of the next version."""
         return max(self.version + 1, self.config.first_version, self._devices_run + 1)
 
-    def predictions(self, batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the labels (N,) that the version which devices run, and the source model, choose for images."""
+    def predictions(self, batch: Batch, adapted: NormState) -> list[npt.NDArray[np.int64]]:
+        """Return the labels (N,) that three models choose for images, each as a device with it would.
+
+        Parameters
+        ----------
+        batch : Batch
+            New samples.
+        adapted : dict of str to ndarray
+            The norm state of the model that is being adapted, folded.
+
+        Returns
+        -------
+        list of ndarray of int64 (N,)
+            Those of the model with `adapted` as an update would carry it, of the version that devices run, and of the
+            source model. Two that are the same make one pass.
+        """
         inputs = batch.inputs(self._preprocessing)
-        running, source = (
-            _logits(self._fast, state, inputs).argmax(axis=1) for state in (self._running, self._source)
-        )
-        return running, source
+        rounded = round_norm_state(adapted, tolerance=self.bundle.manifest.tolerance)
+        found: list[tuple[NormState, npt.NDArray[np.int64]]] = []
+        for state in (rounded, self._running, self._source):
+            known = next((labels for earlier, labels in found if _same(earlier, state)), None)
+            labels = self._fast.logits(state, inputs).argmax(axis=1) if known is None else known
+            found.append((state, labels))
+        return [labels for _, labels in found]
 
     def consider(
         self,
@@ -235,18 +251,28 @@ class Publisher:
         )
 
     def _golden(self, norm_state: NormState) -> npt.NDArray[np.float32]:
-        return _logits(self._cpu, norm_state, self._golden_inputs)
+        return self._cpu.logits(norm_state, self._golden_inputs)
 
 
-@torch.inference_mode()
-def _logits(
-    module: torch.nn.Module, norm_state: NormState, inputs: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return logits (N, C) as a device with this norm state computes them."""
-    load_folded(module, norm_state)
-    device = next(module.parameters()).device
-    chunks = (torch.from_numpy(inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK))
-    # A copy: the array may be another model's input too, and a network may change its own in place.
-    parts = [module(chunk.to(device, copy=True)).float().cpu().numpy() for chunk in chunks]
-    logits: npt.NDArray[np.float32] = np.concatenate(parts)
-    return logits
+def _same(one: NormState, other: NormState) -> bool:
+    return one is other or all(np.array_equal(value, other[key]) for key, value in one.items())
+
+
+class _Device:
+    """The edge model as a device runs it: with one folded norm state after another."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        ensure_affine(module)
+        self._module = module
+        self._layers = norm_layers(module)
+
+    @torch.inference_mode()
+    def logits(self, norm_state: NormState, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return logits (N, C) as a device with this norm state computes them."""
+        load_folded(self._module, norm_state, self._layers)
+        device = next(self._module.parameters()).device
+        chunks = (torch.from_numpy(inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK))
+        # A copy: the array may be another model's input too, and a network may change its own in place.
+        parts = [self._module(chunk.to(device, copy=True)).float().cpu().numpy() for chunk in chunks]
+        logits: npt.NDArray[np.float32] = np.concatenate(parts)
+        return logits

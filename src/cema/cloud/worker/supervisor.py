@@ -16,6 +16,7 @@ from typing import IO, Protocol
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
+from cema.cloud.worker.memory import worker_environment
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import ConfigError, StoreError
 from cema.formats.bundle import Bundle, check_trust
@@ -200,9 +201,7 @@ class LocalEngine:
             stdout=2,
             # A signal to the server's terminal must not end the worker in the middle of a step.
             start_new_session=True,
-            # OpenMP's threads spin while they wait. On a machine whose cores are busy otherwise they spin in each
-            # other's way: a step of two threads was measured eight times slower than with threads that sleep.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            env=worker_environment(os.environ),
         )
         self._process = process
         while process.poll() is None:
