@@ -83,8 +83,8 @@ def reference_defaults() -> CemaConfig:
 
     A fixed upper threshold, no lower one, and ETA's second filter; statistics that start at the first batch predicted
     and follow every training pass; its weights of the losses; a step on replayed samples alone wherever no batch of
-    uploads is full; targets that are made anew in every step; and nothing that notices a change of domain, neither on the
-    edge nor in the cloud.
+    uploads is full; targets that are made anew in every step; and nothing that notices a change of domain, neither on
+    the edge nor in the cloud.
     """
     adapt = AdaptConfig(
         preset="reference", statistics="step", change_limit=0.0, replay_scope="all", refreshed=128
