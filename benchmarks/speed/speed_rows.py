@@ -67,6 +67,26 @@ class Program:
     before: bool = True
 
 
-PROGRAMS: tuple[Program, ...] = ()
+PROGRAMS: tuple[Program, ...] = (
+    Program("predict", "measure_device.py", ("predict",)),
+    Program("memory", "measure_device.py", ("memory",), rounds=1),
+    Program("swap", "measure_device.py", ("swap",)),
+    Program("swap-pinned", "measure_device.py", ("swap", "--pinned"), rounds=1),
+    Program("start", "measure_install.py", ("start",)),
+    Program("install", "measure_install.py", ("install",), rounds=1, before=False),
+)
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row("predict.digits1", "prediction over a bare session, digits, one image", 2.0, "most"),
+    Row("predict.digits32", "prediction over a bare session, digits, 32 images", 1.2, "most"),
+    Row("predict.lite1", "prediction over a bare session, EfficientNet-Lite0, one image", 1.05, "most"),
+    Row("memory.lite", "memory of an agent beyond a bare session's, EfficientNet-Lite0", 50.0, "most", "MB"),
+    Row("memory.lite.updated", "the same with an update installed", 50.0, "most", "MB"),
+    Row("swap.lite.p50", "predictions during 100 swaps over quiet ones, median", 1.1, "most"),
+    Row("swap.lite.p99", "predictions during 100 swaps over quiet ones, 99th percentile", 1.1, "most"),
+    Row("swap.pinned.p50", "the same on one core, median", 1.1, "most"),
+    Row("swap.pinned.p99", "the same on one core, 99th percentile", 1.1, "most"),
+    Row("import.edge", "importing EdgeAgent over importing onnxruntime", 1.3, "most"),
+    Row("cli.help", "`cema --help`, processor time", 0.25, "most", "s"),
+    Row("install.edge", "pip install 'cema[edge]' on disk", 200.0, "most", "MB"),
+)
