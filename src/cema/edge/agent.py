@@ -23,6 +23,7 @@ from cema.edge.runtime import Active, build_runtime
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
 from cema.edge.status import EdgeStatus, Prediction
+from cema.edge.system import return_free_memory, run_behind
 from cema.edge.updater import Updater
 from cema.edge.uploader import Uploader
 from cema.errors import CemaError
@@ -86,6 +87,7 @@ class EdgeAgent:
         self._changed = threading.Condition()
         self._selecting = threading.Lock()
         self._closed = False
+        self._swapped = False
         self._uploader: Uploader | None = None
         self._link: CloudClient | None = None
         self.bundle = Bundle.load(Path(config.bundle))
@@ -321,7 +323,7 @@ class EdgeAgent:
             threads=self._config.threads,
             clock=self._clock,
             backoff=self._own_backoff(),
-            on_change=self._notify,
+            on_change=self._updater_stepped,
         )
         self._threads += [self._uploader, updater]
 
@@ -330,6 +332,15 @@ class EdgeAgent:
 
     def _activate(self, active: Active) -> None:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
+        self._swapped = True
+        self._notify()
+        if self._guard is not None:  # the source model waits from now on, with no more than its weights
+            run_behind(self._guard.source.runtime.release)
+
+    def _updater_stepped(self) -> None:
+        if self._swapped:  # nothing refers to the model that was replaced, once the step has ended
+            self._swapped = False
+            return_free_memory()
         self._notify()
 
     def _save(self) -> None:

@@ -105,7 +105,7 @@ class Bundle:
             manifest = msgspec.json.decode(_read(path / _MANIFEST), type=BundleManifest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"{path / _MANIFEST}: does not follow {BUNDLE_FORMAT}: {error}") from error
-        digest = hashlib.sha256(_read(path / _MODEL)).hexdigest()
+        digest = _digest(path / _MODEL)
         if digest != manifest.base:
             raise FormatError(
                 f"{path / _MODEL}: hashes to {digest}, the manifest says {manifest.base}: "
@@ -339,9 +339,22 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror or error}; expected a bundle as `cema export` writes it"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, read piece by piece: a device has no need of the whole model in its memory."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> FormatError:
+    return FormatError(
+        f"{path}: cannot be read: {error.strerror or error}; expected a bundle as `cema export` writes it"
+    )
 
 
 def _load_golden(
