@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cema.edge.background import BackgroundThread, Clock
-from cema.edge.client import CloudClient
 from cema.edge.config import CloudLink, EdgeConfig
 from cema.edge.encoder import Capture, Encoder
 from cema.edge.guard import Guard
@@ -24,8 +24,6 @@ from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
 from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.system import return_free_memory, run_behind
-from cema.edge.updater import Updater
-from cema.edge.uploader import Uploader
 from cema.errors import CemaError
 from cema.formats.bundle import Bundle
 from cema.formats.image import CodecConfig
@@ -33,6 +31,10 @@ from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
+
+if TYPE_CHECKING:
+    from cema.edge.client import CloudClient
+    from cema.edge.uploader import Uploader
 
 __all__ = ["EdgeAgent"]
 
@@ -295,6 +297,11 @@ class EdgeAgent:
         )
 
     def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
+        # What talks HTTP takes as long to load as all else: a device without a cloud does without.
+        from cema.edge.client import CloudClient  # noqa: PLC0415
+        from cema.edge.updater import Updater  # noqa: PLC0415
+        from cema.edge.uploader import Uploader  # noqa: PLC0415
+
         upload = self._config.upload
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(

@@ -18,13 +18,12 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cema._util.files import sync_folder, write_synced
 from cema.errors import ConfigError, ExportError, FormatError, LogitsError
@@ -40,6 +39,9 @@ from cema.formats.bundle_manifest import (
 from cema.formats.keys import key_id, load_public_keys, public_key_pem
 from cema.formats.payload import NormState, check_norm_state
 from cema.ondevice.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 __all__ = ["Bundle", "check_golden", "check_trust", "norm_layout", "write_bundle"]
 
