@@ -268,13 +268,15 @@ class EdgeAgent:
             preprocess(images[i : i + size] if count > size else images) for i in range(0, count or 1, size)
         )
         active: Active | None = None
-        logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
+        logits: list[npt.NDArray[np.float32]] = []
         for part in parts:
             chosen = installed if self._guard is None else self._guard.choose(installed, part)
             active = active or chosen
             if len(part):
                 logits.append(active.runtime.run(part))
-        return active or installed, np.concatenate(logits)
+        if not logits:
+            logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
+        return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _make_recorder(self) -> Encoder:
         upload = self._config.upload

@@ -39,6 +39,7 @@ class Guard:
         self._watch = DriftMonitor(limit)
         self._lock = threading.Lock()
         self._waiting: deque[npt.NDArray[np.float32]] = deque()
+        self._held = 0  # inputs in it
         # Known, not held: the model of a version that was replaced is to go.
         self._watched: weakref.ref[Active] | None = None
 
@@ -78,7 +79,7 @@ class Guard:
         if self._watched is not None and installed is self._watched():
             return
         self._watched = weakref.ref(installed)
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting, self._held = self._waiting, deque(), 0
         for rows in waiting:
             self._watch.observe(rows if rows.ndim == 2 else input_statistics(rows))
         self._watch.enter(installed.domain)
@@ -86,5 +87,6 @@ class Guard:
     def _defer(self, latest: npt.NDArray[np.float32]) -> None:
         """Keep inputs, or the statistics of large ones, until there is a domain to compare them with."""
         self._waiting.append(latest)
-        while sum(map(len, self._waiting)) - len(self._waiting[0]) >= _LATEST:
-            self._waiting.popleft()
+        self._held += len(latest)
+        while self._held - len(self._waiting[0]) >= _LATEST:
+            self._held -= len(self._waiting.popleft())
