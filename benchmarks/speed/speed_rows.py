@@ -71,7 +71,15 @@ PROGRAMS: tuple[Program, ...] = (
     Program("step-digits", "measure_step.py", ("digits",)),
     Program("step-vit", "measure_step.py", ("vit",)),
     Program("step-resnet", "measure_step.py", ("resnet",)),
-    Program("step-lite", "measure_step.py", ("lite",)),
+    Program("step-lite", "measure_step.py", ("lite",), rounds=1),
+    Program("ingest", "measure_ingest.py"),
+    Program("predict", "measure_device.py", ("predict",)),
+    Program("memory", "measure_device.py", ("memory",), rounds=1),
+    Program("swap", "measure_device.py", ("swap",), rounds=1),
+    Program("swap-pinned", "measure_device.py", ("swap", "--pinned"), rounds=1),
+    Program("start", "measure_install.py", ("start",)),
+    Program("install", "measure_install.py", ("install",), rounds=1, before=False),
+    Program("cure", "../cure.py", rounds=1),
 )
 
 ROWS: tuple[Row, ...] = (
@@ -80,4 +88,29 @@ ROWS: tuple[Row, ...] = (
     Row("step.vit", "service step, digits Transformer: speed over the textbook's", 2.0, "least"),
     Row("step.lite", "service step, EfficientNet-Lite0/Lite2: speed over the textbook's", 1.5, "least"),
     Row("step.lite.memory", "peak memory of that step", 4.0, "most", "GB"),
+    Row(
+        "ingest.jpeg.cpu", "upload of 32 JPEGs of 224 px, 8 clients: CPU over a bare endpoint's", 4.0, "most"
+    ),
+    Row("ingest.jpeg.rate", "the same: requests per second over a bare endpoint's", 0.5, "least"),
+    Row(
+        "ingest.digits.rate", "upload of 32 digits, 64 clients: requests per second over bare", 0.333, "least"
+    ),
+    Row("ingest.digits.refused", "the same: requests answered 503", 0.0, "most", "requests"),
+    Row("poll.unchanged", "poll answered 304, one client: CPU over a bare endpoint's", 1.5, "most"),
+    Row("predict.digits1", "prediction over a bare session, digits, one image", 2.0, "most"),
+    Row("predict.digits32", "prediction over a bare session, digits, 32 images", 1.2, "most"),
+    Row("predict.lite1", "prediction over a bare session, EfficientNet-Lite0, one image", 1.05, "most"),
+    Row("memory.lite", "memory of an agent beyond a bare session's, EfficientNet-Lite0", 50.0, "most", "MB"),
+    Row("memory.lite.updated", "the same with an update installed", 50.0, "most", "MB"),
+    Row("swap.lite.p50", "predictions during 100 swaps over quiet ones, median", 1.1, "most"),
+    Row("swap.lite.p99", "predictions during 100 swaps over quiet ones, 99th percentile", 1.1, "most"),
+    Row("swap.pinned.p50", "the same on one core, median", 1.1, "most"),
+    Row("swap.pinned.p99", "the same on one core, 99th percentile", 1.1, "most"),
+    Row("cure.samples", "samples of each device until 80 % of a gain, worst but fog", 250, "most", "samples"),
+    Row("cure.fog", "the same in fog", 400, "most", "samples"),
+    Row("cure.skipped", "share of stored samples without a step of their own", 0.1, "most", ""),
+    Row("cure.idle", "replay-only steps made while samples waited", 0, "most", "steps"),
+    Row("install.edge", "pip install 'cema[edge]' on disk", 200.0, "most", "MB"),
+    Row("import.edge", "importing EdgeAgent over importing onnxruntime", 1.3, "most"),
+    Row("cli.help", "`cema --help`, processor time", 0.25, "most", "s"),
 )

@@ -115,6 +115,20 @@ def test_nobody_but_the_back_end_knows_what_the_store_is_kept_in() -> None:
         ("from cema.adapt.config import AdaptConfig; AdaptConfig()", ("torch",)),
         ("import cema.cloud.http.app, cema.cloud.worker.supervisor", ("torch",)),
         ("import cema.cli.main, cema.cli.app", ("torch", "fastapi", "onnxruntime", "numpy")),
+        (
+            "import cema.edge; from cema import EdgeAgent",
+            (
+                "httpx2",
+                "ssl",
+                "email.utils",
+                "cryptography",
+                "PIL",
+                "simplejpeg",
+                "rich",
+                "typer",
+                "lazy_loader",
+            ),
+        ),
         ("import cema", ("torch", "onnxruntime", "numpy", "msgspec")),
     ],
 )

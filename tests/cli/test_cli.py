@@ -46,6 +46,20 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert "Usage: " in out
 
 
+def test_the_help_loads_nothing_that_draws_and_nothing_that_computes() -> None:
+    heavy = ("rich", "pygments", "markdown_it", "numpy", "msgspec", "torch", "onnxruntime", "httpx2", "PIL")
+    code = (
+        "import atexit, sys; from cema.cli.main import main; "
+        f"atexit.register(lambda: print([m for m in {heavy} if m in sys.modules])); main()"
+    )
+    status, out, _ = cema("--help", code=code)
+    assert status == 0
+    assert out.splitlines()[-1] == "[]"
+    assert not [line for line in out.partition("Commands:")[2].splitlines() if line.endswith("...")], (
+        "no help is cut off"
+    )
+
+
 def test_the_version_is_the_packages() -> None:
     from cema._util.version import __version__
 

@@ -129,3 +129,57 @@ def test_toml_knows_the_section(tmp_path: Path) -> None:
     path.write_text('bundle = "b"\nstate = "s"\n[guard]\nlimits = 50\n')
     with pytest.raises(ConfigError, match="limits"):
         EdgeConfig.load(path)
+
+
+def counted_statistics(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many inputs each description of inputs on the device was of, from now on."""
+    counts: list[int] = []
+
+    def counting(batch: np.ndarray) -> np.ndarray:
+        counts.append(len(batch))
+        return input_statistics(batch)
+
+    monkeypatch.setattr("cema.edge.guard.input_statistics", counting)
+    return counts
+
+
+def test_inputs_are_described_once_and_only_for_a_version_with_a_domain(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Active(Runtime(bundle))
+    guard = Guard(source, 36.0)
+    counts = counted_statistics(monkeypatch)
+    for seed in range(20):
+        guard.choose(source, PREPROCESSING(scenes(10, seed)))
+    assert counts == []
+    installed = Active(source.runtime, 1, None, domain(scenes(96, 0)))
+    guard.choose(installed, PREPROCESSING(scenes(8, 1)))
+    assert sorted(counts) == [8, *7 * [10]], "of what came in before, the latest 64 or a few more"
+    counts.clear()
+    for seed in range(3):
+        guard.choose(installed, PREPROCESSING(scenes(8, seed)))
+    assert counts == [8, 8, 8]
+
+
+def test_what_came_in_before_a_version_with_a_domain_counts(bundle: Bundle) -> None:
+    source = Active(Runtime(bundle))
+    installed = Active(source.runtime, 1, None, domain(scenes(96, 0)))
+    for dark in (False, True):
+        guard = Guard(source, 36.0)
+        for seed in range(12):
+            guard.choose(source, PREPROCESSING(scenes(8, seed, dark=dark)))
+        chosen = guard.choose(installed, PREPROCESSING(scenes(1, 50)))
+        assert chosen is (source if dark else installed)
+
+
+def test_of_large_inputs_the_statistics_wait(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Active(Runtime(bundle))
+    guard = Guard(source, 36.0)
+    counts = counted_statistics(monkeypatch)
+    large = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    guard.choose(source, large)
+    guard.choose(source, large[:0])
+    assert counts == [3]
+    made_for = Domain.of(input_statistics(np.random.default_rng(1).normal(size=(40, 3, 64, 64)).astype("f4")))
+    guard.choose(Active(source.runtime, 1, None, made_for), large)
+    assert counts == [3, 3]

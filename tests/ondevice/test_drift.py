@@ -13,7 +13,7 @@ from cema.data.corruptions import corrupt_images
 from cema.data.digits import load_digits
 from cema.errors import FormatError
 from cema.models.digits import DIGITS_PREPROCESSING
-from cema.ondevice.drift import Domain, InputAverage, input_statistics, statistics_size
+from cema.ondevice.drift import Domain, DriftMonitor, InputAverage, input_statistics, statistics_size
 
 
 def inputs(n: int, channels: int = 3, side: int = 20, seed: int = 0) -> np.ndarray:
@@ -137,6 +137,50 @@ def test_the_distance_follows_the_formula(n: int, size: int, seed: int, shift: f
     assert got == pytest.approx(reference_distance(rows, domain), rel=1e-6)
     average.observe(np.full(size, np.nan))
     assert average.distance(domain, domain.precision()) == got, "what is not finite says nothing"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 150), min_size=1, max_size=4), st.integers(0, 99), st.booleans())
+def test_many_inputs_at_once_count_as_one_after_the_other(
+    counts: list[int], seed: int, with_a_domain: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    domain = Domain.of(rng.normal(size=(50, 6)))
+    precision = domain.precision()
+    together, alone = InputAverage(6), InputAverage(6)
+    for count in counts:
+        rows = rng.normal(size=(count, 6)) * rng.uniform(0.1, 3) + rng.uniform(0, 5)
+        rows[rng.random(count) < 0.1, 2] = np.nan
+        expected = []
+        for row in rows:
+            alone.observe(row)
+            if np.isfinite(row).all():
+                expected.append(alone.distance(domain, precision))
+        if with_a_domain:
+            np.testing.assert_allclose(together.distances(rows, domain, precision), expected, rtol=1e-8)
+        else:
+            together.observe_all(rows)
+        assert together.distance(domain, precision) == pytest.approx(
+            alone.distance(domain, precision), rel=1e-8
+        )
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_monitor_judges_a_batch_as_it_would_its_inputs(size: int) -> None:
+    rng = np.random.default_rng(size)
+    domain = Domain.of(rng.normal(size=(50, 6)))
+    batches, alone = DriftMonitor(12.0), DriftMonitor(12.0)
+    for monitor in (batches, alone):
+        monitor.enter(domain)
+    found = set()
+    for shift in (0.0, 4.0, 0.0, 1.0, 6.0, 0.0, 0.0):
+        rows = (rng.normal(size=(4 * size, 6)) + shift).astype(np.float32)
+        batches.observe(rows)
+        for row in rows:
+            alone.observe(row[None])
+        assert batches.drifted == alone.drifted
+        found.add(batches.drifted)
+    assert found == {True, False}
 
 
 def test_one_camera_on_one_scene_is_within_an_environment_of_many() -> None:

@@ -17,10 +17,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: what draws boxes takes longer to load than all else
 )
-app.command("demo")(demo.demo)
-app.command("export")(export.export)
-app.add_typer(bench.app, name="bench")
+app.command("demo", short_help="Run a cloud and several devices here, and plot the gain.")(demo.demo)
+app.command("export", short_help="Export a torch classifier as a bundle for devices.")(export.export)
+app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(edge.app, name="edge")
 app.add_typer(device.app, name="device")

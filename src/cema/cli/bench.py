@@ -28,6 +28,7 @@ def _bench_with_settings() -> Callable[..., None]:
 app = typer.Typer(
     help="Measure test-time adaptation: every method on the same streams, with its uploads counted.",
     invoke_without_command=True,
+    rich_markup_mode=None,
     cls=lazy_group(_bench_with_settings),
 )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True)
+app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True, rich_markup_mode=None)
 
 Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
 Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]

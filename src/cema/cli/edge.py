@@ -10,7 +10,7 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Run an edge device.", no_args_is_help=True)
+app = typer.Typer(help="Run an edge device.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()

@@ -92,7 +92,7 @@ def lazy_group(make: Callable[[], Callable[..., None]]) -> type[TyperGroup]:
     class Lazy(TyperGroup):
         def get_params(self, ctx: Any) -> list[Any]:
             if self.callback is None:
-                app = typer.Typer(add_completion=False)
+                app = typer.Typer(add_completion=False, rich_markup_mode=None)
                 app.callback(invoke_without_command=True)(make())
                 group = typer.main.get_command(app)
                 self.params, self.callback = group.params, group.callback

@@ -10,7 +10,9 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Train the models that ship with the package.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train the models that ship with the package.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 class _Pair(enum.StrEnum):

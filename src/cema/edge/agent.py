@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cema.edge.background import BackgroundThread, Clock
-from cema.edge.client import CloudClient
 from cema.edge.config import CloudLink, EdgeConfig
 from cema.edge.encoder import Capture, Encoder
 from cema.edge.guard import Guard
@@ -23,8 +23,7 @@ from cema.edge.runtime import Active, build_runtime
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
 from cema.edge.status import EdgeStatus, Prediction
-from cema.edge.updater import Updater
-from cema.edge.uploader import Uploader
+from cema.edge.system import return_free_memory, run_behind
 from cema.errors import CemaError
 from cema.formats.bundle import Bundle
 from cema.formats.image import CodecConfig
@@ -32,6 +31,10 @@ from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
+
+if TYPE_CHECKING:
+    from cema.edge.client import CloudClient
+    from cema.edge.uploader import Uploader
 
 __all__ = ["EdgeAgent"]
 
@@ -86,6 +89,7 @@ class EdgeAgent:
         self._changed = threading.Condition()
         self._selecting = threading.Lock()
         self._closed = False
+        self._swapped = False
         self._uploader: Uploader | None = None
         self._link: CloudClient | None = None
         self.bundle = Bundle.load(Path(config.bundle))
@@ -264,13 +268,15 @@ class EdgeAgent:
             preprocess(images[i : i + size] if count > size else images) for i in range(0, count or 1, size)
         )
         active: Active | None = None
-        logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
+        logits: list[npt.NDArray[np.float32]] = []
         for part in parts:
             chosen = installed if self._guard is None else self._guard.choose(installed, part)
             active = active or chosen
             if len(part):
                 logits.append(active.runtime.run(part))
-        return active or installed, np.concatenate(logits)
+        if not logits:
+            logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
+        return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _make_recorder(self) -> Encoder:
         upload = self._config.upload
@@ -293,6 +299,11 @@ class EdgeAgent:
         )
 
     def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
+        # What talks HTTP takes as long to load as all else: a device without a cloud does without.
+        from cema.edge.client import CloudClient  # noqa: PLC0415
+        from cema.edge.updater import Updater  # noqa: PLC0415
+        from cema.edge.uploader import Uploader  # noqa: PLC0415
+
         upload = self._config.upload
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(
@@ -321,7 +332,7 @@ class EdgeAgent:
             threads=self._config.threads,
             clock=self._clock,
             backoff=self._own_backoff(),
-            on_change=self._notify,
+            on_change=self._updater_stepped,
         )
         self._threads += [self._uploader, updater]
 
@@ -330,6 +341,15 @@ class EdgeAgent:
 
     def _activate(self, active: Active) -> None:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
+        self._swapped = True
+        self._notify()
+        if self._guard is not None:  # the source model waits from now on, with no more than its weights
+            run_behind(self._guard.source.runtime.release)
+
+    def _updater_stepped(self) -> None:
+        if self._swapped:  # nothing refers to the model that was replaced, once the step has ended
+            self._swapped = False
+            return_free_memory()
         self._notify()
 
     def _save(self) -> None:

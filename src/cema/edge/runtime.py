@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from cema.edge.system import return_free_memory, run_behind
 from cema.errors import FormatError, LogitsError
 from cema.formats.bundle import Bundle, check_golden
 from cema.formats.payload import Payload
@@ -47,8 +49,9 @@ class Runtime:
         options.log_severity_level = 3
         options.add_external_initializers_from_files_in_memory([manifest.norm_file], [norm], [len(norm)])
         try:
-            model = bundle.model_path.read_bytes()
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # By its path: of bytes in memory ONNX Runtime keeps a copy for a moment, and the process its pages.
+            path = os.fspath(bundle.model_path)
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise FormatError(
                 f"{bundle.model_path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}; "
@@ -57,13 +60,20 @@ class Runtime:
         self._norm = norm  # the session may read the buffer as long as it lives; nothing says that it copies
         self._input, self._output = manifest.input_name, manifest.output_name
         self._classes = manifest.classes
+        inputs = manifest.preprocessing
+        self._shape = (1, inputs.channels, inputs.height, inputs.width)
+        self._releasing = onnxruntime.RunOptions()
+        self._releasing.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._holds = False
 
-    def run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def run(self, batch: npt.NDArray[np.float32], *, release: bool = False) -> npt.NDArray[np.float32]:
         """Return the logits of a preprocessed batch. Any number of threads may call this at once.
 
         Parameters
         ----------
         batch : ndarray of float32 (N, channels, height, width)
+        release : bool, default False
+            Give back, at the end, the memory of intermediate results, which the session else keeps for the next call.
 
         Returns
         -------
@@ -74,13 +84,20 @@ class Runtime:
         LogitsError
             When the model gives another shape.
         """
-        (logits,) = self._session.run([self._output], {self._input: batch})
+        self._holds = not release
+        options = self._releasing if release else None
+        (logits,) = self._session.run([self._output], {self._input: batch}, options)
         if logits.shape != (len(batch), self._classes):
             raise LogitsError(
                 f"expected logits of shape {(len(batch), self._classes)}, the model gave {logits.shape}; "
                 "export it again"
             )
         return np.asarray(logits, np.float32)
+
+    def release(self) -> None:
+        """Give back the memory of intermediate results, if there is any: this model is not to be run for a while."""
+        if self._holds:
+            self.run(np.zeros(self._shape, np.float32), release=True)
 
 
 def build_runtime(
@@ -114,8 +131,11 @@ def build_runtime(
     """
     runtime = Runtime(bundle, norm, threads=threads)
     expected = bundle.golden_logits if golden_logits is None else golden_logits
-    got = runtime.run(bundle.manifest.preprocessing(bundle.golden_images))
+    prepare, images = bundle.manifest.preprocessing, bundle.golden_images
+    # One by one: the session keeps, for as long as it lives, the memory that the largest batch so far has taken.
+    got = np.concatenate([runtime.run(prepare(images[i : i + 1]), release=True) for i in range(len(images))])
     check_golden(got, expected, bundle.manifest.tolerance)
+    return_free_memory()
     return runtime
 
 
@@ -153,9 +173,30 @@ def pack_payload(bundle: Bundle, payload: Payload) -> bytes:
 
 
 def build_active(
-    bundle: Bundle, manifest: UpdateManifest, payload: Payload, norm: bytes, *, threads: int = 1
+    bundle: Bundle,
+    manifest: UpdateManifest,
+    payload: Payload,
+    norm: bytes,
+    *,
+    threads: int = 1,
+    behind: bool = True,
 ) -> Active:
     """Build what a verified update describes; `norm` comes from `pack_payload`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    manifest : UpdateManifest
+    payload : Payload
+    norm : bytes
+    threads : int, default 1
+    behind : bool, default True
+        Leave the processor to predictions meanwhile (`cema.edge.system.run_behind`). With more than one thread the
+        build takes its share all the same: the session's own threads would stay slow.
+
+    Returns
+    -------
+    Active
 
     Raises
     ------
@@ -164,5 +205,9 @@ def build_active(
     LogitsError
         When the golden batch comes out wrong.
     """
-    runtime = build_runtime(bundle, norm, payload.golden_logits, threads=threads)
+
+    def build() -> Runtime:
+        return build_runtime(bundle, norm, payload.golden_logits, threads=threads)
+
+    runtime = run_behind(build) if behind and threads == 1 else build()
     return Active(runtime, manifest.version, manifest.payload, payload.domain)

@@ -201,7 +201,8 @@ class StateFolder:
             _verify(record, bundle, cohort, now=record.verified_at)
             payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
             norm = pack_payload(bundle, payload)
-            return Resumed(build_active(bundle, manifest, payload, norm, threads=threads), floor)
+            active = build_active(bundle, manifest, payload, norm, threads=threads, behind=False)
+            return Resumed(active, floor)
         except FileNotFoundError:
             error = f"state: the payload of version {floor} is missing; it will be downloaded again"
         except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:

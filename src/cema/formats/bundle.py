@@ -18,13 +18,12 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cema._util.files import sync_folder, write_synced
 from cema.errors import ConfigError, ExportError, FormatError, LogitsError
@@ -40,6 +39,9 @@ from cema.formats.bundle_manifest import (
 from cema.formats.keys import key_id, load_public_keys, public_key_pem
 from cema.formats.payload import NormState, check_norm_state
 from cema.ondevice.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 __all__ = ["Bundle", "check_golden", "check_trust", "norm_layout", "write_bundle"]
 
@@ -105,7 +107,7 @@ class Bundle:
             manifest = msgspec.json.decode(_read(path / _MANIFEST), type=BundleManifest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"{path / _MANIFEST}: does not follow {BUNDLE_FORMAT}: {error}") from error
-        digest = hashlib.sha256(_read(path / _MODEL)).hexdigest()
+        digest = _digest(path / _MODEL)
         if digest != manifest.base:
             raise FormatError(
                 f"{path / _MODEL}: hashes to {digest}, the manifest says {manifest.base}: "
@@ -339,9 +341,22 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror or error}; expected a bundle as `cema export` writes it"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, read piece by piece: a device has no need of the whole model in its memory."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> FormatError:
+    return FormatError(
+        f"{path}: cannot be read: {error.strerror or error}; expected a bundle as `cema export` writes it"
+    )
 
 
 def _load_golden(

@@ -17,8 +17,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
-from PIL import Image
 
 from cema.errors import ImageError
 from cema.ondevice.preprocess import check_images, resize_image
@@ -163,6 +161,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     kind = _kind(data)
     with _damage_is_an_image_error(kind):
         if kind == "JPEG":
+            import simplejpeg  # noqa: PLC0415 - here and below: each codec is loaded for its own images
+
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
         elif kind == "PNG":
             width, height = struct.unpack(">II", data[16:24])
@@ -203,6 +203,8 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image  # noqa: PLC0415
+
     buffer = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
         buffer, format="PNG", compress_level=9
@@ -215,6 +217,8 @@ def _encode_raw(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _encode_jpeg(image: npt.NDArray[np.uint8], config: CodecConfig) -> bytes:
+    import simplejpeg  # noqa: PLC0415
+
     if max(image.shape) > 65500:
         raise ImageError(
             f"JPEG holds at most 65500 pixels a side, got {image.shape}: set max_side, or codec png"
@@ -231,6 +235,8 @@ def _encode_jpeg(image: npt.NDArray[np.uint8], config: CodecConfig) -> bytes:
 
 
 def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
+    import simplejpeg  # noqa: PLC0415
+
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(height, width)
     target = _JPEG_TARGETS.get(colorspace.upper())
@@ -243,6 +249,8 @@ def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _decode_png(data: bytes) -> npt.NDArray[np.uint8]:
+    from PIL import Image  # noqa: PLC0415
+
     # The size is read by hand: Pillow warns about large images while it opens them.
     width, height = struct.unpack(">II", data[16:24])
     _check_size(height, width)

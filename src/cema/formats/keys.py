@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, TypeVar
 
 from cema._util.files import write_new
 from cema.errors import ConfigError
@@ -23,9 +19,10 @@ __all__ = [
     "public_key_pem",
 ]
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 K = TypeVar("K")
-# What cryptography raises for a file that holds no such key; TypeError where it would need a password.
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 
 
 def generate_key(path: Path) -> Ed25519PrivateKey:
@@ -59,6 +56,10 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
             raise ConfigError(
                 f"{existing}: exists already and is never overwritten; choose another path, or move it away"
             )
+    # Here and below: loaded where there is a key to make or read, for it takes as long as half of the edge.
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -90,12 +91,14 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     ConfigError
         If the file is missing, or is not an unencrypted Ed25519 private key in PEM.
     """
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
     data = _read(path)
-    try:
-        key = serialization.load_pem_private_key(data, password=None)
-    except _UNREADABLE as error:
-        expected = "an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
-        raise ConfigError(f"{path}: expected {expected}") from error
+    expected = "an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
+    key = _parsed(
+        lambda: serialization.load_pem_private_key(data, password=None), f"{path}: expected {expected}"
+    )
     return _checked(path, key, Ed25519PrivateKey, "private")  # type: ignore[type-abstract]
 
 
@@ -117,12 +120,15 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     ConfigError
         If the file is missing, or is not an Ed25519 public key in PEM.
     """
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
     data = _read(path)
-    try:
-        key = serialization.load_pem_public_key(data)
-    except _UNREADABLE as error:
-        hint = "; this is a private key, use the .pub file beside it" if b"PRIVATE KEY" in data else ""
-        raise ConfigError(f"{path}: expected an Ed25519 public key in PEM{hint}") from error
+    hint = "; this is a private key, use the .pub file beside it" if b"PRIVATE KEY" in data else ""
+    key = _parsed(
+        lambda: serialization.load_pem_public_key(data),
+        f"{path}: expected an Ed25519 public key in PEM{hint}",
+    )
     return _checked(path, key, Ed25519PublicKey, "public")  # type: ignore[type-abstract]
 
 
@@ -184,6 +190,8 @@ def public_key_pem(public_key: Ed25519PublicKey) -> bytes:
     bytes
         PEM (SubjectPublicKeyInfo).
     """
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
     return public_key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -196,6 +204,20 @@ def _read(path: Path) -> bytes:
         raise ConfigError(
             f"{path}: the key file cannot be read: {error.strerror or error}; check the path"
         ) from error
+
+
+def _parsed(parse: Callable[[], object], otherwise: str) -> object:
+    """Return what is in a PEM file; a file that holds no key is an error with this message."""
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+
+    try:
+        return parse()
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+    ) as error:  # TypeError where a password would be needed
+        raise ConfigError(otherwise) from error
 
 
 def _checked(path: Path, key: object, kind: type[K], name: str) -> K:

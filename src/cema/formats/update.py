@@ -18,10 +18,9 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cema._util.checks import is_sha256
 from cema.errors import FormatError, UpdateRejected
@@ -30,6 +29,9 @@ from cema.formats.payload import (
     Payload,
     decode_payload,
 )
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 __all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update"]
 
@@ -240,6 +242,8 @@ def _verify_signatures(data: bytes, public_keys: Mapping[str, Ed25519PublicKey])
     if not trusted:
         names = ", ".join(key[:32] for key, _ in signatures[:4])
         raise UpdateRejected("unknown_key", f"signed by {names}; this device trusts {sorted(public_keys)}")
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - loaded by whoever made the keys
+
     try:
         for key, signature in trusted:
             key.verify(signature, _CONTEXT + content)

@@ -6,7 +6,9 @@ A device measures these on its own inputs; an update says what they were for the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ _SPREAD, _LEAST = 0.1, 0.02
 _RATE = 0.2
 # The share of the limit below which inputs are of the domain again.
 _RETURN = 0.5
+# Inputs that are taken in at once, at most: the weights of N inputs are N x N numbers.
+_PIECE = 64
 
 
 def input_statistics(batch: Float32) -> Float32:
@@ -48,31 +52,56 @@ def input_statistics(batch: Float32) -> Float32:
         three scales, each half of the one before, the log of the mean absolute difference of neighbours, along rows
         and along columns. F is at most 10, and the same for all batches of one shape.
     """
-    _, channels, height, width = batch.shape
+    count, channels, height, width = batch.shape
     top, left = max(0, height - _SIDE) // 2, max(0, width - _SIDE) // 2
     middle = batch[:, :, top : top + _SIDE, left : left + _SIDE]
-    grey = middle.mean(axis=1)
-    columns = [grey.mean(axis=(1, 2)), _log(grey.std(axis=(1, 2)))]
+    grey = np.ascontiguousarray(middle[:, 0]) if channels == 1 else middle.sum(axis=1) / np.float32(channels)
+    sizes = _sizes(channels, *grey.shape[1:])
+    first = 4 if channels == 3 else 2
+    # Plain sums, divided together at the end: numpy's mean, std and diff take longer than the work on a small image.
+    statistics = np.empty((count, len(sizes)), np.float32)
+    _sum(grey, statistics[:, 0])
+    deviation = grey - (statistics[:, 0] / sizes[0])[:, None, None]
+    _sum(np.multiply(deviation, deviation, out=deviation), statistics[:, 1])
     if channels == 3:
-        colour = middle.mean(axis=(2, 3))
-        columns += [colour[:, 0] - colour[:, 1], colour[:, 2] - colour[:, 1]]
-    for _ in range(_SCALES):
-        if min(grey.shape[1:]) < 2:
-            break
-        columns += [_log(np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2))) for axis in (2, 1)]
-        grey = _halve(grey)
-    statistics: Float32 = np.stack(columns, axis=1).astype(np.float32)
+        colour = np.add.reduce(middle, axis=(2, 3))
+        statistics[:, 2:4] = colour[:, ::2] - colour[:, 1:2]
+    for column in range(first, len(sizes), 2):
+        if column > first:
+            grey = _halve(grey)
+        _sum_of_differences(grey[:, :, 1:], grey[:, :, :-1], statistics[:, column])
+        _sum_of_differences(grey[:, 1:], grey[:, :-1], statistics[:, column + 1])
+    statistics /= sizes
+    np.sqrt(statistics[:, 1], out=statistics[:, 1])
+    for logs in (statistics[:, 1:2], statistics[:, first:]):
+        np.log(np.add(logs, np.float32(_FLOOR), out=logs), out=logs)
     return statistics
+
+
+@lru_cache(maxsize=16)
+def _sizes(channels: int, height: int, width: int) -> Float32:
+    """Return how many numbers each statistic of such an input is the mean of."""
+    sizes = [height * width] * (4 if channels == 3 else 2)
+    for _ in range(_SCALES):
+        if min(height, width) < 2:
+            break
+        sizes += [height * (width - 1), (height - 1) * width]
+        height, width = height // 2, width // 2
+    return np.array(sizes, np.float32)
 
 
 def statistics_size(channels: int, height: int, width: int) -> int:
     """Return F of `input_statistics` for inputs of that shape."""
-    return int(input_statistics(np.zeros((1, channels, height, width), np.float32)).shape[1])
+    return len(_sizes(channels, min(height, _SIDE), min(width, _SIDE)))
 
 
-def _log(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    logs: npt.NDArray[Any] = np.log(values + np.float32(_FLOOR))
-    return logs
+def _sum(values: Float32, out: Float32) -> None:
+    np.add.reduce(values, axis=(1, 2), out=out)
+
+
+def _sum_of_differences(values: Float32, neighbours: Float32, out: Float32) -> None:
+    difference = values - neighbours
+    _sum(np.abs(difference, out=difference), out)
 
 
 def _halve(grey: Float32) -> Float32:
@@ -177,13 +206,52 @@ class InputAverage:
     def observe(self, row: npt.NDArray[Any]) -> None:
         """Take in the statistics (F,) of one input; ones that are not finite say nothing."""
         wide = row.astype(np.float64)
-        if not np.isfinite(wide).all():
+        if not math.isfinite(wide @ wide):
             return
         keep = 1.0 - _RATE
         self._weight = keep * self._weight + _RATE
         self._squares = keep**2 * self._squares + _RATE**2
         self._mean = keep * self._mean + _RATE * wide
-        self._moment = keep * self._moment + _RATE * np.outer(wide, wide)
+        self._moment = keep * self._moment + _RATE * (wide[:, None] * wide)
+
+    def observe_all(self, rows: npt.NDArray[Any]) -> None:
+        """Take in the statistics (N, F) of inputs, in their order, as `observe` one after the other."""
+        wide = _finite_rows(rows)
+        for start in range(0, len(wide), _PIECE):
+            piece = wide[start : start + _PIECE]
+            kept, weights = _weights(len(piece))
+            last = weights[-1]
+            self._weight = kept[-1] * self._weight + last.sum()
+            self._squares = kept[-1] ** 2 * self._squares + last @ last
+            self._mean = kept[-1] * self._mean + last @ piece
+            self._moment = kept[-1] * self._moment + (last[:, None] * piece).T @ piece
+
+    def distances(self, rows: npt.NDArray[Any], domain: Domain, precision: Float64) -> Float64:
+        """Take in the statistics (N, F) of inputs, and return the `distance` after each that is finite."""
+        wide = _finite_rows(rows)
+        found = [np.empty(0)]
+        for start in range(0, len(wide), _PIECE):
+            piece = wide[start : start + _PIECE]
+            found.append(self._distances(piece - domain.mean, domain.mean.astype(np.float64), precision))
+            self.observe_all(piece)
+        return np.concatenate(found)
+
+    def _distances(self, shifts: Float64, mean: Float64, precision: Float64) -> Float64:
+        """As `distance`, of at most `_PIECE` inputs that are still to be taken in; all seen from the domain's mean."""
+        kept, weights = _weights(len(shifts))
+        weight = kept * self._weight + weights.sum(axis=1)
+        noise = (kept**2 * self._squares + (weights**2).sum(axis=1)) / weight**2
+        latest = (kept[:, None] * (self._mean - self._weight * mean) + weights @ shifts) / weight[:, None]
+        squared = np.einsum("nf,fg,ng->n", latest, precision, latest)
+        crossed = np.outer(self._mean, mean)
+        moment = self._moment - crossed - crossed.T + self._weight * np.outer(mean, mean)
+        spread = np.einsum("nf,fg,ng->n", shifts, precision, shifts)
+        within = (kept * np.sum(precision * moment) + weights @ spread) / weight - squared
+        independent = len(mean) * (1.0 - noise)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(independent > 1e-9, 1.0 - np.clip(within / independent, 0.0, 1.0), 0.0)
+        result: Float64 = squared / (noise + (1.0 - noise) * share)
+        return result
 
     def distance(self, domain: Domain, precision: Float64) -> float:
         r"""Return how unlikely the latest inputs are in a domain, in squared standard deviations of their mean.
@@ -238,8 +306,30 @@ class DriftMonitor:
         """Take in the statistics (N, F) of inputs, in their order."""
         if self._average is None:
             self._average = InputAverage(rows.shape[1])
-        for row in rows:
-            self._average.observe(row)
-            if self._environment is not None:
-                limit = self._limit * (_RETURN if self.drifted else 1.0)
-                self.drifted = self._average.distance(self._environment, self._precision) > limit
+        if self._environment is None:
+            self._average.observe_all(rows)
+        elif len(rows) == 1:  # without the tables that pay for many
+            self._average.observe(rows[0])
+            self._judge(self._average.distance(self._environment, self._precision))
+        else:
+            for distance in self._average.distances(rows, self._environment, self._precision):
+                self._judge(distance)
+
+    def _judge(self, distance: float) -> None:
+        self.drifted = bool(distance > self._limit * (_RETURN if self.drifted else 1.0))
+
+
+def _finite_rows(rows: npt.NDArray[Any]) -> Float64:
+    wide = rows.astype(np.float64)
+    finite = np.isfinite(wide).all(axis=1)
+    return wide if finite.all() else wide[finite]
+
+
+@lru_cache(maxsize=_PIECE)
+def _weights(count: int) -> tuple[Float64, Float64]:
+    """Return what is kept (N,) of the average after each of N inputs, and the weights (N, N) of these by then."""
+    steps = np.arange(count, dtype=np.float64)
+    kept: Float64 = (1.0 - _RATE) ** (steps + 1.0)
+    ages = steps[:, None] - steps
+    weights: Float64 = np.where(ages >= 0, _RATE * (1.0 - _RATE) ** np.maximum(ages, 0.0), 0.0)
+    return kept, weights

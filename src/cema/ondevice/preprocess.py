@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cema.errors import ImageError
 
@@ -22,7 +21,6 @@ Images: TypeAlias = Image8 | Sequence[Image8]
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Elements normalised at a time: 128 KiB of float32.
 _PIECE = 32768
 # How many times as long as the model's input an image may be, against its own width, before only its middle is resized.
@@ -158,6 +156,8 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             return image
         if self.channels == 3:
             return np.broadcast_to(image, (*image.shape[:2], 3))
+        from PIL import Image  # noqa: PLC0415 - a camera that gives the model's own size and channels does without
+
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[:, :, None]
 
 
@@ -272,6 +272,9 @@ def resize_image(
     """
     if image.shape[:2] == (height, width):
         return image
+    from PIL import Image  # noqa: PLC0415 - as above
+
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    resized = np.asarray(picture.resize((width, height), _FILTERS[interpolation]))
+    resized = np.asarray(picture.resize((width, height), filters[interpolation]))
     return resized.reshape(height, width, image.shape[2])

@@ -62,9 +62,10 @@ def softmax_entropy(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
             )
         every = np.arange(len(values))
         top = values.argmax(axis=1)
-        below = np.maximum(values - values[every, top, None], _VANISHING)
+        below = np.maximum(values - values.max(axis=1, keepdims=True), _VANISHING)
         mass = np.exp(below)
         mass[every, top] = 0.0
         rest = mass.sum(axis=1)
         entropy = np.log1p(rest) - (mass * below).sum(axis=1) / (1.0 + rest)
-    return np.asarray(entropy.clip(0.0, math.log(raw.shape[-1])).reshape(raw.shape[:-1]))
+    inside = np.minimum(np.maximum(entropy, 0.0), math.log(raw.shape[-1]))
+    return np.asarray(inside.reshape(raw.shape[:-1]))

@@ -1,0 +1,66 @@
+"""What the agent asks of the operating system: to run something behind all else, and to take back memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["return_free_memory", "run_behind"]
+
+T = TypeVar("T")
+_LEAST_PRIORITY = 19
+
+
+def run_behind(call: Callable[[], T]) -> T:
+    """Call a function on a thread that runs when nothing else of the device wants the core, and wait for it.
+
+    On systems other than Linux, where the priority is the whole process's, it runs like any other.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments. Threads that it starts have the low priority too, for as long as they live: nobody but an
+        administrator may raise a priority again.
+
+    Returns
+    -------
+    object
+        What it returns; what it raises is raised here.
+
+    Examples
+    --------
+    >>> run_behind(lambda: 1 + 1)
+    2
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            if sys.platform == "linux":  # there a thread has a priority of its own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    # A daemon: a build that gets no time from a busy device does not keep the program from ending.
+    thread = threading.Thread(target=work, name="cema-behind", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors.pop()
+    return results.pop()
+
+
+def return_free_memory() -> None:
+    """Give what was freed back to the system, where the C library keeps it and can be asked.
+
+    Building a session takes, for a moment, several times the model's size in pieces that glibc would hold on to.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
