@@ -67,6 +67,16 @@ class Program:
     before: bool = True
 
 
-PROGRAMS: tuple[Program, ...] = ()
+PROGRAMS: tuple[Program, ...] = (Program("ingest", "measure_ingest.py"),)
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row(
+        "ingest.jpeg.cpu", "upload of 32 JPEGs of 224 px, 8 clients: CPU over a bare endpoint's", 4.0, "most"
+    ),
+    Row("ingest.jpeg.rate", "the same: requests per second over a bare endpoint's", 0.5, "least"),
+    Row(
+        "ingest.digits.rate", "upload of 32 digits, 64 clients: requests per second over bare", 0.333, "least"
+    ),
+    Row("ingest.digits.refused", "the same: requests answered 503", 0.0, "most", "requests"),
+    Row("poll.unchanged", "poll answered 304, one client: CPU over a bare endpoint's", 1.5, "most"),
+)
