@@ -24,14 +24,15 @@ from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.base import BacklogFull, UploadTooLarge
 from cema.cloud.store.devices import Device
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
-from cema.formats.image import image_size
+from cema.formats.image import decode_image
+from cema.formats.image_check import Inspected
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["router"]
 
 # The pixels of one request, in images of the largest size.
 REQUEST_IMAGES = 4
-# Images that are decoded at one time, in all requests together: each takes up to limits.image_pixels x 3 bytes.
+# Images that must be decoded to be checked, at one time and in all requests: each takes limits.image_pixels x 3 bytes.
 _DECODING = threading.BoundedSemaphore(4)
 # An id has 64 characters; of anything else, so much is repeated in the verdict.
 LONGEST_ID = 80
@@ -163,16 +164,18 @@ def _check(
     pixels = 0
     for i, sample in enumerate(samples):
         try:
+            seen = check_sample(sample)
             # By the header, before anything of that size is allocated.
-            pixels += check_size(sample.image, limits)
+            pixels += check_size(seen, limits)
             if pixels > REQUEST_IMAGES * limits.image_pixels:
                 raise ApiError(
                     "too_large",
                     f"the images of one request may have {REQUEST_IMAGES * limits.image_pixels} pixels together",
                     "send fewer samples in a request, or smaller images",
                 )
-            with _DECODING:
-                check_sample(sample)
+            if not seen.plain:
+                with _DECODING:
+                    decode_image(sample.image)
         except (FormatError, ImageError) as error:
             rejected[i] = _rejection(sample, error)
             reasons["image" if isinstance(error, ImageError) else "format"] += 1
@@ -181,13 +184,13 @@ def _check(
     return good, rejected, reasons
 
 
-def check_size(image: bytes, limits: LimitsConfig) -> int:
-    """Return how many pixels an encoded image has; too many, or too long and thin an image, is an ImageError.
+def check_size(image: Inspected, limits: LimitsConfig) -> int:
+    """Return how many pixels an image has; too many, or too long and thin an image, is an ImageError.
 
     A model's input is some 224 pixels a side, and what is longer is cut off: an image of one line and a million
     columns costs memory, and teaches nothing.
     """
-    height, width = image_size(image)
+    height, width = image.height, image.width
     if height * width > limits.image_pixels:
         raise ImageError(
             f"expected at most {limits.image_pixels} pixels (limits.image_pixels), got {height} x {width}; set "
