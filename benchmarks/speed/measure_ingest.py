@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 from ingest_server import COHORT, DEVICES, ETAG, SAMPLES
+from PIL import Image
 
 from cema.formats.image import CodecConfig, encode_image
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples, sample_id
@@ -36,7 +37,8 @@ BLOCKS = 3
 JPEG_CLIENTS, JPEG_REQUESTS = 8, 6
 DIGIT_CLIENTS, DIGIT_REQUESTS = DEVICES, 3
 POLLS = 400
-SIDE = 224
+# Photographs of this side have some 13 KB as JPEGs; so have smooth images with so much noise, in grey levels.
+SIDE, NOISE = 224, 2.0
 
 
 @dataclass
@@ -91,11 +93,11 @@ def _server(*arguments: str) -> Iterator[Server]:
 def _jpegs() -> Iterator[bytes]:
     """Make JPEGs of the size that photographs have, each another one by its comment."""
     rng = np.random.default_rng(0)
-    coarse = rng.normal(128, 40, (SAMPLES, 16, 16, 3))
     bases = []
-    for image in coarse:
-        smooth = np.kron(image, np.ones((SIDE // 16, SIDE // 16, 1))) + rng.normal(0, 2, (SIDE, SIDE, 3))
-        bases.append(encode_image(np.clip(smooth, 0, 255).astype(np.uint8), CodecConfig()))
+    for coarse in rng.integers(40, 216, (SAMPLES, 16, 16, 3), dtype=np.uint8):
+        smooth = np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        noisy = smooth + rng.normal(0, NOISE, smooth.shape)
+        bases.append(encode_image(np.clip(noisy, 0, 255).astype(np.uint8), CodecConfig()))
     for number, base in enumerate(itertools.cycle(bases)):
         yield base[:2] + b"\xff\xfe" + struct.pack(">HI", 6, number) + base[2:]
 

@@ -359,6 +359,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.backlog_samples": limits.backlog_samples,
         "cloud.retry_after_seconds": limits.retry_after_seconds,
         "cloud.uploads_at_once": service.UPLOADS_AT_ONCE,
+        "cloud.storing_seconds": service.STORING_SECONDS,
         "cloud.uploads_of_one": service.UPLOADS_OF_ONE,
         "cloud.body_seconds": body.BODY_SECONDS,
         "cloud.first_seconds": body.FIRST_SECONDS,

@@ -6,23 +6,23 @@ import logging
 import threading
 import time
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.names import shortened
 from cema.cloud.config import LimitsConfig
-from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
+from cema.cloud.http.access import BY_TOKEN, UPLOADER_ERRORS, CohortName, bearer, uploader
 from cema.cloud.http.body import announced_bytes, read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Verdicts
-from cema.cloud.http.service import Service, TheService
+from cema.cloud.http.service import Service
 from cema.cloud.store.base import BacklogFull, UploadTooLarge
-from cema.cloud.store.devices import Device
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
 from cema.formats.image import decode_image
 from cema.formats.image_check import Inspected
@@ -43,11 +43,12 @@ router = APIRouter(tags=["samples"])
 
 # Read by hand, within limits, and so described by hand.
 _BODY: dict[str, Any] = {
+    **BY_TOKEN,
     "requestBody": {
         "required": True,
         "description": "An upload frame (docs/protocol.md, section 1.4), without Content-Encoding.",
         "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
+    },
 }
 _ERRORS = errors(
     *UPLOADER_ERRORS,
@@ -75,20 +76,17 @@ _ERRORS = errors(
     responses={200: {"headers": headers("Cache-Control")}, **_ERRORS},
     openapi_extra=_BODY,
 )
-async def upload_samples(
-    cohort: CohortName,
-    request: Request,
-    device: Annotated[Device, Depends(uploader)],
-    service: TheService,
-) -> Response:
+async def upload_samples(cohort: CohortName, request: Request) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
+    service: Service = request.app.state.service
+    device = await service.at_once(uploader, cohort, bearer(request), service)
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
-        with service.storing():
+        async with service.storing():
             verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
-    content = [{"id": v.id, "verdict": v.verdict, "reason": v.reason} for v in verdicts]
-    return JSONResponse({"verdicts": content}, headers=NO_STORE)
+    content = msgspec.json.encode({"verdicts": verdicts})
+    return Response(content, media_type="application/json", headers=NO_STORE)
 
 
 def _check_media_type(request: Request) -> None:
