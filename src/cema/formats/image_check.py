@@ -179,41 +179,32 @@ class _Frame(NamedTuple):
 def _inspect_jpeg(data: bytes) -> Inspected:
     at, frame = 2, None
     for _ in range(MOST_SEGMENTS):
-        at, kind, length = _segment(data, at)
+        # One loop without calls: this is done for every image that arrives.
+        kind, begin = data[at + 1], at + 2
+        while kind == 0xFF:  # any number of them may stand before a segment's kind
+            kind, begin = data[begin], begin + 1
+        length = data[begin] << 8 | data[begin + 1]
+        if data[at] != 0xFF or kind < 0xC0 or kind in _ALONE or length < 2:
+            raise ImageError(f"the JPEG image is damaged: no segment begins at byte {at}: {_REMEDY}")
         if kind == _SOS:
             break
         if kind in _JPEG_FRAMES:
             if frame is not None:
                 raise ImageError(f"expected one frame in the JPEG image, got more: {_REMEDY}")
-            frame = _jpeg_frame(data, at + 2, progressive=kind == _PROGRESSIVE)
+            frame = _jpeg_frame(data, begin + 2, progressive=kind == _PROGRESSIVE)
         elif kind in _JPEG_OTHER_FRAMES:
             raise ImageError(
                 "expected a baseline or progressive JPEG with Huffman codes, got another: convert it"
             )
-        at += length
+        at = begin + length
     else:
         raise ImageError(
             f"expected at most {MOST_SEGMENTS} segments before a JPEG's pixels, got more: {_REMEDY}"
         )
     if frame is None:
         raise ImageError(f"the JPEG image has no frame before its pixels: {_REMEDY}")
-    _check_scans(data, at + length, frame, together=data[at + 2])
+    _check_scans(data, begin + length, frame, together=data[begin + 2])
     return Inspected(frame.height, frame.width, plain=True)
-
-
-def _segment(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return where the content of the segment at a place begins, with its two bytes of length; its kind; its length."""
-    if data[at] != 0xFF:
-        raise ImageError(f"the JPEG image is damaged: no segment begins at byte {at}: {_REMEDY}")
-    kind = data[at + 1]
-    at += 2
-    while kind == 0xFF:  # any number of them may stand before a segment's kind
-        kind = data[at]
-        at += 1
-    length = data[at] << 8 | data[at + 1]
-    if kind < 0xC0 or kind in _ALONE or length < 2:
-        raise ImageError(f"the JPEG image is damaged: a segment {kind:#x} of {length} bytes: {_REMEDY}")
-    return at, kind, length
 
 
 def _jpeg_frame(data: bytes, at: int, *, progressive: bool) -> _Frame:
@@ -224,9 +215,9 @@ def _jpeg_frame(data: bytes, at: int, *, progressive: bool) -> _Frame:
             f"expected a grey or RGB JPEG of 8 bits, got {components} components of {depth} bits: convert the image "
             "before encoding it"
         )
-    factors = [divmod(data[at + 7 + 3 * i], 16) for i in range(components)]
-    across, down = (max(column) for column in zip(*factors, strict=True))
-    if not all(1 <= factor <= 4 for pair in factors for factor in pair):
+    factors = [(byte >> 4, byte & 15) for byte in data[at + 7 : at + 6 + 3 * components : 3]]
+    across, down = max(x for x, _ in factors), max(y for _, y in factors)
+    if len(factors) != components or not all(1 <= x <= 4 and 1 <= y <= 4 for x, y in factors):
         raise ImageError(f"the JPEG image is damaged: its components are sampled {factors}: {_REMEDY}")
     # The smallest number of blocks that the largest component can have.
     blocks = max((width * x // (8 * across) or 1) * (height * y // (8 * down) or 1) for x, y in factors)

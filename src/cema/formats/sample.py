@@ -30,6 +30,8 @@ CONTENT_TYPE = "application/vnd.cema.samples+msgpack"
 """The media type of a frame of samples."""
 
 _FORMAT = "cema.samples/1"
+# What a store can hold: numbers beyond a signed 64-bit integer would be refused there, with worse manners.
+_LABELS, _VERSIONS = 2**31, 2**63
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,13 +186,23 @@ def check_sample(sample: Sample) -> Inspected:
         raise FormatError(
             f"the image hashes to {actual}, the sample says {sample.id}: it was damaged on its way"
         )
-    # One comparison for each: a NaN is not in any range.
+    # All together first: nearly every sample is as it should be. A NaN is in no range.
+    if not (
+        0 <= sample.entropy < math.inf
+        and 0 <= sample.captured_at < math.inf
+        and 0 <= sample.label < _LABELS
+        and 0 <= sample.version < _VERSIONS
+    ):
+        raise _out_of_range(sample)
+    return inspect_image(sample.image)
+
+
+def _out_of_range(sample: Sample) -> FormatError:
+    """Say which number of a sample is out of its range."""
     for name, value in (("entropy", sample.entropy), ("captured_at", sample.captured_at)):
         if not 0 <= value < math.inf:
-            raise FormatError(f"expected a finite {name} that is not negative, got {value}")
-    # What a store can hold: numbers beyond a signed 64-bit integer would be refused there, with worse
-    # manners.
-    for name, number, limit in (("label", sample.label, 2**31), ("version", sample.version, 2**63)):
-        if not 0 <= number < limit:
-            raise FormatError(f"expected a {name} in 0..{limit - 1}, got {number}")
-    return inspect_image(sample.image)
+            return FormatError(f"expected a finite {name} that is not negative, got {value}")
+    name, number, limit = "label", sample.label, _LABELS
+    if 0 <= number < limit:
+        name, number, limit = "version", sample.version, _VERSIONS
+    return FormatError(f"expected a {name} in 0..{limit - 1}, got {number}")

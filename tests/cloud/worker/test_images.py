@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cloud_support import samples_of
+from msgspec.structs import replace
 from worker_cloud import Cloud, drain
 
-from cema.cloud.worker.images import read_image
+from cema.cloud.store.base import StoredSample
+from cema.cloud.worker.images import read_image, read_samples
 from cema.formats.image import CodecConfig, encode_image
+from cema.formats.sample import check_sample, sample_id
 
 
 @pytest.mark.parametrize("shape", [(1, 3_000_000), (2_000, 1_500), (3_000_000, 1)])
@@ -28,3 +31,36 @@ def test_thin_images_that_were_stored_before_there_was_a_limit_cost_nothing(clou
     assert drain(worker) == 2
     assert cloud.counters()["worker.fresh_steps"] == 2
     assert "worker.failed_samples" not in cloud.counters()
+
+
+def test_what_cannot_be_decoded_is_none_and_named_with_its_device(caplog: pytest.LogCaptureFixture) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = encode_image(noise, CodecConfig(codec="jpeg"))
+    broken = whole[:900] + whole[-2:]
+    sent = [("a", whole), ("b", broken), ("a", broken), ("b", broken), ("b", whole)]
+    samples = [
+        StoredSample(i, "", image, 0.5, 0, 0, 1.0, 1.0, device) for i, (device, image) in enumerate(sent)
+    ]
+    images = read_samples(samples, 10**6)
+    assert [image is None for image in images] == [False, True, True, True, False]
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" cannot")[0] for line in told] == [
+        "2 samples of device 'b'",
+        "1 samples of device 'a'",
+    ]
+
+
+def test_a_sample_damaged_inside_its_pixels_is_learned_from_by_nobody(cloud: Cloud) -> None:
+    worker = cloud.open()
+    noise = np.random.default_rng(4).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    good = samples_of(noise)
+    large = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = encode_image(large, CodecConfig(codec="jpeg"))
+    broken = whole[:900] + whole[-2:]
+    sample = replace(good[0], image=broken, id=sample_id(broken))
+    check_sample(sample)  # the cloud would store it
+    cloud.store.put("north", [*good[:15], sample], device="d", now=cloud.now, max_backlog=10**6)
+    drain(worker)
+    assert cloud.counters()["worker.unreadable_samples"] == 1
+    assert "worker.failed_steps" not in cloud.counters()
+    assert cloud.store.backlog("north").samples == 0

@@ -22,7 +22,7 @@ from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
-from cema.cloud.worker.images import most_pixels, recalled_image
+from cema.cloud.worker.images import most_pixels, read_samples, recalled_image
 from cema.cloud.worker.publisher import Publisher
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -268,7 +268,7 @@ class CohortWorker:
 
     def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
-        images = [recalled_image(sample.image, self._pixels) for sample in samples]
+        images = read_samples(samples, self._pixels)
         readable = [sample for sample, image in zip(samples, images, strict=True) if image is not None]
         self._count("worker.unreadable_samples", len(samples) - len(readable))
         return readable, Batch([image for image in images if image is not None])

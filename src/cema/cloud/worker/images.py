@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from cema.cloud.store.base import StoredSample
 from cema.errors import ImageError
 from cema.formats.image import decode_image
 from cema.ondevice.preprocess import Preprocessing, resize_image
 
-__all__ = ["most_pixels", "read_image", "recalled_image"]
+__all__ = ["most_pixels", "read_image", "read_samples", "recalled_image"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,38 @@ def read_image(data: bytes, most: int) -> npt.NDArray[np.uint8]:
     rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
     # One line or column stays one, and is cut shorter instead.
     return resize_image(image, min(rows, most // columns or 1), min(columns, most // rows or 1))
+
+
+def read_samples(samples: Sequence[StoredSample], most: int) -> list[npt.NDArray[np.uint8] | None]:
+    """Decode the images of samples as `read_image`.
+
+    This is where a sample is decoded for the first time: what devices send is checked by its structure alone when it
+    arrives.
+
+    Parameters
+    ----------
+    samples : sequence of StoredSample
+        As the store gave them.
+    most : int
+        Pixels.
+
+    Returns
+    -------
+    list of ndarray of uint8 (H, W, C)
+        One a sample, in order; None where one cannot be decoded. The log then has one line for each device that sent
+        such samples.
+    """
+    images: list[npt.NDArray[np.uint8] | None] = []
+    errors: defaultdict[str, list[ImageError]] = defaultdict(list)
+    for sample in samples:
+        try:
+            images.append(read_image(sample.image, most))
+        except ImageError as error:
+            images.append(None)
+            errors[sample.device].append(error)
+    for device, found in errors.items():
+        log.warning("%d samples of device %r cannot be read, the first: %s", len(found), device, found[0])
+    return images
 
 
 def recalled_image(data: bytes | None, most: int) -> npt.NDArray[np.uint8] | None:
