@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from cema._util.checks import is_sha256
 from cema.cloud.http.access import BY_TOKEN, MEMBER_ERRORS, CohortName, bearer, member
 from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
+from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Envelope
@@ -20,6 +21,8 @@ from cema.cloud.store.base import PublishedUpdate, UpdateTag
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["updates"])
+# Every device asks for the newest update all the time.
+polls = APIRouter(route_class=DirectRoute)
 
 # The pattern is for readers of the document: another digest is an unknown artifact (404), not an invalid request.
 Digest = Annotated[
@@ -37,7 +40,7 @@ _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "h
 
 
 # The model describes the envelope; its bytes go out as they were signed.
-@router.get(
+@polls.get(
     "/updates/latest",
     summary="Ask for the newest update",
     response_model=Envelope,
@@ -52,12 +55,13 @@ _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "h
 )
 async def latest_update(cohort: CohortName, request: Request, if_none_match: IfNoneMatch = None) -> Response:
     """The entity tag changes whenever the envelope does, also when a new version has the same payload."""
-    # Every device asks all the time: the token and the tag are read, and nothing else unless the tag is another.
+    # The token and the tag are read, and nothing else unless the tag is another.
     service: Service = request.app.state.service
+    known = request.headers.get("if-none-match")
     newest = await service.at_once(_newest, cohort, request, service)
     if newest is None:
         return Response(status_code=204, headers=NO_CACHE)
-    if matches(if_none_match, _etag(newest)):
+    if matches(known, _etag(newest)):
         return Response(status_code=304, headers={**NO_CACHE, "ETag": _etag(newest)})
     update = await run_in_threadpool(service.store.latest_update, cohort)
     if update is None:  # not once there was one
@@ -65,6 +69,9 @@ async def latest_update(cohort: CohortName, request: Request, if_none_match: IfN
     # It may be a newer one by now.
     tagged = {**NO_CACHE, "ETag": _etag(update)}
     return Response(update.envelope, media_type="application/json", headers=tagged)
+
+
+router.include_router(polls)
 
 
 def _newest(cohort: str, request: Request, service: Service) -> UpdateTag | None:

@@ -18,6 +18,7 @@ from cema.cloud.config import LimitsConfig
 from cema.cloud.http.access import BY_TOKEN, UPLOADER_ERRORS, CohortName, bearer, uploader
 from cema.cloud.http.body import announced_bytes, read_body
 from cema.cloud.http.caching import NO_STORE
+from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Verdicts
@@ -39,7 +40,7 @@ LONGEST_ID = 80
 LONGEST_REASON = 300
 
 log = logging.getLogger(__name__)
-router = APIRouter(tags=["samples"])
+router = APIRouter(tags=["samples"], route_class=DirectRoute)
 
 # Read by hand, within limits, and so described by hand.
 _BODY: dict[str, Any] = {
