@@ -1,14 +1,16 @@
 """Images that inflate to far more than they seem to be, and images whose header lies, sent to the cloud.
 
-Stopped by the header's check before anything of its size is allocated, by inflating to exactly the bytes that the
-header says, and by `limits.image_pixels`. REFUSED: the sample is `rejected` (or, of a PNG with more behind its pixels,
-no more is read), a good one in the same frame is stored, and memory grows by less than 64 MiB.
+Stopped by the header's check before anything of its size is allocated, by comparing the compressed bytes with what the
+header says, by limits of chunks and scans, by inflating to exactly the bytes of the header, and by
+`limits.image_pixels`. REFUSED: the sample is `rejected` (or, of a PNG with more behind its pixels, no more is read, by
+the worker neither), a good one in the same frame is stored, and memory grows by less than 64 MiB.
 
     python attacks/decompression_bomb.py
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import zlib
@@ -16,9 +18,12 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
+from PIL import Image
 
 from _cloud import Service, make_samples, sample_of, service
+from _edge import PREPROCESSING
 from _parts import Memory, check, main
+from cema.cloud.worker.images import most_pixels, recalled_image
 from cema.formats.image import CodecConfig, encode_image
 from cema.formats.sample import encode_samples
 
@@ -64,7 +69,18 @@ def attack(cloud: Service, *, bomb: Callable[[], bytes], harmless: bool = False)
     check(response.status_code == 200, f"the frame is answered {response.status_code}")
     verdicts = [verdict["verdict"] for verdict in response.json()["verdicts"]]
     check(verdicts[1] == "stored" and (harmless or verdicts[0] == "rejected"), f"the verdicts are {verdicts}")
+    if verdicts[0] == "stored":
+        recalled_image(image, most_pixels(PREPROCESSING))  # as the worker reads it
+        memory.stays_below(64)
     cloud.takes_honest_samples()
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """Return a progressive JPEG whose last scan comes again and again: each is a pass over 4 million pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(buffer, format="JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
 
 
 SMALL = zlib.compress(bytes(64 * 65))
@@ -83,7 +99,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png-two-headers": lambda: png(
         64, 64, SMALL, chunk(b"IHDR", struct.pack(">IIBBBBB", 2**15, 2**15, 8, 0, 0, 0, 0))
     ),
+    "png-of-90000-chunks": lambda: png(64, 64, SMALL, chunk(b"tEXt", b"a\0") * 90_000),
     "jpeg-header-of-four-gigapixels": lambda: jpeg(65_500, 65_500),
+    "jpeg-header-within-the-limit": lambda: jpeg(4000, 4000),
+    "jpeg-of-a-thousand-scans": lambda: jpeg_of_scans(1000),
 }
 VARIANTS = {name: partial(attack, bomb=bomb, harmless="png-inflates" in name) for name, bomb in BOMBS.items()}
 

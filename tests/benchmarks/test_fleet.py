@@ -80,14 +80,14 @@ def test_growth_beyond_the_margin_is_found(fleet: ModuleType, key: str, more: fl
 def test_a_refusal_is_cured_by_a_retry_or_not(
     fleet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int, cured: bool
 ) -> None:
-    """The cloud refuses as long as all its places are taken; they are free again once it has been asked."""
+    """The cloud refuses as long as all places of a device are taken; they are free again once it has been asked."""
     device = importlib.import_module("fleet_device")
     limits = "[limits]\nretry_after_seconds = 1\n"
     engine = StillEngine(CloudConfig.load(write_config(tmp_path, extra=limits)))
     token = engine.devices.add("cam", cohort="north")
     tally = device.Tally()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 0)
+    monkeypatch.setattr(service, "UPLOADS_OF_ONE", 0)
 
     async def send(url: str) -> None:
         made = device.Device(
@@ -98,7 +98,7 @@ def test_a_refusal_is_cured_by_a_retry_or_not(
         upload = asyncio.create_task(made._upload(5.0))
         while not tally.refused:
             await asyncio.sleep(0.01)
-        monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 32)
+        monkeypatch.setattr(service, "UPLOADS_OF_ONE", 4)
         await upload
         await made.close()
 

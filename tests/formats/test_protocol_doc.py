@@ -32,7 +32,7 @@ from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
 from cema.errors import REJECTION_REASONS, LogitsError, UpdateRejected
-from cema.formats import image, update
+from cema.formats import image_check, image_header, update
 from cema.formats.bundle import Bundle, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
 from cema.formats.image import decode_image
@@ -359,6 +359,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.backlog_samples": limits.backlog_samples,
         "cloud.retry_after_seconds": limits.retry_after_seconds,
         "cloud.uploads_at_once": service.UPLOADS_AT_ONCE,
+        "cloud.storing_seconds": service.STORING_SECONDS,
         "cloud.uploads_of_one": service.UPLOADS_OF_ONE,
         "cloud.body_seconds": body.BODY_SECONDS,
         "cloud.first_seconds": body.FIRST_SECONDS,
@@ -366,10 +367,11 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.header_seconds": connections.HEADER_SECONDS,
         "cloud.image_pixels": limits.image_pixels,
         "cloud.image_aspect": limits.image_aspect,
+        "cloud.image_scans": image_check.MOST_SCANS,
         "cloud.drain_bytes": body.DRAIN_BYTES,
         "cloud.updates_kept": store.UPDATES_KEPT,
         "cloud.evicted_ids": space.EVICTED_IDS,
-        "image.max_pixels": image._MAX_PIXELS,
+        "image.max_pixels": image_header.MAX_PIXELS,
         "envelope.max_bytes": update._MAX_ENVELOPE_BYTES,
     }
     assert {row[0]: float(row[1]) for row in table("numbers")} == known

@@ -8,7 +8,6 @@ Each is recognised by its first bytes; the last is, in little endian::
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cema.errors import ImageError
+from cema.formats.image_header import RAW_HEADER, RAW_MAGIC, check_pixels, image_kind, png_shape, raw_shape
 from cema.ondevice.preprocess import check_images, resize_image
 
-__all__ = ["CodecConfig", "decode_image", "encode_image", "image_size"]
+__all__ = ["CodecConfig", "decode_image", "encode_image"]
 
 _LOSSLESS_BELOW = 64 * 64
-_MAX_PIXELS = 64_000_000
-_RAW_MAGIC, _JPEG_MAGIC, _PNG_MAGIC = b"CEMZ", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Pillow is content once it has all rows; without this chunk something is missing all the same.
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_RAW_HEADER = struct.Struct("<4sIIB")
-_PNG_GREY, _PNG_RGB = 0, 2
-_PNG_KINDS = {_PNG_GREY: "grey", _PNG_RGB: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 _JPEG_TARGETS = {"GRAY": "GRAY", "YCBCR": "RGB", "RGB": "RGB"}
 
 
@@ -97,7 +92,7 @@ def encode_image(image: npt.NDArray[np.uint8], config: CodecConfig) -> bytes:
         scale = config.max_side / min(height, width)
         height, width = (max(config.max_side, round(side * scale)) for side in (height, width))
         image = resize_image(image, height, width)
-    _check_size(height, width)
+    check_pixels(height, width)
     image = np.ascontiguousarray(image)
     codec = config.codec
     if codec == "auto":
@@ -130,55 +125,9 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         Nothing of that size is allocated before the check.
     """
     data = bytes(data)
-    kind = _kind(data)
+    kind = image_kind(data)
     with _damage_is_an_image_error(kind):
         return _DECODERS[kind](data)
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Return the height and width that an encoded image has by its header, without decoding it.
-
-    Parameters
-    ----------
-    data : bytes
-        An encoded image.
-
-    Returns
-    -------
-    tuple of int
-        Height and width in pixels.
-
-    Raises
-    ------
-    ImageError
-        If the bytes are of no known kind, or have no whole header.
-
-    Examples
-    --------
-    >>> image_size(encode_image(np.zeros((4, 6, 1), np.uint8), CodecConfig()))
-    (4, 6)
-    """
-    kind = _kind(data)
-    with _damage_is_an_image_error(kind):
-        if kind == "JPEG":
-            import simplejpeg  # noqa: PLC0415 - here and below: each codec is loaded for its own images
-
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        elif kind == "PNG":
-            width, height = struct.unpack(">II", data[16:24])
-        else:
-            _, height, width, _ = _RAW_HEADER.unpack_from(data)
-    return height, width
-
-
-def _kind(data: bytes) -> str:
-    for magic, kind in ((_JPEG_MAGIC, "JPEG"), (_PNG_MAGIC, "PNG"), (_RAW_MAGIC, "raw")):
-        if data.startswith(magic):
-            return kind
-    raise ImageError(
-        f"expected a JPEG, PNG or CEMA raw image, got {len(data)} bytes that begin with {data[:8]!r}: "
-        f"encode the image with cema.formats.sample.encode_image"
-    )
 
 
 @contextmanager
@@ -194,14 +143,6 @@ def _damage_is_an_image_error(kind: str) -> Iterator[None]:
         ) from error
 
 
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1 or height * width > _MAX_PIXELS:
-        raise ImageError(
-            f"expected an image of 1 to {_MAX_PIXELS} pixels, got {height} x {width}: "
-            "set max_side to downscale it"
-        )
-
-
 def _encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     from PIL import Image  # noqa: PLC0415
 
@@ -213,7 +154,7 @@ def _encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _encode_raw(image: npt.NDArray[np.uint8]) -> bytes:
-    return _RAW_HEADER.pack(_RAW_MAGIC, *image.shape) + zlib.compress(image.tobytes(), 9)
+    return RAW_HEADER.pack(RAW_MAGIC, *image.shape) + zlib.compress(image.tobytes(), 9)
 
 
 def _encode_jpeg(image: npt.NDArray[np.uint8], config: CodecConfig) -> bytes:
@@ -238,7 +179,7 @@ def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
     import simplejpeg  # noqa: PLC0415
 
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    _check_size(height, width)
+    check_pixels(height, width)
     target = _JPEG_TARGETS.get(colorspace.upper())
     if target is None:
         raise ImageError(
@@ -252,14 +193,7 @@ def _decode_png(data: bytes) -> npt.NDArray[np.uint8]:
     from PIL import Image  # noqa: PLC0415
 
     # The size is read by hand: Pillow warns about large images while it opens them.
-    width, height = struct.unpack(">II", data[16:24])
-    _check_size(height, width)
-    depth, kind = data[24], data[25]
-    if depth != 8 or kind not in (_PNG_GREY, _PNG_RGB):
-        raise ImageError(
-            f"expected a PNG with 8 bits per channel, grey or RGB, got {depth} bits, "
-            f"{_PNG_KINDS.get(kind, f'colour type {kind}')}: convert the image before encoding it"
-        )
+    height, width, channels = png_shape(data)
     if _PNG_END not in data:
         raise ImageError("the PNG image breaks off before its end: encode and send it again")
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
@@ -270,17 +204,14 @@ def _decode_png(data: bytes) -> npt.NDArray[np.uint8]:
                 "expected a PNG without transparency, got a tRNS chunk: remove it before encoding"
             )
         pixels = np.array(picture, np.uint8)
-    return pixels.reshape(height, width, 1 if kind == _PNG_GREY else 3)
+    return pixels.reshape(height, width, channels)
 
 
 def _decode_raw(data: bytes) -> npt.NDArray[np.uint8]:
-    _, height, width, channels = _RAW_HEADER.unpack_from(data)
-    _check_size(height, width)
-    if channels not in (1, 3):
-        raise ImageError(f"expected 1 or 3 channels in the raw image's header, got {channels}")
+    height, width, channels = raw_shape(data)
     expected = height * width * channels
     stream = zlib.decompressobj()
-    pixels = stream.decompress(data[_RAW_HEADER.size :], expected + 1)
+    pixels = stream.decompress(data[RAW_HEADER.size :], expected + 1)
     if len(pixels) != expected or not stream.eof or stream.unused_data:
         raise ImageError(
             f"expected a zlib stream of exactly {expected} bytes of pixels, got {len(pixels)}"

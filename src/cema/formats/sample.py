@@ -14,7 +14,7 @@ import msgspec
 
 from cema._util.checks import is_sha256
 from cema.errors import FormatError
-from cema.formats.image import decode_image
+from cema.formats.image_check import Inspected, inspect_image
 
 __all__ = [
     "CONTENT_TYPE",
@@ -30,6 +30,8 @@ CONTENT_TYPE = "application/vnd.cema.samples+msgpack"
 """The media type of a frame of samples."""
 
 _FORMAT = "cema.samples/1"
+# What a store can hold: numbers beyond a signed 64-bit integer would be refused there, with worse manners.
+_LABELS, _VERSIONS = 2**31, 2**63
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,13 +158,18 @@ def decode_samples(data: bytes, *, max_samples: int = 1024) -> list[Sample]:
     return frame.samples
 
 
-def check_sample(sample: Sample) -> None:
-    """Check that one sample keeps what it promises.
+def check_sample(sample: Sample) -> Inspected:
+    """Check that one sample keeps what it promises, as far as that can be seen without decoding its image.
 
     Parameters
     ----------
     sample : Sample
         A decoded sample.
+
+    Returns
+    -------
+    Inspected
+        What its image is, see `inspect_image`.
 
     Raises
     ------
@@ -170,7 +177,7 @@ def check_sample(sample: Sample) -> None:
         If its id is not the SHA-256 of its image, or a number is out of range: entropy and time must be
         finite and not negative, label and version not negative and below 2**31 and 2**63.
     ImageError
-        If its image cannot be decoded.
+        If its image is none, by its header and structure.
     """
     if not is_sha256(sample.id):
         raise FormatError(f"expected an id of 64 lowercase hexadecimal digits, got {sample.id[:80]!r}")
@@ -179,12 +186,23 @@ def check_sample(sample: Sample) -> None:
         raise FormatError(
             f"the image hashes to {actual}, the sample says {sample.id}: it was damaged on its way"
         )
+    # All together first: nearly every sample is as it should be. A NaN is in no range.
+    if not (
+        0 <= sample.entropy < math.inf
+        and 0 <= sample.captured_at < math.inf
+        and 0 <= sample.label < _LABELS
+        and 0 <= sample.version < _VERSIONS
+    ):
+        raise _out_of_range(sample)
+    return inspect_image(sample.image)
+
+
+def _out_of_range(sample: Sample) -> FormatError:
+    """Say which number of a sample is out of its range."""
     for name, value in (("entropy", sample.entropy), ("captured_at", sample.captured_at)):
-        if not math.isfinite(value) or value < 0:
-            raise FormatError(f"expected a finite {name} that is not negative, got {value}")
-    # What a store can hold: numbers beyond a signed 64-bit integer would be refused there, with worse
-    # manners.
-    for name, number, limit in (("label", sample.label, 2**31), ("version", sample.version, 2**63)):
-        if not 0 <= number < limit:
-            raise FormatError(f"expected a {name} in 0..{limit - 1}, got {number}")
-    decode_image(sample.image)
+        if not 0 <= value < math.inf:
+            return FormatError(f"expected a finite {name} that is not negative, got {value}")
+    name, number, limit = "label", sample.label, _LABELS
+    if 0 <= number < limit:
+        name, number, limit = "version", sample.version, _VERSIONS
+    return FormatError(f"expected a {name} in 0..{limit - 1}, got {number}")

@@ -217,6 +217,50 @@ def test_the_latest_update_is_revalidated_by_its_entity_tag(cloud: Cloud) -> Non
     assert (newer.status_code, newer.headers["etag"]) == (200, f'"{update.digest}-2"')
 
 
+def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = cloud.publish(1, b"payload")
+    statements: list[str] = []
+    database = cloud.store.database
+    for connection in (database._writer, database._peeker, *database._idle):
+        connection.set_trace_callback(statements.append)
+    monkeypatch.setattr(database, "_connect", None)  # whoever wants another connection fails
+    known = {"If-None-Match": f'"{update.digest}-1"'}
+    for _ in range(3):
+        statements.clear()
+        assert cloud.get("/v1/cohorts/north/updates/latest", headers=known).status_code == 304
+        tables = [statement.partition(" FROM ")[2].partition(" ")[0] for statement in statements]
+        assert tables == ["devices", "updates"]
+        assert statements[1].startswith("SELECT version, digest FROM")
+
+
+class Plain:
+    """A store of somebody else, with the members of the protocol alone."""
+
+    def __init__(self, store: object) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("instant", "latest_tag"):
+            raise AttributeError(name)
+        return getattr(self._store, name)
+
+
+def test_a_store_without_tags_is_polled_all_the_same(tmp_path: Path) -> None:
+    engine = StillEngine(CloudConfig.load(write_config(tmp_path)))
+    engine.store = Plain(engine.store)  # type: ignore[assignment]
+    with serving(engine) as url:
+        cloud = Cloud.__new__(Cloud)
+        cloud.store, cloud.http = engine.store, httpx2.Client(base_url=url)
+        cloud.token = engine.devices.add("cam", cohort="north")
+        assert cloud.get("/v1/cohorts/north/updates/latest").status_code == 204
+        etag = f'"{cloud.publish(1, b"payload").digest}-1"'
+        assert cloud.get("/v1/cohorts/north/updates/latest").headers["etag"] == etag
+        known = {"If-None-Match": etag}
+        assert cloud.get("/v1/cohorts/north/updates/latest", headers=known).status_code == 304
+        assert cloud.get("/v1/cohorts/north/updates/latest", token="wrong").status_code == 401
+        cloud.http.close()
+
+
 def test_artifacts_are_immutable(cloud: Cloud) -> None:
     update = cloud.publish(1, b"payload")
     path = f"/v1/cohorts/north/artifacts/{update.digest}"

@@ -178,6 +178,43 @@ def test_large_bodies_of_slow_devices_are_bounded(server: Guarded, monkeypatch: 
     eventually(lambda: upload(server) == 200)
 
 
+def test_uploads_that_have_arrived_wait_for_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 1)
+    monkeypatch.setattr(service, "STORING_SECONDS", 60.0)
+    frames = [encode_samples(make_samples(1, seed=i)) for i in range(8)]
+    with ExitStack() as stack:
+        server = Guarded(tmp_path, stack)
+        server.connections.most, server.connections.seconds["request"] = 100, 60.0
+        tokens = [server.engine.devices.add(f"cam-{i}", cohort="north") for i in range(8)]
+        with server.engine.store.database.write():  # nobody can store
+            sent = [
+                server.connect(server.upload_head(token, len(frame)) + frame)
+                for token, frame in zip(tokens, frames, strict=True)
+            ]
+            eventually(lambda: len(server.connections) == 8 and not server.connections._waiting)
+            assert not select.select(sent, [], [], 0.1)[0]
+        assert [connection.recv(12) for connection in sent] == [b"HTTP/1.1 200"] * 8
+
+
+def test_an_upload_that_waits_too_long_for_a_place_is_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "UPLOADS_AT_ONCE", 1)
+    monkeypatch.setattr(service, "STORING_SECONDS", 0.2)
+    frame = encode_samples(make_samples(1))
+    with ExitStack() as stack:
+        server = Guarded(tmp_path, stack)
+        server.connections.seconds["request"] = 60.0
+        with server.engine.store.database.write():
+            first = server.connect(server.upload_head(server.token, len(frame)) + frame)
+            eventually(lambda: len(server.engine.store._samples._group) == 1)
+            second = server.connect(server.upload_head(server.other, len(frame)) + frame)
+            answer = second.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After" in answer
+        assert first.recv(12) == b"HTTP/1.1 200"
+
+
 def test_a_body_that_hardly_comes_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "FIRST_SECONDS", 0.2)
     with ExitStack() as stack:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
 
 import msgspec
 import numpy as np
@@ -11,7 +13,8 @@ from cloud_client import Cloud, refused
 from cloud_support import make_samples
 
 from cema.cloud.http.caching import matches
-from cema.formats.image import CodecConfig, encode_image
+from cema.cloud.worker.images import DecodedImages
+from cema.formats.image import CodecConfig, decode_image, encode_image
 from cema.formats.sample import Sample, encode_samples
 
 
@@ -102,6 +105,44 @@ def test_a_header_that_lies_about_its_size_allocates_nothing(cloud: Cloud) -> No
     for image in (lying, lying[:9], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"CEMZ"):
         (verdict,) = cloud.post(encode_samples([sample_of(image)])).json()["verdicts"]
         assert verdict["verdict"] == "rejected"
+
+
+def test_damage_inside_the_compressed_pixels_is_stored_and_bad_for_nobody(cloud: Cloud) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (80, 70, 3), dtype=np.uint8)
+    whole = [encode_image(noise, CodecConfig(codec=kind)) for kind in ("jpeg", "raw")]
+    damaged = [image[:1500] + image[-2:] for image in whole]  # each with its end
+    body = encode_samples([sample_of(image) for image in damaged])
+    assert [verdict["verdict"] for verdict in cloud.post(body).json()["verdicts"]] == ["stored"] * 2
+    stored = cloud.store.fresh("north", after=0, limit=9)
+    assert DecodedImages(10**6).new(stored) == [None, None]
+    assert [sample.device for sample in stored] == ["cam", "cam"]
+
+
+def test_nothing_is_decoded_where_samples_arrive_but_unusual_pngs(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def counted(data: bytes) -> object:
+        decoded.append(data)
+        return decode_image(data)
+
+    monkeypatch.setattr("cema.cloud.http.uploads.decode_image", counted)
+    for library in ("simplejpeg.decode_jpeg", "PIL.Image.open", "zlib.decompressobj"):
+        monkeypatch.setattr(library, None)  # whoever calls them fails
+    samples = [sample_of(picture(20 + i, 30, kind)) for i, kind in enumerate(["jpeg", "png", "raw"] * 2)]
+    assert [verdict for _, verdict in cloud.send(samples)] == ["stored"] * 6
+    assert not decoded
+    monkeypatch.undo()
+    monkeypatch.setattr("cema.cloud.http.uploads.decode_image", counted)
+    profile = zlib.compress(bytes(2**23))
+    chunk = b"iCCPa\0\0" + profile
+    png = picture(20, 30, "png")
+    unusual = (
+        png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    )
+    assert [verdict for _, verdict in cloud.send([sample_of(unusual)])] == ["rejected"]
+    assert decoded == [unusual]
 
 
 def test_the_pixels_of_one_request_have_a_limit(cloud: Cloud) -> None:

@@ -22,10 +22,9 @@ from openapi import Declared
 
 from cema._util.version import __version__
 from cema.cloud.config import CloudConfig
-from cema.cloud.http import body
+from cema.cloud.http import body, service
 from cema.cloud.http.app import create_app
 from cema.cloud.http.rate import RateLimit
-from cema.cloud.http.service import UPLOADS_AT_ONCE
 from cema.cloud.store.base import PublishedUpdate
 from cema.formats.sample import CONTENT_TYPE, encode_samples
 
@@ -172,7 +171,8 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", SAMPLES, content=never())
     with monkeypatch.context() as patch:
-        patch.setattr(api.app.state.service, "_storing", UPLOADS_AT_ONCE)
+        patch.setattr(service, "STORING_SECONDS", 0.01)
+        patch.setattr(api.app.state.service, "_places", asyncio.Semaphore(0))
         api("POST", SAMPLES, content=b"")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_counts import check_tallies
 
 from cema.cloud.store.base import Store
 from cema.cloud.store.sqlite import SqliteStore
@@ -32,6 +33,7 @@ class TestSqliteStore(StoreSuite):
     def check_size(self, folder: Path, store: Store, max_bytes: int) -> None:
         super().check_size(folder, store, max_bytes)
         assert (folder / "cema.db").stat().st_size <= max_bytes
+        check_tallies(store)
 
 
 @pytest.fixture

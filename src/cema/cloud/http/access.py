@@ -1,15 +1,15 @@
 """Who may do what: the dependencies that let a request through to its endpoint.
 
 They are checked in the order that ``docs/protocol.md`` promises: token, revoked, cohort, membership, role. Each
-check calls the one before it, where FastAPI could chain them: reading the store needs the thread pool, and a chain
+check calls the one before it, where FastAPI could chain them: reading the store may need the thread pool, and a chain
 would go there once for every link.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Path
+from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cema.cloud.config import NAME
@@ -18,12 +18,14 @@ from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
 
 __all__ = [
+    "BY_TOKEN",
     "MEMBER_ERRORS",
     "SCRAPER_ERRORS",
     "UPLOADER_ERRORS",
     "CohortName",
     "Credentials",
     "authenticate",
+    "bearer",
     "member",
     "scraper",
     "uploader",
@@ -46,8 +48,19 @@ _BEARER = HTTPBearer(
     description="The token that adding a device or an operator has printed.",
     auto_error=False,
 )
+_SCHEME = "bearer"
+BY_TOKEN: dict[str, Any] = {"security": [{"token": []}]}
+"""For the description of an endpoint that calls `bearer` itself: what FastAPI reads off `Credentials`."""
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 """What the header ``Authorization`` holds, or None when that is no bearer token."""
+
+
+def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
+    """Return what `Credentials` is, for an endpoint that is called so often that resolving dependencies is costly."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != _SCHEME or not token:
+        return None
+    return HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
 
 
 def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
@@ -100,7 +113,7 @@ def member(cohort: CohortName, credentials: Credentials, service: TheService) ->
     return device
 
 
-def uploader(cohort: CohortName, credentials: Credentials, service: TheService) -> Device:
+def uploader(cohort: str, credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
     """Let through who may send samples to this cohort.
 
     Raises

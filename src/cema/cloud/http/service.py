@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.store.base import UpdateTag
 from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Uploads stored at one time, and the memory for those that arrive: so many bodies of the largest size. A small body on
 # a slow connection takes little of it, so that many slow devices do not keep the others out.
 UPLOADS_AT_ONCE = 32
 # Those of one device among them: an agent sends one at a time, and nobody may take all places.
 UPLOADS_OF_ONE = 4
+# An upload that has arrived waits so long for a place; a device waits 10 s for its answer.
+STORING_SECONDS = 5.0
 
 
 class Service:
@@ -42,8 +50,25 @@ class Service:
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
         self.rate = RateLimit(self.limits.device_samples)
+        # What a store may have, see `cema.cloud.store.base.Store`.
+        self._instant: bool = getattr(engine.store, "instant", False)
+        self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
         self._uploads: Counter[str] = Counter()
-        self._receiving = self._storing = 0  # bytes of bodies, and uploads
+        self._receiving = 0  # bytes of bodies
+        self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    async def at_once(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read the newest tag or a token: here where the store never makes one wait for that, else in a thread."""
+        if self._instant:
+            return read(*args, **kwargs)
+        return await run_in_threadpool(read, *args, **kwargs)
+
+    def latest_tag(self, cohort: str) -> UpdateTag | None:
+        """Return what tells a cohort's newest update from others, or None before the first."""
+        if self._read_tag is not None:
+            return self._read_tag(cohort)
+        update = self.store.latest_update(cohort)
+        return None if update is None else UpdateTag(update.version, update.digest)
 
     @contextmanager
     def receiving(self, device: str, announced: int | None) -> Iterator[None]:
@@ -71,16 +96,27 @@ class Service:
             self._uploads[device] -= 1
             self._uploads += Counter()  # devices without any are dropped
 
-    @contextmanager
-    def storing(self) -> Iterator[None]:
-        """Take one of the places for uploads that have arrived, on the event loop; 503 when there is none."""
-        if self._storing >= UPLOADS_AT_ONCE:
-            raise self.later("busy", f"{UPLOADS_AT_ONCE} uploads are being stored at this moment")
-        self._storing += 1
+    @asynccontextmanager
+    async def storing(self) -> AsyncIterator[None]:
+        """Take one of the places for uploads that have arrived, when there is one; 503 when that takes too long.
+
+        Who waits holds a place of its device and the memory of its body, and so only so many can.
+        """
+        if self._places.locked():
+            try:
+                async with asyncio.timeout(STORING_SECONDS):
+                    await self._places.acquire()
+            except TimeoutError:
+                message = (
+                    f"{UPLOADS_AT_ONCE} uploads are being stored, and others wait, for {STORING_SECONDS:g} s"
+                )
+                raise self.later("busy", message) from None
+        else:
+            await self._places.acquire()
         try:
             yield
         finally:
-            self._storing -= 1
+            self._places.release()
 
     def later(
         self,

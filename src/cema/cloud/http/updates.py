@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path
+from fastapi import APIRouter, Depends, Header, Path, Request
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from cema._util.checks import is_sha256
-from cema.cloud.http.access import MEMBER_ERRORS, CohortName, Credentials, member
+from cema.cloud.http.access import BY_TOKEN, MEMBER_ERRORS, CohortName, bearer, member
 from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
+from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Envelope
-from cema.cloud.http.service import TheService
-from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.http.service import Service, TheService
+from cema.cloud.store.base import PublishedUpdate, UpdateTag
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["updates"])
+# Every device asks for the newest update all the time.
+polls = APIRouter(route_class=DirectRoute)
 
 # The pattern is for readers of the document: another digest is an unknown artifact (404), not an invalid request.
 Digest = Annotated[
@@ -35,14 +39,8 @@ _TAGGED = headers("ETag", "Cache-Control")
 _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "headers": _TAGGED}
 
 
-def _newest(cohort: CohortName, credentials: Credentials, service: TheService) -> PublishedUpdate | None:
-    """Check the sender and read the store in one trip to the thread pool: every device asks all the time."""
-    member(cohort, credentials, service)
-    return service.store.latest_update(cohort)
-
-
 # The model describes the envelope; its bytes go out as they were signed.
-@router.get(
+@polls.get(
     "/updates/latest",
     summary="Ask for the newest update",
     response_model=Envelope,
@@ -53,18 +51,37 @@ def _newest(cohort: CohortName, credentials: Credentials, service: TheService) -
         304: _NOT_MODIFIED,
         **errors(*MEMBER_ERRORS),
     },
+    openapi_extra=BY_TOKEN,
 )
-async def latest_update(
-    update: Annotated[PublishedUpdate | None, Depends(_newest)], if_none_match: IfNoneMatch = None
-) -> Response:
+async def latest_update(cohort: CohortName, request: Request, if_none_match: IfNoneMatch = None) -> Response:
     """The entity tag changes whenever the envelope does, also when a new version has the same payload."""
-    if update is None:
+    # The token and the tag are read, and nothing else unless the tag is another.
+    service: Service = request.app.state.service
+    known = request.headers.get("if-none-match")
+    newest = await service.at_once(_newest, cohort, request, service)
+    if newest is None:
         return Response(status_code=204, headers=NO_CACHE)
-    etag = f'"{update.digest}-{update.version}"'
-    tagged = {**NO_CACHE, "ETag": etag}
-    if matches(if_none_match, etag):
-        return Response(status_code=304, headers=tagged)
+    if matches(known, _etag(newest)):
+        return Response(status_code=304, headers={**NO_CACHE, "ETag": _etag(newest)})
+    update = await run_in_threadpool(service.store.latest_update, cohort)
+    if update is None:  # not once there was one
+        return Response(status_code=204, headers=NO_CACHE)
+    # It may be a newer one by now.
+    tagged = {**NO_CACHE, "ETag": _etag(update)}
     return Response(update.envelope, media_type="application/json", headers=tagged)
+
+
+router.include_router(polls)
+
+
+def _newest(cohort: str, request: Request, service: Service) -> UpdateTag | None:
+    """Check the sender and read the tag."""
+    member(cohort, bearer(request), service)
+    return service.latest_tag(cohort)
+
+
+def _etag(update: UpdateTag | PublishedUpdate) -> str:
+    return f'"{update.digest}-{update.version}"'
 
 
 @router.get(

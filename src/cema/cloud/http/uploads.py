@@ -6,47 +6,50 @@ import logging
 import threading
 import time
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.names import shortened
 from cema.cloud.config import LimitsConfig
-from cema.cloud.http.access import UPLOADER_ERRORS, CohortName, uploader
+from cema.cloud.http.access import BY_TOKEN, UPLOADER_ERRORS, CohortName, bearer, uploader
 from cema.cloud.http.body import announced_bytes, read_body
 from cema.cloud.http.caching import NO_STORE
+from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Verdicts
-from cema.cloud.http.service import Service, TheService
+from cema.cloud.http.service import Service
 from cema.cloud.store.base import BacklogFull, UploadTooLarge
-from cema.cloud.store.devices import Device
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
-from cema.formats.image import image_size
+from cema.formats.image import decode_image
+from cema.formats.image_check import Inspected
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
 
 __all__ = ["router"]
 
 # The pixels of one request, in images of the largest size.
 REQUEST_IMAGES = 4
-# Images that are decoded at one time, in all requests together: each takes up to limits.image_pixels x 3 bytes.
+# Images that must be decoded to be checked, at one time and in all requests: each takes limits.image_pixels x 3 bytes.
 _DECODING = threading.BoundedSemaphore(4)
 # An id has 64 characters; of anything else, so much is repeated in the verdict.
 LONGEST_ID = 80
 LONGEST_REASON = 300
 
 log = logging.getLogger(__name__)
-router = APIRouter(tags=["samples"])
+router = APIRouter(tags=["samples"], route_class=DirectRoute)
 
 # Read by hand, within limits, and so described by hand.
 _BODY: dict[str, Any] = {
+    **BY_TOKEN,
     "requestBody": {
         "required": True,
         "description": "An upload frame (docs/protocol.md, section 1.4), without Content-Encoding.",
         "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
+    },
 }
 _ERRORS = errors(
     *UPLOADER_ERRORS,
@@ -74,20 +77,17 @@ _ERRORS = errors(
     responses={200: {"headers": headers("Cache-Control")}, **_ERRORS},
     openapi_extra=_BODY,
 )
-async def upload_samples(
-    cohort: CohortName,
-    request: Request,
-    device: Annotated[Device, Depends(uploader)],
-    service: TheService,
-) -> Response:
+async def upload_samples(cohort: CohortName, request: Request) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
+    service: Service = request.app.state.service
+    device = await service.at_once(uploader, cohort, bearer(request), service)
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
-        with service.storing():
+        async with service.storing():
             verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
-    content = [{"id": v.id, "verdict": v.verdict, "reason": v.reason} for v in verdicts]
-    return JSONResponse({"verdicts": content}, headers=NO_STORE)
+    content = msgspec.json.encode({"verdicts": verdicts})
+    return Response(content, media_type="application/json", headers=NO_STORE)
 
 
 def _check_media_type(request: Request) -> None:
@@ -163,16 +163,18 @@ def _check(
     pixels = 0
     for i, sample in enumerate(samples):
         try:
+            seen = check_sample(sample)
             # By the header, before anything of that size is allocated.
-            pixels += check_size(sample.image, limits)
+            pixels += check_size(seen, limits)
             if pixels > REQUEST_IMAGES * limits.image_pixels:
                 raise ApiError(
                     "too_large",
                     f"the images of one request may have {REQUEST_IMAGES * limits.image_pixels} pixels together",
                     "send fewer samples in a request, or smaller images",
                 )
-            with _DECODING:
-                check_sample(sample)
+            if not seen.plain:
+                with _DECODING:
+                    decode_image(sample.image)
         except (FormatError, ImageError) as error:
             rejected[i] = _rejection(sample, error)
             reasons["image" if isinstance(error, ImageError) else "format"] += 1
@@ -181,13 +183,13 @@ def _check(
     return good, rejected, reasons
 
 
-def check_size(image: bytes, limits: LimitsConfig) -> int:
-    """Return how many pixels an encoded image has; too many, or too long and thin an image, is an ImageError.
+def check_size(image: Inspected, limits: LimitsConfig) -> int:
+    """Return how many pixels an image has; too many, or too long and thin an image, is an ImageError.
 
     A model's input is some 224 pixels a side, and what is longer is cut off: an image of one line and a million
     columns costs memory, and teaches nothing.
     """
-    height, width = image_size(image)
+    height, width = image.height, image.width
     if height * width > limits.image_pixels:
         raise ImageError(
             f"expected at most {limits.image_pixels} pixels (limits.image_pixels), got {height} x {width}; set "

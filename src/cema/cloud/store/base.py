@@ -27,6 +27,7 @@ __all__ = [
     "PublishedUpdate",
     "Store",
     "StoredSample",
+    "UpdateTag",
     "UploadTooLarge",
     "Waiting",
 ]
@@ -125,6 +126,13 @@ class PublishedUpdate:
     expires: float
 
 
+class UpdateTag(NamedTuple):
+    """What tells one update of a cohort from the next: its version and the digest of its payload."""
+
+    version: int
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class CohortState:
     """Where a cohort's worker stands: what it needs to go on after a crash.
@@ -157,6 +165,11 @@ class Store(Protocol):
 
     Every method may raise `StoreUnavailable`: nothing was changed, and a later call may succeed. Other errors of a back
     end leave it as `StoreError`, never as an exception of its database.
+
+    A store may have two members more, for the polls of many devices. ``latest_tag(cohort)`` returns the `UpdateTag` of
+    `latest_update`, or None. A class attribute ``instant = True`` says that this and the register's ``authenticate``
+    read memory or one indexed row and wait for nobody: the server then calls them on its event loop. Without them it
+    calls `latest_update`, and in a thread.
     """
 
     def put(

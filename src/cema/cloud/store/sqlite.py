@@ -18,11 +18,13 @@ from cema.cloud.store.base import (
     Limits,
     PublishedUpdate,
     StoredSample,
+    UpdateTag,
     Waiting,
 )
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_space import make_room, shrink
+from cema.cloud.store.sqlite_tallies import moved, recount, tally
 from cema.errors import ConfigError, StoreError
 from cema.formats.sample import Sample, Verdict
 
@@ -44,6 +46,8 @@ class SqliteStore:
     StoreError
         The file cannot be opened, is no CEMA database, or `max_bytes` is under 256 KiB.
     """
+
+    instant = True
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.database = Database(path, max_bytes=max_bytes)
@@ -131,6 +135,8 @@ class SqliteStore:
         """Take a cohort over: from now on only commits under the returned epoch are accepted."""
         with self.database.write() as connection:
             _increase(connection, cohort, "epoch")
+            # Once for each start of a worker: an older program may have written to the store meanwhile.
+            recount(connection, cohort)
             row = connection.execute(
                 "SELECT cursor, checkpoint, epoch, attempts FROM cohorts WHERE name = ?", (cohort,)
             ).fetchone()
@@ -157,13 +163,15 @@ class SqliteStore:
     ) -> None:
         """Commit a step whole: cursor, checkpoint, update if there is one, counters. All or nothing."""
         with self.database.write() as connection:
-            moved = connection.execute(
+            before = connection.execute("SELECT cursor FROM cohorts WHERE name = ?", (cohort,)).fetchone()
+            changed = connection.execute(
                 "UPDATE cohorts SET cursor = ?, attempts = 0, committed_at = ?, checkpoint = NULL "
                 "WHERE name = ? AND epoch = ? AND cursor <= ?",
                 (cursor, now, cohort, epoch, cursor),
             ).rowcount
-            if moved != 1:
+            if changed != 1:
                 raise self._refusal(connection, cohort, cursor, epoch)
+            moved(connection, cohort, before[0], cursor)
             # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
             size = len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0)
             cap = self.database.max_bytes
@@ -221,6 +229,13 @@ class SqliteStore:
             ).fetchone()
         return PublishedUpdate(*row) if row else None
 
+    def latest_tag(self, cohort: str) -> UpdateTag | None:
+        """Return version and digest of the newest update of a cohort, or None before the first: one row is read."""
+        row = self.database.peek(
+            "SELECT version, digest FROM updates WHERE cohort = ? ORDER BY version DESC LIMIT 1", (cohort,)
+        )
+        return UpdateTag(*row) if row else None
+
     def artifact(self, cohort: str, digest: str) -> bytes | None:
         """Return a payload that was published to this cohort, or None."""
         with self.database.read() as connection:
@@ -254,9 +269,10 @@ class SqliteStore:
             state = connection.execute(
                 "SELECT cursor, base, committed_at FROM cohorts WHERE name = ?", (cohort,)
             ).fetchone()
-            stored = connection.execute(
-                "SELECT count(*), coalesce(max(seq), 0) FROM samples WHERE cohort = ?", (cohort,)
-            ).fetchone()
+            stored = tally(connection, cohort)
+            last = connection.execute("SELECT max(seq) FROM samples WHERE cohort = ?", (cohort,)).fetchone()[
+                0
+            ]
             update = connection.execute(
                 "SELECT version, digest, created, expires FROM updates WHERE cohort = ? "
                 "ORDER BY version DESC LIMIT 1",
@@ -272,9 +288,9 @@ class SqliteStore:
             "base": state[1],
             "cursor": state[0],
             "committed_at": state[2],
-            "samples": stored[0],
-            "last_sample": stored[1],
-            "backlog": self.backlog(cohort).samples,
+            "samples": stored.samples,
+            "last_sample": last or 0,
+            "backlog": stored.waiting,
             "used_bytes": self.used_bytes(),
             "version": update[0] if update else 0,
             "update": dict(zip(("version", "digest", "created", "expires"), update, strict=True))

@@ -16,8 +16,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cema._util.files import sync_folder, unfinished
+from cema.cloud.store.sqlite_tallies import TALLIES, recount_all
 from cema.errors import StoreError, StoreFull, StoreUnavailable
 
 __all__ = ["PAGE", "READERS", "Database", "bump"]
@@ -30,7 +32,7 @@ READERS = 8
 WAL_BYTES = 16 * 2**20
 # Below this a database could not hold its own tables and indexes, let alone a batch of samples.
 SMALLEST = 256 * 1024
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What is written into the file when it is made.
 FILE_PRAGMAS = (f"page_size={PAGE}", "auto_vacuum=INCREMENTAL", "journal_mode=WAL")
 
@@ -96,6 +98,7 @@ class Database:
         self._writing = threading.Lock()
         self._reading = threading.BoundedSemaphore(READERS)
         self._pool = threading.Lock()
+        self._peeking = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         try:
@@ -107,7 +110,9 @@ class Database:
             path.chmod(0o600)
             self._writer = self._connect()
             try:
+                _to_version_2(self._writer)
                 self._check_version()
+                self._peeker = self._connect()
             except BaseException:
                 self._writer.close()
                 raise
@@ -136,7 +141,7 @@ class Database:
         return connection
 
     def _check_version(self) -> None:
-        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        version = _version(self._writer)
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"the store {self.path} has schema version {version}, this CEMA reads {SCHEMA_VERSION}; "
@@ -213,6 +218,19 @@ class Database:
             if not keep:
                 connection.close()
 
+    def peek(self, query: str, parameters: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Return the first row of a query that finds it by an index, or None; it waits for no other reader or writer.
+
+        Raises
+        ------
+        StoreUnavailable, StoreError
+            As for `read`.
+        """
+        with self._own_errors(), self._peeking:
+            self._check_open()
+            row: tuple[Any, ...] | None = self._peeker.execute(query, parameters).fetchone()
+        return row
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed; open a new one")
@@ -234,11 +252,11 @@ class Database:
 
     def close(self) -> None:
         """Close every idle connection; those in use close when their block ends."""
-        with self._writing, self._pool:
+        with self._writing, self._pool, self._peeking:
             if self._closed:
                 return
             self._closed = True
-            for connection in (*self._idle, self._writer):
+            for connection in (*self._idle, self._peeker, self._writer):
                 connection.close()
             self._idle.clear()
 
@@ -265,7 +283,7 @@ def _create(path: Path) -> None:
             for pragma in (*FILE_PRAGMAS, "synchronous=FULL"):
                 connection.execute(f"PRAGMA {pragma}")
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _statements(SCHEMA):
+            for statement in (*_statements(SCHEMA), TALLIES):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             connection.execute("COMMIT")
@@ -273,6 +291,31 @@ def _create(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(new, path)
     sync_folder(path.parent)
+
+
+def _to_version_2(connection: sqlite3.Connection) -> None:
+    """Count the samples of a store that was made before their number was kept."""
+    if _version(connection) != 1:
+        return
+    # The new table takes a page, which a store at its cap does not have. Samples make room when the store is opened.
+    cap = connection.execute("PRAGMA max_page_count").fetchone()[0]
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={max(cap, pages + 2)}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(connection) == 1:  # no other process has done it meanwhile
+            connection.execute(TALLIES)
+            recount_all(connection)
+            connection.execute("PRAGMA user_version=2")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.execute(f"PRAGMA max_page_count={cap}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _check_content(path: Path) -> None:

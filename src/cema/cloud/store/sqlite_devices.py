@@ -80,9 +80,8 @@ class SqliteDevices:
 
     def authenticate(self, token: str) -> Device | None:
         """Return whose token this is, revoked or not, or None when nobody's."""
-        with self._database.read() as connection:
-            row = connection.execute(
-                "SELECT name, role, cohort, created_at, revoked_at FROM devices WHERE token_hash = ?",
-                (token_digest(token),),
-            ).fetchone()
+        row = self._database.peek(
+            "SELECT name, role, cohort, created_at, revoked_at FROM devices WHERE token_hash = ?",
+            (token_digest(token),),
+        )
         return Device(row[0], cast("Role", row[1]), *row[2:]) if row else None

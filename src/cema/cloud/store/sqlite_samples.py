@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from cema.cloud.store.base import (
     STATE_SHARE,
@@ -15,7 +16,9 @@ from cema.cloud.store.base import (
     Waiting,
 )
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
+from cema.cloud.store.sqlite_group import GroupCommit
 from cema.cloud.store.sqlite_space import live_bytes, make_room
+from cema.cloud.store.sqlite_tallies import came, tally
 from cema.errors import ConfigError
 from cema.formats.sample import Sample, Verdict
 
@@ -27,6 +30,8 @@ ROW_BYTES = 512
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
 EMPTY_BYTES = 32 * PAGE
+# Identities looked up by one query; SQLite takes so many parameters everywhere.
+KEYS_AT_ONCE = 500
 # In the order of StoredSample.
 COLUMNS = "seq, id, image, entropy, label, version, captured_at, received_at, device"
 
@@ -48,6 +53,15 @@ def check_limits(limits: Limits) -> None:
         )
 
 
+class _Upload(NamedTuple):
+    """What one request brings: samples with their identities, whose they are, and when they came."""
+
+    cohort: str
+    samples: list[tuple[bytes, Sample]]
+    device: str
+    now: float
+
+
 class SampleTable:
     """Durable samples of every cohort; the methods are those of `cema.cloud.store.base.Store`.
 
@@ -59,6 +73,7 @@ class SampleTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._group = GroupCommit(database)
 
     def put(
         self,
@@ -70,45 +85,43 @@ class SampleTable:
         max_backlog: int,
         rejected: Mapping[str, int] | None = None,
     ) -> list[Verdict]:
-        """Store what is new, all or nothing, and count what came."""
-        with self._database.write() as connection:
-            fresh = self._unknown(connection, cohort, samples)
-            if fresh:
-                self._check_backlog(connection, cohort, len(fresh), max_backlog)
-                self._make_room_for(connection, fresh.values())
-                connection.executemany(
-                    "INSERT INTO samples (cohort, id, device, entropy, label, version, captured_at, "
-                    "received_at, image) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (cohort, key, device, s.entropy, s.label, s.version, s.captured_at, now, s.image)
-                        for key, s in fresh.items()
-                    ],
-                )
-            verdicts = []
-            for sample in samples:
-                new = fresh.pop(bytes.fromhex(sample.id), None) is not None
-                verdicts.append(Verdict(id=sample.id, verdict="stored" if new else "duplicate"))
-            bump(connection, cohort, _counts(samples, verdicts, rejected or {}))
+        """Store what is new, all or nothing, and count what came; uploads that wait at one time share a commit."""
+        upload = _Upload(cohort, [(bytes.fromhex(sample.id), sample) for sample in samples], device, now)
+
+        def write(connection: sqlite3.Connection) -> list[Verdict]:
+            return self._put(connection, upload, max_backlog, rejected or {})
+
+        return self._group.run(write, size=sum(len(sample.image) + ROW_BYTES for sample in samples))
+
+    def _put(
+        self, connection: sqlite3.Connection, upload: _Upload, max_backlog: int, rejected: Mapping[str, int]
+    ) -> list[Verdict]:
+        cohort, device, fresh = upload.cohort, upload.device, dict(upload.samples)
+        for key in _known(connection, cohort, list(fresh)):
+            fresh.pop(key, None)
+        if fresh:
+            self._check_backlog(connection, cohort, len(fresh), max_backlog)
+            self._make_room_for(connection, fresh.values())
+            connection.executemany(
+                "INSERT INTO samples (cohort, id, device, entropy, label, version, captured_at, "
+                "received_at, image) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (cohort, key, device, s.entropy, s.label, s.version, s.captured_at, upload.now, s.image)
+                    for key, s in fresh.items()
+                ],
+            )
+            came(connection, cohort, len(fresh))
+        stored, verdicts = 0, []
+        for key, sample in upload.samples:
+            new = fresh.pop(key, None) is not None
+            stored += new * len(sample.image)
+            verdicts.append(Verdict(id=sample.id, verdict="stored" if new else "duplicate"))
+        bump(connection, cohort, _counts(upload, verdicts, stored, rejected))
         return verdicts
 
     @staticmethod
-    def _unknown(
-        connection: sqlite3.Connection, cohort: str, samples: Sequence[Sample]
-    ) -> dict[bytes, Sample]:
-        fresh = {bytes.fromhex(sample.id): sample for sample in samples}
-        for key in list(fresh):
-            known = connection.execute(
-                "SELECT 1 FROM samples WHERE cohort = ?1 AND id = ?2 "
-                "UNION ALL SELECT 1 FROM evicted WHERE cohort = ?1 AND id = ?2 LIMIT 1",
-                (cohort, key),
-            ).fetchone()
-            if known:
-                del fresh[key]
-        return fresh
-
-    @staticmethod
     def _check_backlog(connection: sqlite3.Connection, cohort: str, more: int, most: int) -> None:
-        waiting = _waiting(connection, cohort)
+        waiting = tally(connection, cohort).waiting
         if waiting + more > most:
             raise BacklogFull(
                 f"{waiting} samples of cohort {cohort!r} wait for the worker and {most} may "
@@ -174,7 +187,7 @@ class SampleTable:
     def backlog(self, cohort: str) -> Backlog:
         """Return what of a cohort still waits for the worker."""
         with self._database.read() as connection:
-            waiting = _waiting(connection, cohort)
+            waiting = tally(connection, cohort).waiting
             row = connection.execute(
                 "SELECT received_at FROM samples WHERE cohort = ?1 AND seq > "
                 "coalesce((SELECT cursor FROM cohorts WHERE name = ?1), 0) ORDER BY seq LIMIT 1",
@@ -188,28 +201,28 @@ class SampleTable:
             return live_bytes(connection)
 
 
+def _known(connection: sqlite3.Connection, cohort: str, keys: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield those of some identities that the cohort has, or had."""
+    for i in range(0, len(keys), KEYS_AT_ONCE):
+        some = keys[i : i + KEYS_AT_ONCE]
+        places = ", ".join("?" * len(some))
+        for table in ("samples", "evicted"):
+            query = f"SELECT id FROM {table} WHERE cohort = ? AND id IN ({places})"  # noqa: S608
+            yield from (row[0] for row in connection.execute(query, (cohort, *some)).fetchall())
+
+
 def _counts(
-    samples: Sequence[Sample], verdicts: Sequence[Verdict], rejected: Mapping[str, int]
+    upload: _Upload, verdicts: Sequence[Verdict], stored_bytes: int, rejected: Mapping[str, int]
 ) -> dict[str, float]:
     """Return what one upload adds to the cohort's counters."""
-    stored = [s for s, v in zip(samples, verdicts, strict=True) if v.verdict == "stored"]
-    stored_bytes = sum(len(s.image) for s in stored)
+    stored = sum(verdict.verdict == "stored" for verdict in verdicts)
     return {
-        "samples.stored": len(stored),
-        "samples.duplicate": len(samples) - len(stored),
+        "samples.stored": stored,
+        "samples.duplicate": len(verdicts) - stored,
         "bytes.stored": stored_bytes,
-        "bytes.duplicate": sum(len(s.image) for s in samples) - stored_bytes,
+        "bytes.duplicate": sum(len(sample.image) for _, sample in upload.samples) - stored_bytes,
         **{f"samples.rejected.{reason}": n for reason, n in rejected.items()},
     }
-
-
-def _waiting(connection: sqlite3.Connection, cohort: str) -> int:
-    row = connection.execute(
-        "SELECT count(*) FROM samples WHERE cohort = ?1 AND seq > "
-        "coalesce((SELECT cursor FROM cohorts WHERE name = ?1), 0)",
-        (cohort,),
-    ).fetchone()
-    return int(row[0])
 
 
 def _pages(size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
+from cema.cloud.store.sqlite_tallies import left
 from cema.errors import StoreFull
 
 __all__ = ["live_bytes", "make_room", "shrink"]
@@ -80,6 +81,7 @@ def _evict(connection: sqlite3.Connection, victims: list[tuple[int, str, bytes, 
         dropped[cohort] = dropped.get(cohort, 0) + 1
     for cohort, count in dropped.items():
         bump(connection, cohort, {"evicted.byte_cap": count})
+        left(connection, cohort, count)
 
 
 def _oldest_processed(connection: sqlite3.Connection) -> list[tuple[int, str, bytes, int]]:

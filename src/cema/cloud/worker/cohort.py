@@ -269,7 +269,7 @@ class CohortWorker:
 
     def _readable(self, samples: Sequence[StoredSample]) -> tuple[list[StoredSample], Batch]:
         """Return the samples that can be decoded, and their images."""
-        images = [self._images.get(sample.seq, sample.image) for sample in samples]
+        images = self._images.new(samples)
         readable = [sample for sample, image in zip(samples, images, strict=True) if image is not None]
         self._count("worker.unreadable_samples", len(samples) - len(readable))
         return readable, Batch([image for image in images if image is not None])
@@ -352,7 +352,7 @@ class CohortWorker:
     def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
         """Return replayed samples' images; None where the store has evicted one or cannot read it."""
         stored = self.store.images(seqs)
-        return [self._images.get(seq, stored.get(seq)) for seq in seqs]
+        return [self._images.again(seq, stored.get(seq)) for seq in seqs]
 
     def _recover(self, error: Exception) -> None:
         """Undo a failed step."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
+from cema.cloud.store.base import StoredSample
 from cema.errors import ImageError
 from cema.formats.image import decode_image
 from cema.ondevice.preprocess import Preprocessing, resize_image
 
-__all__ = ["DecodedImages", "most_pixels", "read_image", "recalled_image"]
+__all__ = ["DecodedImages", "most_pixels", "read_image"]
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +83,51 @@ class DecodedImages:
         self._most = most
         self._kept: LRUCache[int, npt.NDArray[np.uint8]] = LRUCache(most_bytes, lambda image: image.nbytes)
 
-    def get(self, seq: int, data: bytes | None) -> npt.NDArray[np.uint8] | None:
-        """Return a sample's image (H, W, C), not to be written to; None where it is gone or cannot be read."""
+    def new(self, samples: Sequence[StoredSample]) -> list[npt.NDArray[np.uint8] | None]:
+        """Decode the images of samples that are new.
+
+        This is where a sample is decoded for the first time: what devices send is checked by its structure alone when
+        it arrives.
+
+        Parameters
+        ----------
+        samples : sequence of StoredSample
+            As the store gave them.
+
+        Returns
+        -------
+        list of ndarray of uint8 (H, W, C)
+            One a sample, in order, not to be written to; None where one cannot be decoded. The log then has one line
+            for each device that sent such samples.
+        """
+        images: list[npt.NDArray[np.uint8] | None] = []
+        errors: defaultdict[str, list[ImageError]] = defaultdict(list)
+        for sample in samples:
+            try:
+                images.append(self._image(sample.seq, sample.image))
+            except ImageError as error:
+                images.append(None)
+                errors[sample.device].append(error)
+        for device, found in errors.items():
+            log.warning("%d samples of device %r cannot be read, the first: %s", len(found), device, found[0])
+        return images
+
+    def again(self, seq: int, data: bytes | None) -> npt.NDArray[np.uint8] | None:
+        """Return a replayed sample's image (H, W, C), not to be written to; None where it is gone or unreadable."""
         if data is None:
             self._kept.pop(seq, None)
             return None
+        try:
+            return self._image(seq, data)
+        except ImageError as error:
+            log.warning("a stored sample cannot be read: %s", error)
+            return None
+
+    def _image(self, seq: int, data: bytes) -> npt.NDArray[np.uint8]:
         image = self._kept.get(seq)
         if image is None:
-            image = recalled_image(data, self._most)
-            if image is not None and image.nbytes <= self._kept.maxsize:
-                image.flags.writeable = False
+            image = read_image(data, self._most)
+            image.flags.writeable = False
+            if image.nbytes <= self._kept.maxsize:
                 self._kept[seq] = image
         return image
-
-
-def recalled_image(data: bytes | None, most: int) -> npt.NDArray[np.uint8] | None:
-    """Return an image as `read_image`, or None where it is gone or cannot be read."""
-    try:
-        return None if data is None else read_image(data, most)
-    except ImageError as error:
-        log.warning("a stored sample cannot be read: %s", error)
-        return None
