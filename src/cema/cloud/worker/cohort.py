@@ -160,7 +160,9 @@ class CohortWorker:
             else:
                 self._learn(drawn)
             return True
-        if self.progress.idle < self.config.idle_steps and self._replay():
+        # A step takes its time: one that only replays would make those wait that come to complete the batch.
+        idle = not held and not backlog.samples and self.progress.idle < self.config.idle_steps
+        if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
             self._commit(self.cursor, self.publisher.renew(now))
@@ -182,7 +184,7 @@ class CohortWorker:
     def _hold(self, drawn: Draw, since: float) -> None:
         """Keep samples until there is a full batch: what others may not give is no reason for small steps."""
         self._pass_on(drawn)
-        self.progress.held, self.progress.held_since = list(drawn.chosen), since
+        self.progress.hold([*drawn.chosen, *drawn.held], since)
         self._commit(drawn.cursor)
 
     def _learn(self, drawn: Draw) -> None:
@@ -198,7 +200,7 @@ class CohortWorker:
             readable, batch = self._readable(samples)
             if readable:
                 self._after_step(self._test_then_train(readable, batch), begin)
-                self.progress.idle = 0
+                self.progress.learned(len(readable) / self.settings.fresh, self.config.idle_steps)
             update = self._candidate()
         except Exception as error:
             self._recover(error)
@@ -211,7 +213,8 @@ class CohortWorker:
         self._done(drawn, update)
 
     def _done(self, drawn: Draw, update: PublishedUpdate | None = None) -> None:
-        self.progress.held = list(drawn.held)
+        # Where others were drawn, those that were held before are all among the chosen.
+        self.progress.hold(drawn.held, self._clock() if drawn.cursor != self.cursor else None)
         self._commit(drawn.cursor, update)
 
     def _pass_on(self, drawn: Draw) -> None:
@@ -327,15 +330,7 @@ class CohortWorker:
         self._count(f"updates.{candidate.outcome}", 1)
         agreement = asdict(candidate.agreement) if candidate.agreement else {}
         self._last["candidate"] = {"outcome": candidate.outcome, **agreement}
-        if candidate.outcome == "waiting":
-            return None
-        if candidate.outcome == "reverted":
-            self.progress.window.running_is("source")
-        if candidate.outcome == "published":
-            self.progress.window.running_is("adapted")
-            self.progress.rejected_in_a_row = 0
-        else:
-            self.progress.rejected_in_a_row += 1
+        self.progress.judged(candidate.outcome)
         if self.progress.rejected_in_a_row >= MOST_REJECTED:
             self._reset()
         return candidate.update
@@ -364,7 +359,7 @@ class CohortWorker:
     def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
         """Make the step durable whole; only then is it true."""
         saved = dump_checkpoint(self.progress, self.learner)
-        counts, self._counts = self._counts, {}
+        counts, self._counts, now = self._counts, {}, self._clock()
         version = update.version if update else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
@@ -372,7 +367,7 @@ class CohortWorker:
             saved,
             update,
             epoch=self.epoch,
-            now=self._clock(),
+            now=now,
             counts=counts,
             report=self.report() | {"version": version},
         )
