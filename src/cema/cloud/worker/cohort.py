@@ -24,6 +24,7 @@ from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import most_pixels, recalled_image
 from cema.cloud.worker.publisher import Publisher
+from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import input_statistics
@@ -96,6 +97,7 @@ class CohortWorker:
         state = store.claim(name)
         self.epoch = state.epoch
         self.cursor = state.cursor
+        self._tracer = Tracer(self._clock())
         self._attempts = Attempts(store, name, state.attempts)
         self._saved = state.checkpoint
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
@@ -194,13 +196,14 @@ class CohortWorker:
             self._size.reset()
             self._done(drawn)
             return
-        begin = time.perf_counter()
+        began, begin = self._clock(), time.perf_counter()
         try:
             self._pass_on(drawn)
             readable, batch = self._readable(samples)
             if readable:
                 self._after_step(self._test_then_train(readable, batch), begin)
                 self.progress.learned(len(readable) / self.settings.fresh, self.config.idle_steps)
+            seconds = time.perf_counter() - begin
             update = self._candidate()
         except Exception as error:
             self._recover(error)
@@ -210,6 +213,7 @@ class CohortWorker:
             return
         self._failures = 0
         self._size.succeeded()
+        self._tracer.learned(readable, began, seconds)
         self._done(drawn, update)
 
     def _done(self, drawn: Draw, update: PublishedUpdate | None = None) -> None:
@@ -290,6 +294,7 @@ class CohortWorker:
             report = self.learner.replay()
             self._after_step(report, begin)
             self.progress.idle = self.progress.idle + 1 if report.step else self.config.idle_steps
+            self._tracer.replayed(report.step > 0)
         except Exception as error:
             self._recover(error)
             self.progress.idle = self.config.idle_steps
@@ -328,6 +333,7 @@ class CohortWorker:
             self.learner.norm_state(), self.progress.window, now, self.learner.domain()
         )
         self._count(f"updates.{candidate.outcome}", 1)
+        self._tracer.judged(candidate.outcome, now)
         agreement = asdict(candidate.agreement) if candidate.agreement else {}
         self._last["candidate"] = {"outcome": candidate.outcome, **agreement}
         self.progress.judged(candidate.outcome)
@@ -365,7 +371,7 @@ class CohortWorker:
             self.cohort.name,
             cursor,
             saved,
-            update,
+            self._tracer.traced(update, now),
             epoch=self.epoch,
             now=now,
             counts=counts,
