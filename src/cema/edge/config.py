@@ -91,7 +91,7 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_samples, batch_bytes : int
         Limits of one request.
     linger_seconds : float
-        How long a batch that is not full may wait.
+        How long after the last one a batch that is not full may wait; after a silence a tenth of it.
     timeout_seconds : float
         For connecting, one write, or one read.
     spool_bytes : int
