@@ -124,7 +124,10 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[update]``: `poll_seconds` between two questions for updates."""
+    """``[update]``: `poll_seconds` between two questions for updates, where the cloud does not keep its answer back.
+
+    It is asked to do so where this is at most a minute.
+    """
 
     poll_seconds: float = 30.0
 

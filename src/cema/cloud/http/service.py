@@ -11,9 +11,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from cema.cloud.http.errors import ApiError
+from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.http.waiting import Announcements
 from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
@@ -42,6 +44,8 @@ class Service:
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
         self.rate = RateLimit(self.limits.device_samples)
+        self.announcements = Announcements(engine.store, self.cohorts)
+        self.fetches = Fetches(engine.store)
         self._uploads: Counter[str] = Counter()
         self._receiving = self._storing = 0  # bytes of bodies, and uploads
 
