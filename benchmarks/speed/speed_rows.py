@@ -67,6 +67,17 @@ class Program:
     before: bool = True
 
 
-PROGRAMS: tuple[Program, ...] = ()
+PROGRAMS: tuple[Program, ...] = (Program("cure", "../cure.py", rounds=1),)
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row(
+        "cure.samples",
+        "samples of each device until 80 % of a segment's gain, worst but fog",
+        250,
+        "most",
+        "samples",
+    ),
+    Row("cure.fog", "the same in fog", 400, "most", "samples"),
+    Row("cure.skipped", "share of stored samples without a step of their own", 0.1, "most", ""),
+    Row("cure.idle", "replay-only steps made while samples waited", 0, "most", "steps"),
+)

@@ -40,12 +40,6 @@ state = "edge-{index}"
 url = "{url}"
 cohort = "{cohort}"
 token_file = "edge-{index}.token"
-
-[upload]
-linger_seconds = 0.25
-
-[update]
-poll_seconds = 0.5
 """
 
 
