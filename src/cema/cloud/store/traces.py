@@ -50,7 +50,8 @@ class TraceStore(Protocol):
 
         Beside what the worker noted (`cema.cloud.worker.tracing`) there is ``devices``: by name ``fetched_at``, when
         the device was first given the version, and ``received_at`` and ``captured_at`` of the first stored sample that
-        it predicted with this version or a newer one; each None where nothing is known.
+        it predicted with this version or a newer one; each None where nothing is known. A device whose guard lets the
+        source model predict reports no version.
         """
         ...
 
