@@ -38,6 +38,7 @@ def cema(
         ["device", "add"],
         ["keys", "new"],
         ["train"],
+        ["update", "trace"],
     ],
 )
 def test_every_command_has_help(command: list[str]) -> None:

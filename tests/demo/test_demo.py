@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ import psutil
 import pytest
 from rich.console import Console
 
+from cema.cli.update import way_of
+from cema.cloud.config import CloudConfig
+from cema.cloud.store.traces import traces_of
 from cema.demo.settings import DemoSettings
 from cema.demo.stream import make_streams
 from cema.methods.base import MethodContext
@@ -137,6 +140,34 @@ def test_the_stream_waits_for_a_worker_that_is_slow(finished: tuple[Path, dict[s
     # Far more was sent than may wait; the worker passes over what is beyond that.
     assert counts["samples.stored"] > 150
     assert "worker.skipped_samples" not in counts
+
+
+def test_the_way_of_every_update_is_known(finished: tuple[Path, dict[str, Any], str]) -> None:
+    folder, result, _ = finished
+    config = folder / "workspace" / "cloud.toml"
+    with closing(CloudConfig.load(config).open_store()) as store:
+        traces = traces_of(store)
+        known = traces.traced("demo")
+        first = traces.trace("demo", 1)
+    # There may be one more than when the result was written.
+    assert known == list(range(1, len(known) + 1))
+    assert len(known) >= result["versions"] > 0
+    assert first is not None
+    way = [moment for _, moment in way_of(first)]
+    # All clocks are this machine's. In so short a stream the guard may serve the source model all the time: then no
+    # sample says that this version runs.
+    captured, _, received, _, began, ended, evidence, published, fetched, *ran = way
+    assert captured <= received <= began < evidence <= published <= fetched
+    assert all(fetched <= moment for moment in ran)
+    assert began < ended <= published
+    assert first["samples"] == sum(step["samples"] for step in first["steps"]) >= 64
+    assert sum(step["seconds"] for step in first["steps"]) <= published - began
+    assert set(first["devices"]) <= {"edge-0", "edge-1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cema", "update", "trace", "1", "--json", "--config", str(config)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"cohort": "demo", **first}
 
 
 def test_the_plot_is_a_picture(finished: tuple[Path, dict[str, Any], str]) -> None:

@@ -427,3 +427,102 @@ def test_only_one_payload_is_kept(device: Device, cloud: Cloud, bundle: Bundle, 
         cloud.publish(make_update(bundle, key, version))
         device.poll()
     assert len(list(device.folder.glob("update-*.bin"))) == 1
+
+
+class Patient:
+    """Answers of a cloud that keeps them back: each takes so many seconds of the device's clock."""
+
+    def __init__(self, device: Device, seconds: float) -> None:
+        self.seconds = seconds
+        ask = device.link.latest_update
+
+        def latest_update(etag: str | None, *, wait: float = 0.0) -> Any:
+            reply = ask(etag, wait=wait)
+            device.time.seconds += min(self.seconds, wait)
+            return reply
+
+        device.link.latest_update = latest_update  # type: ignore[method-assign]
+
+
+def test_a_cloud_that_waits_is_asked_again_at_once(device: Device, cloud: Cloud, update: Update) -> None:
+    Patient(device, 30.0)
+    assert device.poll() == 0.0
+    assert device.poll() == 0.0
+    cloud.publish(update)
+    assert device.poll() == 0.0
+    assert device.active.version == 3
+    assert set(cloud.queries) == {"wait=20", ""}  # the payload without
+
+
+def test_a_cloud_that_does_not_wait_is_polled(device: Device, cloud: Cloud, update: Update) -> None:
+    assert 9 <= device.poll() <= 11
+    cloud.publish(update)
+    assert device.poll() == 1.0  # it had news: the next answer tells whether it waits
+    assert 9 <= device.poll() <= 11
+    assert device.active.version == 3
+
+
+def test_news_all_the_time_are_asked_for_once_a_second_at_most(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey
+) -> None:
+    patient = Patient(device, 20.0)
+    device.poll()
+    patient.seconds = 0.0
+    for version in range(1, 4):
+        cloud.publish(make_update(bundle, key, version))
+        assert device.poll() == 1.0
+    assert device.active.version == 3
+    bad = make_update(bundle, key, 4, cohort="south")
+    cloud.publish(bad)
+    assert device.poll() == 1.0
+    cloud.script.append(Answer(body=bad.envelope))
+    assert 9 <= device.poll() <= 11  # the same again is no news
+
+
+def test_who_is_to_ask_rarely_does_not_wait(bundle: Bundle, cloud: Cloud, quick_path: Path) -> None:
+    device = Device(bundle, cloud, quick_path / "rare", FakeTime(), poll_seconds=600.0)
+    try:
+        assert 540 <= device.poll() <= 660
+        assert cloud.queries == [""]
+    finally:
+        device.stop()
+
+
+def test_where_waiting_fails_it_is_given_up_for_a_time(device: Device, cloud: Cloud) -> None:
+    cloud.script.append(Answer(status=504))
+    device.poll()
+    for _ in range(4):
+        assert 9 <= device.poll() <= 11
+    device.poll()
+    assert cloud.queries == ["wait=20", "", "", "", "", "wait=20"]
+    cloud.script.append(Answer(status=504))
+    device.poll(1 + 8 + 1)
+    assert cloud.queries[6:] == ["wait=20", *[""] * 8, "wait=20"]
+    Patient(device, 20.0)
+    device.poll()
+    cloud.script.append(Answer(status=504))
+    device.poll(1 + 4 + 1)
+    assert cloud.queries[-6:] == ["wait=20", "", "", "", "", "wait=20"]
+
+
+def test_after_an_upload_the_next_question_comes_soon(device: Device, cloud: Cloud) -> None:
+    device.poll()
+    assert len(cloud.requests) == 1
+    device.link.on_sent()
+    assert device.poll() == 5.0
+    device.time.seconds += 2
+    device.link.on_sent()
+    assert device.poll() == 3.0
+    assert len(cloud.requests) == 1
+    device.time.seconds += 3
+    assert 9 <= device.poll() <= 11
+    assert len(cloud.requests) == 2
+
+
+def test_a_device_that_waits_for_news_is_not_woken_by_its_uploads(device: Device, cloud: Cloud) -> None:
+    Patient(device, 20.0)
+    device.poll()
+    device.link.on_sent()
+    assert not device.updater._wake.is_set()
+    device.poll()
+    assert len(cloud.requests) == 2

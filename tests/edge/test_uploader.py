@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -93,22 +94,46 @@ def test_a_batch_that_is_not_full_lingers(
 ) -> None:
     uploader = make_uploader(linger_seconds=5.0)
     assert uploader.step().seconds is None, "nothing to do: sleep until woken"
-    spool.put_many([make_sample(0)])
+    spool.put_many(make_sample(i) for i in range(4))
+    uploader.step()
+    assert uploader.step().seconds is None
+    spool.put_many([make_sample(4)])
     assert uploader.step().seconds == 5.0
     time.seconds += 2
-    spool.put_many([make_sample(1)])
+    spool.put_many([make_sample(5)])
     assert uploader.step().seconds == 3.0
-    assert not cloud.received
+    assert [len(ids) for ids in cloud.received] == [4]
     time.seconds += 3
     uploader.step()
-    assert [len(ids) for ids in cloud.received] == [2]
-    spool.put_many([make_sample(2)])
+    assert [len(ids) for ids in cloud.received] == [4, 2]
+    spool.put_many([make_sample(6)])
     uploader.hurry()
     uploader.step()
-    assert [len(ids) for ids in cloud.received] == [2, 1]
-    spool.put_many(make_sample(i) for i in range(3, 7))
+    assert [len(ids) for ids in cloud.received] == [4, 2, 1]
+    spool.put_many(make_sample(i) for i in range(7, 11))
     uploader.step()
-    assert [len(ids) for ids in cloud.received] == [2, 1, 4]
+    assert [len(ids) for ids in cloud.received] == [4, 2, 1, 4]
+
+
+def test_what_comes_after_a_silence_goes_soon_and_requests_keep_their_distance(
+    make_uploader: Any, cloud: Cloud, spool: Spool, time: FakeTime
+) -> None:
+    uploader = make_uploader(linger_seconds=5.0)
+    spool.put_many([make_sample(0)])
+    assert uploader.step().seconds == 0.5
+    time.seconds += 0.25
+    spool.put_many([make_sample(1)])
+    assert uploader.step().seconds == 0.25
+    sent = []
+    for i in range(2, 42):
+        before = len(cloud.received)
+        uploader.step()
+        if len(cloud.received) > before:
+            sent.append(time.seconds)
+        time.seconds += 2.25
+        spool.put_many([make_sample(i)])
+    assert len(sent) > 10
+    assert min(after - before for before, after in itertools.pairwise(sent)) >= 5.0
 
 
 @pytest.mark.parametrize("asked", [(429, False), (429, True), (503, False), (503, True)])

@@ -70,7 +70,9 @@ class Cloud:
         assert response.status_code == 200
         return [(v["id"], v["verdict"]) for v in response.json()["verdicts"]]
 
-    def publish(self, version: int, payload: bytes) -> PublishedUpdate:
+    def publish(
+        self, version: int, payload: bytes, *, trace: dict[str, Any] | None = None
+    ) -> PublishedUpdate:
         epoch = self.store.claim("north").epoch
         update = PublishedUpdate(
             version,
@@ -79,6 +81,7 @@ class Cloud:
             payload,
             1.0,
             1e12,
+            trace,
         )
         self.store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0)
         return update

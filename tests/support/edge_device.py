@@ -55,6 +55,7 @@ class Device:
     folder: Path
     time: FakeTime
     cohort: str = COHORT
+    poll_seconds: float = 10.0
     meanwhile: Callable[[str], None] = lambda _: None  # called with what the device is about to do
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Device:
             resumed=self.resumed,
             activate=lambda active: setattr(self, "active", active),
             counters=self.spool,
-            poll_seconds=10.0,
+            poll_seconds=self.poll_seconds,
             threads=1,
             clock=clock,
             backoff=Backoff(random=random.Random(0)),

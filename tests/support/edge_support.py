@@ -219,6 +219,7 @@ class Cloud:
         self.stored: dict[str, Sample] = {}
         self.received: list[list[str]] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.queries: list[str] = []  # of the requests, in their order
         self.script: deque[Answer] = deque()
         self.update: Update | None = None
         self.artifacts: dict[str, bytes] = {}
@@ -312,7 +313,9 @@ class Cloud:
                     self.reply(200, cloud.update.envelope, ETag=cloud.update.etag)
 
             def note(self) -> None:
-                cloud.requests.append((self.command, self.path, dict(self.headers.items())))
+                path, _, query = self.path.partition("?")
+                cloud.requests.append((self.command, path, dict(self.headers.items())))
+                cloud.queries.append(query)
                 cloud.entered.set()
 
             def refuse(self) -> None:

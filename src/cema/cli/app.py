@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cema._util.version import __version__
-from cema.cli import bench, cloud, demo, device, edge, export, keys, train
+from cema.cli import bench, cloud, demo, device, edge, export, keys, train, update
 
 __all__ = ["app"]
 
@@ -27,6 +27,7 @@ app.add_typer(edge.app, name="edge")
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")
 app.add_typer(train.app, name="train")
+app.add_typer(update.app, name="update")
 
 
 def _print_version(value: bool) -> None:

@@ -93,7 +93,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     linger_seconds : float
         How long samples wait for a batch to fill before a smaller one is taken.
     idle_steps : int
-        Replay-only steps, at most, between two batches of new samples.
+        Replay-only steps, at most, after a full batch of new samples, and their share after a smaller one. None is
+        made while samples wait.
     max_backlog : int
         Waiting samples above which the oldest go to the replay buffer without a step of their own: a worker that
         is slower than the stream must learn what devices see now, not what they saw long ago.

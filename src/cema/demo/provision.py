@@ -32,6 +32,7 @@ model = {model}
 foundation = {foundation}
 """
 
+# The stream stands still while samples wait, those in a spool too: with the default it would wait for time to pass.
 EDGE_TOML = """\
 bundle = "bundle"
 state = "edge-{index}"
@@ -43,9 +44,6 @@ token_file = "edge-{index}.token"
 
 [upload]
 linger_seconds = 0.25
-
-[update]
-poll_seconds = 0.5
 """
 
 

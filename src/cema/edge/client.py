@@ -70,6 +70,11 @@ class CloudClient:
     ------
     ConfigError
         When `url` is not an http or https address, or the environment's proxy cannot be used.
+
+    Attributes
+    ----------
+    on_sent : callable
+        Called, on the thread that sends, after samples were taken: an update may come of them.
     """
 
     def __init__(self, url: str, cohort: str, token: Callable[[], str], timeout: float, clock: Clock) -> None:
@@ -105,17 +110,24 @@ class CloudClient:
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
+        self.on_sent: Callable[[], None] = lambda: None
 
     def send_samples(self, body: bytes, content_type: str) -> Reply:
         """Post a frame of samples; the reply is a 200."""
         headers = {"Content-Type": content_type}
         reply = self._request("POST", "/samples", 1 << 20, headers=headers, content=body)
-        return self._expect(200, reply, "/samples", "verdicts on the samples")
+        reply = self._expect(200, reply, "/samples", "verdicts on the samples")
+        self.on_sent()
+        return reply
 
-    def latest_update(self, etag: str | None) -> Reply:
-        """Ask for the newest envelope; the reply is a 200, 204 (none yet) or 304 (still `etag`'s)."""
+    def latest_update(self, etag: str | None, *, wait: float = 0.0) -> Reply:
+        """Ask for the newest envelope; the reply is a 200, 204 (none yet) or 304 (still `etag`'s).
+
+        With `wait`, a cloud that understands it keeps a 204 or 304 back for so many seconds, or until there is news.
+        """
         headers = {} if etag is None else {"If-None-Match": etag}
-        reply = self._request("GET", "/updates/latest", 64 << 10, headers=headers)
+        path = f"/updates/latest?wait={wait:g}" if wait else "/updates/latest"
+        reply = self._request("GET", path, 64 << 10, headers=headers, patience=wait)
         if reply.status in {204, 304}:
             return reply
         return self._expect(200, reply, "/updates/latest", "an update")
@@ -149,6 +161,7 @@ class CloudClient:
         *,
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
+        patience: float = 0.0,
     ) -> Reply:
         if self._closed:
             raise LinkError("the connection to the cloud is closed; the agent is shutting down")
@@ -161,12 +174,13 @@ class CloudClient:
         url = f"{self._url}{self._prefix}{path}"
         try:
             with (
-                self._limited(f"{method} {url}", len(content or b"")) as sent,
+                self._limited(f"{method} {url}", len(content or b""), patience) as sent,
                 self._client.stream(
                     method,
                     url,
                     headers=all_headers,
                     content=content,
+                    timeout=httpx2.Timeout(self._timeout, read=self._timeout + patience),
                     extensions={"trace": partial(self._trace, sent)},
                 ) as response,
             ):
@@ -178,13 +192,13 @@ class CloudClient:
             raise LinkError(f"{method} {url}: {what}; is the cloud running and reachable?") from error
 
     @contextlib.contextmanager
-    def _limited(self, request: str, size: int) -> Iterator[Callable[[], None]]:
+    def _limited(self, request: str, size: int, patience: float) -> Iterator[Callable[[], None]]:
         """End a request that takes too long as a whole; yields what to call once all of it was sent.
 
         The library's own limits are for one read or write: headers, and answers before the answer, that come a byte at
         a time would hold their thread for ever. Another request that is under way ends too, and is made again.
         """
-        answer = 10 * self._timeout
+        answer = 10 * self._timeout + patience
         deadline = _Deadline(self._shut_all)
         deadline.set(answer + size / _LEAST_RATE)
         try:

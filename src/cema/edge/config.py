@@ -91,7 +91,7 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_samples, batch_bytes : int
         Limits of one request.
     linger_seconds : float
-        How long a batch that is not full may wait.
+        How long after the last one a batch that is not full may wait; after a silence a tenth of it.
     timeout_seconds : float
         For connecting, one write, or one read.
     spool_bytes : int
@@ -124,7 +124,10 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[update]``: `poll_seconds` between two questions for updates."""
+    """``[update]``: `poll_seconds` between two questions for updates, where the cloud does not keep its answer back.
+
+    It is asked to do so where this is at most a minute.
+    """
 
     poll_seconds: float = 30.0
 

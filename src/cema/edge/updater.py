@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cema.edge.background import BackgroundThread, Clock, Pause
-from cema.edge.client import CloudClient
-from cema.edge.retry import Backoff
+from cema.edge.client import CloudClient, Reply
+from cema.edge.retry import Backoff, LinkError
 from cema.edge.runtime import Active, build_active, pack_payload
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
@@ -22,6 +23,17 @@ __all__ = ["Updater"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_ETAG = 1024
+# What a request for news asks the cloud to wait while there are none; one that waits makes polling unnecessary.
+_WAIT_SECONDS = 20.0
+# A device that is to ask more rarely than this is not to hold a connection open either.
+_LONGEST_POLL = 60.0
+# Between two such requests: a cloud that has news all the time is not asked all the time.
+_BETWEEN_WAITS = 1.0
+# After a request that was to wait and failed, so many that are not: something on the way may end those that are silent.
+# Twice as many after every further failure.
+_PLAIN, _MOST_PLAIN = 4, 1024
+# After samples were sent to a cloud that does not wait, the next question comes no later than this.
+_SOON = 5.0
 # Rejections that another attempt may cure: the clock is set right, the next transfer comes through whole.
 _CURABLE = {"expired", "payload_mismatch"}
 
@@ -58,7 +70,8 @@ class Updater(BackgroundThread):
     counters : Spool
         Keeps ``swaps``, ``bytes_down`` and ``rejected_update.REASON``.
     poll_seconds : float
-        Between two questions, give or take a tenth.
+        Between two questions, give or take a tenth, where the cloud does not keep its answer back until there is news;
+        above a minute it is not asked to. After samples were sent the next question comes sooner.
     threads : int
         For the sessions that are built.
     clock, backoff, on_change
@@ -94,15 +107,62 @@ class Updater(BackgroundThread):
         self._verdict: str | None = None  # what was wrong with it
         self._counted = ("", "")
         self._unsaved: tuple[str, bytes] | None = None  # digest and content of what the disk did not take
+        self._plain, self._penalty = (
+            0,
+            _PLAIN,
+        )  # questions that are not to wait, and how many after the next failure
+        self._due = float("-inf")  # of the next question
+        self._waits = False  # whether the cloud kept its last answer back
+        self._hastened = threading.Event()
+        link.on_sent = self._hasten
+
+    def _hasten(self) -> None:
+        """Ask sooner: samples were sent, and an update may come of them."""
+        if not self._waits:
+            self._hastened.set()
+            self.notify()
 
     def step(self) -> Pause:
-        """Ask once, and do what the reply calls for."""
-        reply = self._link.latest_update(self._etag)
+        """Ask once, if it is time to, and do what the reply calls for."""
+        if self._hastened.is_set():  # woken before its time
+            self._hastened.clear()
+            now = self.clock.monotonic()
+            self._due = min(self._due, now + _SOON)
+            if now < self._due:
+                return Pause(self._due - now)
+        pause = self._ask()
+        self._due = self.clock.monotonic() + pause
+        return Pause(pause)
+
+    def _ask(self) -> float:
+        """Ask once, and return the seconds until the next question."""
+        began = self.clock.monotonic()
+        wait = _WAIT_SECONDS if self._poll_seconds <= _LONGEST_POLL and not self._plain else 0.0
+        try:
+            reply = self._link.latest_update(self._etag, wait=wait)
+        except LinkError as error:
+            if wait and not (error.permanent or self.closing):
+                self._plain, self._penalty = self._penalty, min(2 * self._penalty, _MOST_PLAIN)
+            raise
+        self._plain = max(0, self._plain - 1)
+        waited = self.clock.monotonic() - began
+        # One that answers at once does not wait, or has news: then the next answer will tell.
+        self._waits = wait > 0 and waited >= wait / 2
+        news = self._take(reply)
+        if self._waits:
+            self._penalty = _PLAIN
+        if wait and (self._waits or news):
+            return max(0.0, _BETWEEN_WAITS - waited)
+        return self._poll_seconds * self.backoff.random.uniform(0.9, 1.1)
+
+    def _take(self, reply: Reply) -> bool:
+        """Do what a reply calls for; tell whether it had an envelope that was not known."""
+        news = False
         if reply.status == 200:
             self._counters.count("bytes_down", len(reply.body))
             digest = hashlib.sha256(reply.body).hexdigest()
             if digest != self._settled:
-                verdict = None
+                news, verdict = True, None
                 try:
                     self._consider(reply.body)
                 except UpdateRejected as rejection:
@@ -119,7 +179,7 @@ class Updater(BackgroundThread):
             )
         self.succeeded()
         self.last_error = self._verdict  # a refused update stays an error for as long as it is the latest
-        return Pause(self._poll_seconds * self.backoff.random.uniform(0.9, 1.1))
+        return news
 
     def _consider(self, envelope: bytes) -> None:
         now = self.clock.now()  # read once: a clock that jumps from here on changes nothing about this update

@@ -19,6 +19,8 @@ __all__ = ["Uploader"]
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = 413
+# The part of the time to linger that is left to the samples which come together with the first after a silence.
+_AFTER_SILENCE = 0.1
 # Batches in a row that must come through before a halved limit is doubled again. Every 413 after that doubles
 # the number, so that a cloud with a lower limit is asked ever more rarely.
 _PATIENCE, _LONGEST_PATIENCE = 8, 1024
@@ -27,10 +29,11 @@ _PATIENCE, _LONGEST_PATIENCE = 8, 1024
 class Uploader(BackgroundThread):
     """Empty the spool into the cloud, at least once each; the cloud's content hashes make that exactly once.
 
-    A sample leaves the spool only with a verdict of its own. A batch is sent when it is full, when its first
-    sample has waited `linger_seconds`, or on :meth:`hurry`. A batch answered 413 is halved, and after some
-    batches that came through the limits double again, up to those configured; a single sample answered so is
-    dropped (``too_large_for_cloud``), since it would block all others for ever.
+    A sample leaves the spool only with a verdict of its own. A batch is sent when it is full, `linger_seconds` after
+    the last one, or on :meth:`hurry`; what comes after a silence waits a tenth of that time, for what comes with it.
+    A batch answered 413 is halved, and after some batches that came through the limits double again, up to those
+    configured; a single sample answered so is dropped (``too_large_for_cloud``), since it would block all others
+    for ever.
 
     Parameters
     ----------
@@ -66,6 +69,7 @@ class Uploader(BackgroundThread):
         self._raised = False  # whether the limits were doubled since the last 413
         self._linger = linger_seconds
         self._since: float | None = None  # when the batch in the making got its first sample
+        self._sent = float("-inf")  # when the last batch was sent
         self._hurry = False
         self._unwritten: Callable[[], object] | None = None  # what the cloud said and the disk did not take
 
@@ -85,10 +89,12 @@ class Uploader(BackgroundThread):
         self._since = now if self._since is None else self._since
         samples, size = self._limits
         full = waiting >= samples or self._spool.bytes >= size
-        if not full and not self._hurry and now < self._since + self._linger:
-            return Pause(self._since + self._linger - now)
+        due = max(self._since + _AFTER_SILENCE * self._linger, self._sent + self._linger)
+        if not full and not self._hurry and now < due:
+            return Pause(due - now)
         batch = self._spool.peek(samples, size)
         if batch:
+            self._sent = now
             self._send(batch)
         self._since = None
         return Pause(0.0)

@@ -41,6 +41,11 @@ KNOWN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cema.cloud.http.waiting.LONGEST_WAIT", 0.05)
+
+
 def served_document(cloud: Cloud) -> dict[str, Any]:
     """The document, without "whatever else the server refuses", which would allow every status."""
     document: dict[str, Any] = httpx2.get(f"{cloud.url}/openapi.json").json()

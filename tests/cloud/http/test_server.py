@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -361,3 +362,18 @@ def test_keys_and_files_are_checked_before_the_port_opens(folder: Path) -> None:
     result = run_to_end(config)
     assert "devices would refuse every update" in result.stderr
     assert (result.returncode, result.stdout) == (1, "")
+
+
+def test_a_stop_answers_those_who_wait_for_a_version(start: Callable[[], Server]) -> None:
+    server = start()
+    with (
+        httpx2.Client(headers=dict(server.http.headers), timeout=PATIENCE) as client,
+        ThreadPoolExecutor(1) as one,
+    ):
+        path = f"{server.url}/v1/cohorts/north/updates/latest"
+        assert client.get(path).status_code == 204
+        waiting = one.submit(client.get, f"{path}?wait=25")
+        assert server.get("status").status_code == 200  # later than the request that waits
+        assert server.end(signal.SIGTERM) == 0
+        # Without the word to end it would be cut off, after the ten seconds that open requests have.
+        assert waiting.result().status_code == 204

@@ -180,6 +180,64 @@ def test_idle_steps_replay_and_are_bounded_until_new_samples_come(cloud: Cloud) 
     assert drain(worker) == 1 + 3
 
 
+def test_nothing_is_only_replayed_while_anything_waits(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=3)
+    worker = cloud.open()
+    cloud.send(80)
+    drain(worker)
+    replayed = cloud.counters()["worker.replay_steps"]
+    assert replayed == 3
+    cloud.send(16 + 5)
+    assert drain(worker) == 1  # five wait, and eleven are missing
+    assert cloud.counters()["worker.replay_steps"] == replayed
+    cloud.now += cloud.config.worker.linger_seconds
+    assert drain(worker) == 1 + 3
+    assert cloud.counters()["worker.replay_steps"] == replayed + 3
+
+
+def test_what_is_held_waits_too(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=3)
+    worker = cloud.open()
+    for _ in range(8):
+        put(cloud, "a", 8)
+        put(cloud, "b", 8)
+        drain(worker)
+    replayed = cloud.counters()["worker.replay_steps"]
+    put(cloud, "a", 16)
+    put(cloud, "b", 4)
+    drain(worker)
+    assert cloud.store.backlog("north").samples == 0
+    assert len(worker.progress.held) == 20 - 16
+    assert cloud.counters()["worker.replay_steps"] == replayed
+    cloud.now += cloud.config.worker.linger_seconds
+    drain(worker)
+    assert worker.progress.held == []
+    assert cloud.counters()["worker.replay_steps"] > replayed
+
+
+def test_large_uploads_of_several_devices_are_all_learned_from(cloud: Cloud) -> None:
+    worker = cloud.open()
+    for _ in range(6):
+        put(cloud, "a", 32)
+        put(cloud, "b", 32)
+        drain(worker)
+    counters = cloud.counters()
+    assert counters["worker.fresh_steps"] == 6 * 64 // 16
+    assert not counters.keys() & {"worker.skipped_samples", "worker.left_out_samples"}
+
+
+def test_a_small_batch_calls_for_its_share_of_replaying(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=4)
+    worker = cloud.open()
+    cloud.send(80)
+    drain(worker)
+    replayed = cloud.counters()["worker.replay_steps"]
+    cloud.send(4)
+    cloud.now += cloud.config.worker.linger_seconds
+    drain(worker)
+    assert cloud.counters()["worker.replay_steps"] == replayed + 1
+
+
 class Killed(BaseException):
     """Stands for the end of the process: nothing in the worker catches it."""
 

@@ -42,8 +42,9 @@ def test_every_sample_is_chosen_replayed_left_out_or_still_waits(
     queue = waiting(*devices)
     drawn = draw(queue, size, ledger(a=10, b=20, flood=300), behind=behind)
     done = [w.seq for w in queue if w.seq <= drawn.cursor]
-    assert sorted(drawn.chosen + drawn.replay + drawn.left_out) == done
+    assert sorted([*drawn.chosen, *drawn.held, *drawn.replay, *drawn.left_out]) == done
     assert len(drawn.chosen) <= size
+    assert len(drawn.held) <= (0 if behind else size)
     assert set(drawn.watched) <= set(drawn.left_out)
     assert drawn.chosen == sorted(drawn.chosen)
     if behind:
@@ -83,6 +84,25 @@ def test_in_the_long_run_a_flood_gets_hardly_more_than_the_others() -> None:
 def test_an_upload_of_many_samples_at_once_is_no_flood() -> None:
     drawn = draw(waiting(*["a"] * 16, *["b"] * 16), 32, ledger(a=100, b=100, c=100), behind=False)
     assert len(drawn.chosen) == 32
+
+
+def test_what_half_a_batch_cannot_take_of_an_upload_waits_for_the_next() -> None:
+    drawn = draw(waiting(*["a"] * 32, *["b"] * 32), 32, ledger(a=100, b=100), behind=False)
+    assert drawn.chosen == [*range(1, 17), *range(33, 49)]
+    assert drawn.held == list(range(17, 33))
+    assert drawn.replay == drawn.left_out == []
+    assert drawn.cursor == 48
+    assert drawn.after([90, 91]).held == drawn.held
+
+
+def test_a_device_that_is_too_far_ahead_has_nothing_held() -> None:
+    drawn = draw(waiting(*["a"] * 32, *["b"] * 32), 32, ledger(a=1000, b=100, c=100), behind=False)
+    assert drawn.chosen == list(range(33, 49))
+    assert drawn.held == list(range(49, 65))  # of b, and none of a
+    drawn = draw(waiting(*["a"] * 64, *["b"] * 4), 8, ledger(a=155, b=100, c=100), behind=False)
+    assert (
+        len(drawn.chosen) + len(drawn.held) <= 2 + 4 + 8
+    )  # a: 1.25 times the mean of the others, and one upload
 
 
 def test_a_new_device_is_looked_at_before_anything_is_learned_from_it() -> None:

@@ -44,6 +44,7 @@ def create_app(engine: Engine) -> FastAPI:
     fastapi.FastAPI
         An ASGI application. Calls to the store run in its thread pool, never on the event loop.
     """
+    service = Service(engine)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -51,6 +52,8 @@ def create_app(engine: Engine) -> FastAPI:
         try:
             yield
         finally:
+            service.announcements.end()
+            await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(engine.stop)
 
     # The document has an endpoint like all others, in `operations`: FastAPI's own would answer HEAD as well.
@@ -61,9 +64,9 @@ def create_app(engine: Engine) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan, responses=EVERY_ENDPOINT, generate_unique_id_function=_operation_id,
     )  # fmt: skip
-    app.state.service = Service(engine)
+    app.state.service = service
     install_errors(app)
-    app.add_middleware(RequestTimer, metrics=app.state.service.metrics)
+    app.add_middleware(RequestTimer, metrics=service.metrics)
     for part in (uploads, updates, operations):
         app.include_router(part.router)
     return app

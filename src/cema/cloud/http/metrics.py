@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Metrics", "RequestTimer"]
+__all__ = ["WAITED", "Metrics", "RequestTimer"]
 
+WAITED = "cema.waited"
+"""Where an endpoint puts into the scope the seconds that a request waited because it had asked to."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Counter names in the store that begin so become one metric, labelled with the rest of the name.
 FAMILIES = {
@@ -59,7 +61,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._seconds = Histogram(
             "cema_http_request_seconds",
-            "Time from request to the end of its answer.",
+            "Time from request to the end of its answer, without what it waited for a new version.",
             ("method", "route", "status"),
             registry=self._registry,
         )
@@ -165,4 +167,5 @@ class RequestTimer:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if route != "unmatched" else "any"
-            self._metrics.observe(method, route, status, time.perf_counter() - begin)
+            waited = scope.get(WAITED, 0.0)
+            self._metrics.observe(method, route, status, time.perf_counter() - begin - waited)

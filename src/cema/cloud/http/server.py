@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ from cema._util.logs import start_logging
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
 from cema.cloud.http.connections import Connections, guarded_protocol, most_connections
+from cema.cloud.http.waiting import Announcements
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import CemaError, ConfigError
 
@@ -65,11 +66,15 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
         misconfigured = True
         server.should_exit = True
 
-    engine = LocalEngine(config, path.resolve(), on_misconfigured=give_up)
+    app = create_app(LocalEngine(config, path.resolve(), on_misconfigured=give_up))
+    connections = Connections(most_connections())
+    announcements: Announcements = app.state.service.announcements
+    # A connection that waits for an update is not closed for a new one: the other half is for everybody.
+    announcements.most = min(announcements.most, connections.most // 2)
     server = _Server(
         uvicorn.Config(
-            create_app(engine),
-            http=guarded_protocol(Connections(most_connections())),
+            app,
+            http=guarded_protocol(connections),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -77,7 +82,8 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
             ws="none",
             backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+        ),
+        on_stop=announcements.end,
     )
     with _stopped_by_signals(server):
         server.run(sockets=[listener])
@@ -87,7 +93,18 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Announces its address, and ends the application also when it is hurried."""
+    """Announces its address, and ends the application also when it is hurried.
+
+    Parameters
+    ----------
+    config : uvicorn.Config
+    on_stop : callable
+        Called on the event loop before open requests are waited for.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -96,6 +113,7 @@ class _Server(uvicorn.Server):
             print(json.dumps({"event": "listening", "url": url}), flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
         await super().shutdown(sockets)
         # When forced, uvicorn leaves the application to be cancelled with the event loop. This one still has a worker
         # to end and a store to close. Asked for twice, the application is not shut down twice.

@@ -13,9 +13,11 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.http.errors import ApiError
+from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.http.waiting import Announcements
 from cema.cloud.store.base import UpdateTag
 from cema.cloud.worker.supervisor import Engine
 
@@ -53,6 +55,8 @@ class Service:
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
+        self.announcements = Announcements(engine.store, self.cohorts)
+        self.fetches = Fetches(engine.store)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+import time
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
@@ -13,10 +15,14 @@ from cema.cloud.http.access import BY_TOKEN, MEMBER_ERRORS, CohortName, bearer, 
 from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
 from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
+from cema.cloud.http.metrics import WAITED
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Envelope
 from cema.cloud.http.service import Service, TheService
+from cema.cloud.http.waiting import LONGEST_WAIT
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
+from cema.cloud.store.devices import Device
+from cema.cloud.store.traces import Fetch
 
 __all__ = ["router"]
 
@@ -35,8 +41,24 @@ Digest = Annotated[
 IfNoneMatch = Annotated[
     str | None, Header(description="Entity tags that the sender has: one, a list, or `*`.")
 ]
+Wait = Annotated[
+    float,
+    Query(
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that the answer may take while there is nothing new; more than "
+        f"{LONGEST_WAIT:g} count as {LONGEST_WAIT:g}, and a busy server answers at once.",
+    ),
+]
 _TAGGED = headers("ETag", "Cache-Control")
 _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "headers": _TAGGED}
+
+
+class _Newest(NamedTuple):
+    """Who asks, and what tells the newest update from others."""
+
+    sender: Device
+    tag: UpdateTag | None
 
 
 # The model describes the envelope; its bytes go out as they were signed.
@@ -49,24 +71,36 @@ _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "h
         200: {"headers": _TAGGED},
         204: {"description": "Nothing was published yet.", "headers": headers("Cache-Control")},
         304: _NOT_MODIFIED,
-        **errors(*MEMBER_ERRORS),
+        **errors("invalid_request", *MEMBER_ERRORS),
     },
     openapi_extra=BY_TOKEN,
 )
-async def latest_update(cohort: CohortName, request: Request, if_none_match: IfNoneMatch = None) -> Response:
-    """The entity tag changes whenever the envelope does, also when a new version has the same payload."""
+async def latest_update(
+    cohort: CohortName, request: Request, if_none_match: IfNoneMatch = None, wait: Wait = 0.0
+) -> Response:
+    """The entity tag changes whenever the envelope does, also when a new version has the same payload.
+
+    With `wait`, an answer that there is nothing new comes that much later, or a new version when it is published.
+    """
     # The token and the tag are read, and nothing else unless the tag is another.
     service: Service = request.app.state.service
-    known = request.headers.get("if-none-match")
-    newest = await service.at_once(_newest, cohort, request, service)
-    if newest is None:
-        return Response(status_code=204, headers=NO_CACHE)
-    if matches(known, _etag(newest)):
-        return Response(status_code=304, headers={**NO_CACHE, "ETag": _etag(newest)})
-    update = await run_in_threadpool(service.store.latest_update, cohort)
-    if update is None:  # not once there was one
-        return Response(status_code=204, headers=NO_CACHE)
+    sender, tag = await service.at_once(_newest, cohort, request, service)
+    known, seconds = request.headers.get("if-none-match"), _wait(request)
+    update: PublishedUpdate | None = None
+    if tag is None or matches(known, _etag(tag)):
+        begin = time.perf_counter()
+        version = 0 if tag is None else tag.version
+        if seconds > 0:
+            update = await service.announcements.newer(cohort, version, seconds, who=sender.name)
+            request.scope[WAITED] = time.perf_counter() - begin
+        if update is None:
+            return _nothing_new(tag)
     # It may be a newer one by now.
+    update = update or await run_in_threadpool(service.store.latest_update, cohort)
+    if update is None or matches(known, _etag(update)):
+        return _nothing_new(update)
+    if sender.role == "device":
+        service.fetches.note(Fetch(cohort, update.version, sender.name, time.time()))
     tagged = {**NO_CACHE, "ETag": _etag(update)}
     return Response(update.envelope, media_type="application/json", headers=tagged)
 
@@ -74,10 +108,31 @@ async def latest_update(cohort: CohortName, request: Request, if_none_match: IfN
 router.include_router(polls)
 
 
-def _newest(cohort: str, request: Request, service: Service) -> UpdateTag | None:
+def _newest(cohort: str, request: Request, service: Service) -> _Newest:
     """Check the sender and read the tag."""
-    member(cohort, bearer(request), service)
-    return service.latest_tag(cohort)
+    return _Newest(member(cohort, bearer(request), service), service.latest_tag(cohort))
+
+
+def _nothing_new(tag: UpdateTag | PublishedUpdate | None) -> Response:
+    if tag is None:
+        return Response(status_code=204, headers=NO_CACHE)
+    return Response(status_code=304, headers={**NO_CACHE, "ETag": _etag(tag)})
+
+
+def _wait(request: Request) -> float:
+    """Return how long an answer may take, in seconds."""
+    text = request.query_params.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ApiError(
+            "invalid_request",
+            f"wait: expected a number of seconds of at least 0, got {text[:40]!r}",
+            "leave it out, or send a number such as 20",
+        )
+    return seconds
 
 
 def _etag(update: UpdateTag | PublishedUpdate) -> str:

@@ -116,6 +116,9 @@ class PublishedUpdate:
         The encoded norm state.
     created, expires
         Unix seconds.
+    trace
+        How it came about, JSON-able, where a worker noted it; a back end may keep it
+        (`cema.cloud.store.traces`), and returns updates without.
     """
 
     version: int
@@ -124,6 +127,7 @@ class PublishedUpdate:
     payload: bytes = field(repr=False)
     created: float
     expires: float
+    trace: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 class UpdateTag(NamedTuple):

@@ -25,6 +25,8 @@ from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_space import make_room, shrink
 from cema.cloud.store.sqlite_tallies import moved, recount, tally
+from cema.cloud.store.sqlite_traces import TraceTable, dump_trace
+from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError, StoreError
 from cema.formats.sample import Sample, Verdict
 
@@ -53,6 +55,7 @@ class SqliteStore:
         self.database = Database(path, max_bytes=max_bytes)
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
+        self._traces = TraceTable(self.database)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -173,12 +176,16 @@ class SqliteStore:
                 raise self._refusal(connection, cohort, cursor, epoch)
             moved(connection, cohort, before[0], cursor)
             # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
-            size = len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0)
+            trace = dump_trace(update.trace if update else None)
+            size = (
+                len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0) + len(trace)
+            )
             cap = self.database.max_bytes
             make_room(connection, size + 4 * PAGE, cap, cap=cap)
             connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (checkpoint, cohort))
             if update is not None:
                 self._insert_update(connection, cohort, update)
+                self._traces.insert(connection, cohort, update.version, trace)
             bump(connection, cohort, counts or {})
             if report is not None:
                 _put_report(connection, cohort, report, now)
@@ -218,6 +225,22 @@ class SqliteStore:
             (cohort, UPDATES_KEPT),
         )
         connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
+
+    def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
+        """Return the newest version by cohort, in one query; 0 before the first."""
+        return self._traces.newest_versions(cohorts)
+
+    def note_fetches(self, fetches: Sequence[Fetch]) -> None:
+        """Keep when devices were first given a version."""
+        self._traces.note_fetches(fetches)
+
+    def traced(self, cohort: str) -> list[int]:
+        """Return the versions whose traces are kept, oldest first."""
+        return self._traces.traced(cohort)
+
+    def trace(self, cohort: str, version: int) -> dict[str, Any] | None:
+        """Return the trace of a version; None where none is kept."""
+        return self._traces.trace(cohort, version)
 
     def latest_update(self, cohort: str) -> PublishedUpdate | None:
         """Return the newest update of a cohort, or None before the first."""

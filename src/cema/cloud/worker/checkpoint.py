@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -46,6 +48,26 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     held: list[int] = []
     held_since: float = 0.0
+
+    def hold(self, held: Sequence[int], since: float | None) -> None:
+        """Keep samples until a batch is full; without any, or since None, the time since when stays as it is."""
+        self.held = sorted(held)
+        if self.held and since is not None:
+            self.held_since = since
+
+    def learned(self, share: float, most: int) -> None:
+        """Take note of a step on a share of a full batch: it calls for that share of `most` replay-only steps."""
+        self.idle = max(0, self.idle - math.ceil(most * share))
+
+    def judged(self, outcome: str) -> None:
+        """Take note of what the gate said of a candidate."""
+        if outcome == "waiting":
+            return
+        if outcome == "reverted":
+            self.window.running_is("source")
+        if outcome == "published":
+            self.window.running_is("adapted")
+        self.rejected_in_a_row = 0 if outcome == "published" else self.rejected_in_a_row + 1
 
 
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.publisher import Publisher
+from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import input_statistics
@@ -96,6 +97,7 @@ class CohortWorker:
         state = store.claim(name)
         self.epoch = state.epoch
         self.cursor = state.cursor
+        self._tracer = Tracer(self._clock())
         self._attempts = Attempts(store, name, state.attempts)
         self._saved = state.checkpoint
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
@@ -160,7 +162,9 @@ class CohortWorker:
             else:
                 self._learn(drawn)
             return True
-        if self.progress.idle < self.config.idle_steps and self._replay():
+        # A step takes its time: one that only replays would make those wait that come to complete the batch.
+        idle = not held and not backlog.samples and self.progress.idle < self.config.idle_steps
+        if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
             self._commit(self.cursor, self.publisher.renew(now))
@@ -182,7 +186,7 @@ class CohortWorker:
     def _hold(self, drawn: Draw, since: float) -> None:
         """Keep samples until there is a full batch: what others may not give is no reason for small steps."""
         self._pass_on(drawn)
-        self.progress.held, self.progress.held_since = list(drawn.chosen), since
+        self.progress.hold([*drawn.chosen, *drawn.held], since)
         self._commit(drawn.cursor)
 
     def _learn(self, drawn: Draw) -> None:
@@ -192,13 +196,14 @@ class CohortWorker:
             self._size.reset()
             self._done(drawn)
             return
-        begin = time.perf_counter()
+        began, begin = self._clock(), time.perf_counter()
         try:
             self._pass_on(drawn)
             readable, batch = self._readable(samples)
             if readable:
                 self._after_step(self._test_then_train(readable, batch), begin)
-                self.progress.idle = 0
+                self.progress.learned(len(readable) / self.settings.fresh, self.config.idle_steps)
+            seconds = time.perf_counter() - begin
             update = self._candidate()
         except Exception as error:
             self._recover(error)
@@ -208,10 +213,12 @@ class CohortWorker:
             return
         self._failures = 0
         self._size.succeeded()
+        self._tracer.learned(readable, began, seconds)
         self._done(drawn, update)
 
     def _done(self, drawn: Draw, update: PublishedUpdate | None = None) -> None:
-        self.progress.held = list(drawn.held)
+        # Where others were drawn, those that were held before are all among the chosen.
+        self.progress.hold(drawn.held, self._clock() if drawn.cursor != self.cursor else None)
         self._commit(drawn.cursor, update)
 
     def _pass_on(self, drawn: Draw) -> None:
@@ -288,6 +295,7 @@ class CohortWorker:
             report = self.learner.replay()
             self._after_step(report, begin)
             self.progress.idle = self.progress.idle + 1 if report.step else self.config.idle_steps
+            self._tracer.replayed(report.step > 0)
         except Exception as error:
             self._recover(error)
             self.progress.idle = self.config.idle_steps
@@ -326,17 +334,10 @@ class CohortWorker:
             self.learner.norm_state(), self.progress.window, now, self.learner.domain()
         )
         self._count(f"updates.{candidate.outcome}", 1)
+        self._tracer.judged(candidate.outcome, now)
         agreement = asdict(candidate.agreement) if candidate.agreement else {}
         self._last["candidate"] = {"outcome": candidate.outcome, **agreement}
-        if candidate.outcome == "waiting":
-            return None
-        if candidate.outcome == "reverted":
-            self.progress.window.running_is("source")
-        if candidate.outcome == "published":
-            self.progress.window.running_is("adapted")
-            self.progress.rejected_in_a_row = 0
-        else:
-            self.progress.rejected_in_a_row += 1
+        self.progress.judged(candidate.outcome)
         if self.progress.rejected_in_a_row >= MOST_REJECTED:
             self._reset()
         return candidate.update
@@ -365,15 +366,15 @@ class CohortWorker:
     def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
         """Make the step durable whole; only then is it true."""
         saved = dump_checkpoint(self.progress, self.learner)
-        counts, self._counts = self._counts, {}
+        counts, self._counts, now = self._counts, {}, self._clock()
         version = update.version if update else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
             cursor,
             saved,
-            update,
+            self._tracer.traced(update, now),
             epoch=self.epoch,
-            now=self._clock(),
+            now=now,
             counts=counts,
             report=self.report() | {"version": version},
         )

@@ -103,23 +103,31 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         alone : bool
             Whether no other device has samples waiting.
         """
+        return min(
+            self.lead(device, size), size if alone or not self._others(device) else math.ceil(size / 2)
+        )
+
+    def lead(self, device: str, most: int) -> int:
+        """Return how many samples, of `most`, a device may give before it is too far ahead of the others."""
         if self.watched(device):
             return 0
-        record = self.devices.get(device, DeviceRecord())
-        others = [r for name, r in self.devices.items() if name != device and not r.quarantined]
+        others = self._others(device)
         if not others:
-            return size
+            return most
         ahead = AHEAD if len(others) >= OTHERS else AHEAD_OF_ONE
         mean = sum(r.learned for r in others) / len(others)
-        ahead_of_others = math.ceil(ahead * mean + UPLOAD - record.learned)
-        return max(0, min(ahead_of_others, size if alone else math.ceil(size / 2)))
+        learned = self.devices.get(device, DeviceRecord()).learned
+        return max(0, min(most, math.ceil(ahead * mean + UPLOAD - learned)))
+
+    def _others(self, device: str) -> list[DeviceRecord]:
+        return [r for name, r in self.devices.items() if name != device and not r.quarantined]
 
     def watched(self, device: str) -> bool:
         """Tell whether a device's samples are looked at only: it is quarantined, or new where most are known."""
         record = self.devices.get(device, DeviceRecord())
         if record.quarantined or record.seen >= KNOWN:
             return record.quarantined
-        others = [r for name, r in self.devices.items() if name != device and not r.quarantined]
+        others = self._others(device)
         known = sum(r.seen >= KNOWN for r in others)
         return known >= OTHERS and 2 * known >= len(others)
 
@@ -218,7 +226,8 @@ class Draw(NamedTuple):
     cursor : int
         The last of them all.
     held : list of int
-        Of those that were chosen before and are still not enough, or too many, for a batch.
+        Of those that wait on beside the batch: chosen before and too many for it, or more than one device may give to
+        this batch and not more than it may give in all.
     """
 
     chosen: list[int]
@@ -250,11 +259,14 @@ def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool)
     Returns
     -------
     Draw
-        With one device alone, the next `size` samples in their order.
+        With one device alone, the next `size` samples in their order. At most `size` others are held.
     """
     present = {w.device for w in waiting}
     allowed = {name: ledger.allowance(name, size, alone=len(present) == 1) for name in present}
+    # What one upload brought and half a batch could not take is as new as what the other devices sent: it waits.
+    lead = {name: 0 if behind else ledger.lead(name, 2 * size) - allowed[name] for name in present}
     chosen: list[Waiting] = []
+    held: list[int] = []
     looked_at = 0
     for w in reversed(waiting) if behind else waiting:
         if len(chosen) == size:
@@ -263,13 +275,16 @@ def draw(waiting: Sequence[Waiting], size: int, ledger: Ledger, *, behind: bool)
         if allowed[w.device] > 0:
             allowed[w.device] -= 1
             chosen.append(w)
+        elif lead[w.device] > 0 and len(held) < size:
+            lead[w.device] -= 1
+            held.append(w.seq)
     done = waiting if behind else waiting[:looked_at]
     taken = {w.seq for w in chosen}
-    rest = [w for w in done if w.seq not in taken]
+    rest = [w for w in done if w.seq not in taken.union(held)]
     replay, left_out = _to_replay(rest, chosen, ledger)
     only_watched = {name for name in present if ledger.watched(name)}
     watched = [w.seq for w in rest if w.device in only_watched][:WATCHED]
-    return Draw(sorted(taken), replay, left_out, watched, done[-1].seq)
+    return Draw(sorted(taken), replay, left_out, watched, done[-1].seq, held)
 
 
 def _to_replay(

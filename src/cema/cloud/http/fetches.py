@@ -1,0 +1,62 @@
+"""When devices were first given a version: noted in memory, written to the store together, soon after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from starlette.concurrency import run_in_threadpool
+
+from cema.cloud.store.base import Store
+from cema.cloud.store.traces import Fetch, TraceStore
+from cema.errors import StoreError
+
+__all__ = ["Fetches"]
+
+log = logging.getLogger(__name__)
+
+# A fleet fetches a version at one moment: one write for all of it, and not one for each device.
+DELAY_SECONDS = 1.0
+# Notes that may wait to be written; more are not kept.
+MOST_NOTES = 4096
+
+
+class Fetches:
+    """Notes for the traces of updates. They are for people: what cannot be written is dropped, and nobody waits.
+
+    Parameters
+    ----------
+    store : Store
+        One that keeps no traces gets no notes.
+    delay : float
+        Seconds from a note to its writing.
+    """
+
+    def __init__(self, store: Store, *, delay: float = DELAY_SECONDS) -> None:
+        self._store = store if isinstance(store, TraceStore) else None
+        self._delay = delay
+        self._notes: dict[tuple[str, int, str], Fetch] = {}
+        self._writer: asyncio.Task[None] | None = None
+
+    def note(self, fetch: Fetch) -> None:
+        """Note, on the event loop, that a device was given a version."""
+        if self._store is None or len(self._notes) >= MOST_NOTES:
+            return
+        self._notes.setdefault((fetch.cohort, fetch.version, fetch.device), fetch)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_soon())
+
+    async def _write_soon(self) -> None:
+        await asyncio.sleep(self._delay)
+        self._writer = None
+        await run_in_threadpool(self.write)
+
+    def write(self) -> None:
+        """Write what was noted; blocks."""
+        notes, self._notes = list(self._notes.values()), {}
+        if self._store is None or not notes:
+            return
+        try:
+            self._store.note_fetches(notes)
+        except StoreError as error:
+            log.warning("who fetched updates could not be noted: %s", error)
