@@ -23,7 +23,6 @@ from cema.adapt.trainable import TrainableModel
 from cema.errors import FormatError, ModelError
 from cema.models.norm_state import folded_norm_state
 from cema.ondevice.batch import Batch
-from cema.ondevice.drift import input_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,7 +176,7 @@ class CemaLearner(Generic[T]):
     def _watch(self, images: Batch) -> bool:
         """Tell whether the window of statistics is to be cleared, because new uploads show another domain."""
         before = self.changes.changes
-        reset = self.changes.observe(input_statistics(images.inputs(self.edge.preprocessing)))
+        reset = self.changes.observe(images.statistics(self.edge.preprocessing))
         changed = self.changes.changes > before
         for model in (self.foundation, self.edge):
             model.enter(changed=changed)

@@ -6,8 +6,9 @@ value is the one with running statistics, the gradient flows through the statist
     y = gamma * ((x - mu_B) / sigma_B * r + d) + beta,
     r = sigma_B / sigma,  d = (mu_B - mu) / sigma,   r and d detached.
 
-The part in x is an ordinary batch normalisation and the rest one affine map, so all of it is one call of
-``batch_norm`` with weight ``r * gamma`` and bias ``d * gamma + beta``: no further tensor of the input's size.
+The part in x is an ordinary batch normalisation and the rest one affine map with weight ``r * gamma`` and bias
+``d * gamma + beta``. So the forward pass is ``batch_norm`` with running statistics and the backward pass that of
+``batch_norm`` with batch statistics: no further tensor of the input's size, and the value is a device's to the bit.
 """
 
 from __future__ import annotations
@@ -93,14 +94,9 @@ class AdaptiveBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         elif self.mode == "batch":
-            y = self._batch_norm(x, self.weight, self.bias)
+            y = functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         else:
-            mean, variance = self.observed
-            values = x.numel() // x.shape[1]
-            sigma = torch.sqrt(self.running_var + self.eps)
-            r = torch.sqrt(variance * ((values - 1) / values) + self.eps) / sigma
-            d = (mean - self.running_mean) / sigma
-            y = self._batch_norm(x, r * self.weight, d * self.weight + self.bias)
+            y = _Renormalisation.apply(x, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         result: torch.Tensor = self.act(self.drop(y))
         return result
 
@@ -109,9 +105,6 @@ class AdaptiveBatchNorm(nn.Module):
             mean, variance = self.merge(*self.observed)
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance)
-
-    def _batch_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
 
     def _observe(self, x: torch.Tensor) -> None:
         values = x.numel() // x.shape[1]
@@ -126,6 +119,35 @@ class AdaptiveBatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer as torch prints modules."""
         return f"{self.num_features}, eps={self.eps}, mode={self.mode}"
+
+
+class _Renormalisation(torch.autograd.Function):
+    """Batch renormalisation by a layer that has observed the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, layer: AdaptiveBatchNorm
+    ) -> torch.Tensor:
+        assert layer.observed is not None  # noqa: S101 - for the type; the caller has seen to it
+        mean, variance = layer.observed
+        values = x.numel() // x.shape[1]
+        sigma = torch.sqrt(layer.running_var + layer.eps)
+        inverse = torch.rsqrt(variance * ((values - 1) / values) + layer.eps)
+        r, d = 1 / (inverse * sigma), (mean - layer.running_mean) / sigma
+        ctx.save_for_backward(x, r * weight, mean, inverse, r, d)
+        ctx.eps = layer.eps
+        return functional.batch_norm(
+            x, layer.running_mean, layer.running_var, weight, bias, training=False, eps=layer.eps
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, inverse, r, d = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], True, True]
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, None, None, mean, inverse, True, ctx.eps, wanted
+        )
+        return of_x, of_weight * r + of_bias * d, of_bias, None
 
 
 @contextmanager

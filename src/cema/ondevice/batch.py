@@ -8,6 +8,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from cema.ondevice.drift import input_statistics
 from cema.ondevice.preprocess import Preprocessing, check_images
 
 __all__ = ["Batch"]
@@ -45,6 +46,7 @@ class Batch(Sequence[npt.NDArray[np.uint8]]):
         self._images = [image for part in parts for image in part] if parts else check_images(list(images))
         self._parts = tuple(parts)
         self._inputs: dict[Preprocessing, npt.NDArray[np.float32]] = {}
+        self._statistics: dict[Preprocessing, npt.NDArray[np.float32]] = {}
 
     @classmethod
     def joined(cls, *parts: Batch) -> Batch:
@@ -74,3 +76,15 @@ class Batch(Sequence[npt.NDArray[np.uint8]]):
         if preprocessing not in self._inputs:
             self._inputs[preprocessing] = preprocessing(self._images)
         return self._inputs[preprocessing]
+
+    def statistics(self, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+        """Return `cema.ondevice.drift.input_statistics` of the input of a model, one row an image.
+
+        Parameters
+        ----------
+        preprocessing : Preprocessing
+            The model's.
+        """
+        if preprocessing not in self._statistics:
+            self._statistics[preprocessing] = input_statistics(self.inputs(preprocessing))
+        return self._statistics[preprocessing]

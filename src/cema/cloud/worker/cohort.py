@@ -27,7 +27,6 @@ from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
-from cema.ondevice.drift import input_statistics
 
 __all__ = ["CohortWorker"]
 
@@ -234,7 +233,7 @@ class CohortWorker:
 
     def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
         """Remember what devices send, and whether the foundation model agrees with them."""
-        rows = input_statistics(batch.inputs(self._models[0].preprocessing))
+        rows = batch.statistics(self._models[0].preprocessing)
         agrees = labels == [sample.label for sample in samples]
         for told in self.progress.ledger.observe([sample.device for sample in samples], rows, agrees):
             log.warning("cohort %s: device %s", self.cohort.name, told)
