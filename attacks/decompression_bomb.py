@@ -23,7 +23,7 @@ from PIL import Image
 from _cloud import Service, make_samples, sample_of, service
 from _edge import PREPROCESSING
 from _parts import Memory, check, main
-from cema.cloud.worker.images import most_pixels, recalled_image
+from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.formats.image import CodecConfig, encode_image
 from cema.formats.sample import encode_samples
 
@@ -70,7 +70,7 @@ def attack(cloud: Service, *, bomb: Callable[[], bytes], harmless: bool = False)
     verdicts = [verdict["verdict"] for verdict in response.json()["verdicts"]]
     check(verdicts[1] == "stored" and (harmless or verdicts[0] == "rejected"), f"the verdicts are {verdicts}")
     if verdicts[0] == "stored":
-        recalled_image(image, most_pixels(PREPROCESSING))  # as the worker reads it
+        DecodedImages(most_pixels(PREPROCESSING)).again(1, image)  # as the worker reads it
         memory.stays_below(64)
     cloud.takes_honest_samples()
 

@@ -37,7 +37,9 @@ def trace(
     cohort: Annotated[
         str | None, typer.Option(help="The cohort.", show_default="the only one of the configuration")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of a table.", show_default="a table")
+    ] = False,
 ) -> None:
     """Tell the way of one version from the samples that it learned from to the devices that run it.
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _MAX_ERROR_BYTES = 64 << 10
 # Bytes a second at which a request must be taken; the cloud itself ends uploads that are slower.
 _LEAST_RATE = 512
+# Timeouts of one read that a whole answer may take.
+_WHOLE = 10
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class CloudClient:
         self.on_sent()
         return reply
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that `latest_update` may ask the cloud to wait: half of what a whole answer may take."""
+        return _WHOLE * self._timeout / 2
+
     def latest_update(self, etag: str | None, *, wait: float = 0.0) -> Reply:
         """Ask for the newest envelope; the reply is a 200, 204 (none yet) or 304 (still `etag`'s).
 
@@ -174,7 +181,7 @@ class CloudClient:
         url = f"{self._url}{self._prefix}{path}"
         try:
             with (
-                self._limited(f"{method} {url}", len(content or b""), patience) as sent,
+                self._limited(f"{method} {url}", len(content or b"")) as sent,
                 self._client.stream(
                     method,
                     url,
@@ -192,13 +199,13 @@ class CloudClient:
             raise LinkError(f"{method} {url}: {what}; is the cloud running and reachable?") from error
 
     @contextlib.contextmanager
-    def _limited(self, request: str, size: int, patience: float) -> Iterator[Callable[[], None]]:
+    def _limited(self, request: str, size: int) -> Iterator[Callable[[], None]]:
         """End a request that takes too long as a whole; yields what to call once all of it was sent.
 
         The library's own limits are for one read or write: headers, and answers before the answer, that come a byte at
         a time would hold their thread for ever. Another request that is under way ends too, and is made again.
         """
-        answer = 10 * self._timeout + patience
+        answer = _WHOLE * self._timeout
         deadline = _Deadline(self._shut_all)
         deadline.set(answer + size / _LEAST_RATE)
         try:

@@ -107,10 +107,8 @@ class Updater(BackgroundThread):
         self._verdict: str | None = None  # what was wrong with it
         self._counted = ("", "")
         self._unsaved: tuple[str, bytes] | None = None  # digest and content of what the disk did not take
-        self._plain, self._penalty = (
-            0,
-            _PLAIN,
-        )  # questions that are not to wait, and how many after the next failure
+        self._plain = 0  # questions that are not to wait
+        self._penalty = _PLAIN  # how many after the next failure
         self._due = float("-inf")  # of the next question
         self._waits = False  # whether the cloud kept its last answer back
         self._hastened = threading.Event()
@@ -137,7 +135,8 @@ class Updater(BackgroundThread):
     def _ask(self) -> float:
         """Ask once, and return the seconds until the next question."""
         began = self.clock.monotonic()
-        wait = _WAIT_SECONDS if self._poll_seconds <= _LONGEST_POLL and not self._plain else 0.0
+        asks = self._poll_seconds <= _LONGEST_POLL and not self._plain
+        wait = min(_WAIT_SECONDS, self._link.longest_wait) if asks else 0.0
         try:
             reply = self._link.latest_update(self._etag, wait=wait)
         except LinkError as error:
