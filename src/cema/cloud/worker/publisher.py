@@ -20,6 +20,7 @@ from cema.formats.bundle import Bundle, check_golden, check_trust
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.models.copying import copy_module
+from cema.models.device import memory_format
 from cema.models.norm_state import ensure_affine, load_folded, norm_layers
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -263,7 +264,8 @@ class _Device:
 
     def __init__(self, module: torch.nn.Module) -> None:
         ensure_affine(module)
-        self._module = module
+        self._memory = memory_format(module)
+        self._module = module.to(memory_format=self._memory)  # type: ignore[call-overload]
         self._layers = norm_layers(module)
 
     @torch.inference_mode()
@@ -273,6 +275,9 @@ class _Device:
         device = next(self._module.parameters()).device
         chunks = (torch.from_numpy(inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK))
         # A copy: the array may be another model's input too, and a network may change its own in place.
-        parts = [self._module(chunk.to(device, copy=True)).float().cpu().numpy() for chunk in chunks]
+        parts = [
+            self._module(chunk.to(device, copy=True, memory_format=self._memory)).float().cpu().numpy()
+            for chunk in chunks
+        ]
         logits: npt.NDArray[np.float32] = np.concatenate(parts)
         return logits
