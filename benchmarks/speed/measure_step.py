@@ -23,7 +23,6 @@ from typing import Any
 
 PAIRS = ("digits", "vit", "resnet", "lite")
 STEPS = {"digits": 30, "vit": 5, "resnet": 5, "lite": 1}
-BATCH = 32
 
 
 def main() -> None:

@@ -149,3 +149,18 @@ def test_a_step_passes_each_image_as_seldom_as_it_can(edge: Model, foundation: M
     assert [s.backwards for s in steps] == [16, 16, *[16 + 12] * 6]
     # On replayed ones only: the edge model on 20, the foundation model on 4.
     assert (learner.replay().forwards, learner.replay().backwards) == (24, 20)
+
+
+def test_statistics_that_follow_everything_still_start_at_the_new_uploads(
+    edge: Model, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trainable(edge, AdaptConfig(fresh=12, statistics="step"))
+    started: list[int] = []
+    observe = model.observe
+    monkeypatch.setattr(
+        model, "observe", lambda images, **how: [started.append(len(images)), observe(images, **how)][1]
+    )
+    for _ in range(2):
+        lesson = model.learn([Batch(photos(12)), Batch(photos(7))], squares, follow=True)
+        assert len(lesson.logits) == 19
+    assert started == [12]

@@ -7,23 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cloud_toml import CLOUD
 from typer.testing import CliRunner
 
 from cema.cli.app import app
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.devices import Device
 from cema.errors import CemaError, ConfigError, StoreError
-
-CLOUD = """
-data = "cloud"
-signing_key = "signing.key"
-
-[[cohort]]
-name = "yard"
-bundle = "bundle"
-model = "digits-cnn"
-foundation = "digits-cnn-foundation"
-"""
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloud_toml import CLOUD
 from typer.testing import CliRunner
 
 from cema.cli.app import app
@@ -17,16 +18,6 @@ from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.store.traces import Fetch, traces_of
 from cema.errors import CemaError, ConfigError
 
-CLOUD = """
-data = "cloud"
-signing_key = "signing.key"
-
-[[cohort]]
-name = "yard"
-bundle = "bundle"
-model = "digits-cnn"
-foundation = "digits-cnn-foundation"
-"""
 STEP = {
     "begin": 1000.0,
     "seconds": 0.25,

@@ -181,9 +181,9 @@ class TrainableModel(AdaptableModel):
             Whether the window of statistics is cleared first.
         """
         if self._whole:
-            parts = [Batch.joined(*parts)]
             if follow and not self.statistics.started:
                 self.observe(parts[0], reset=reset)
+            parts = [Batch.joined(*parts)]
         found: list[torch.Tensor] = []
 
         def losses() -> Iterator[torch.Tensor]:
