@@ -158,8 +158,8 @@ class CemaLearner(Generic[T]):
         # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
         share = min(1.0, len(images) / self.config.fresh)
         reset = self._watch(images)
-        foundation = self.foundation_step(images, share, reset=reset)
-        answers = self._answers(images, foundation.logits)
+        foundation, logits = self.foundation_step(images, share, reset=reset)
+        answers = self._answers(images, logits)
         replayed = self._draw(round(self.config.replayed * share))
         targets = torch.cat([answers, replayed.targets.to(answers.device)])
         edge = self.distillation_step(images, replayed.images, targets, share, reset=reset)

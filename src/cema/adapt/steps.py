@@ -29,13 +29,10 @@ class Descent(NamedTuple):
         Before it, by name.
     skipped : int
         How many updates of parameters (0 or 1) were not made.
-    logits : torch.Tensor
-        Shape (N, classes), float32: as they were before it, with the running statistics as they are now.
     """
 
     losses: dict[str, float]
     skipped: int
-    logits: torch.Tensor
 
 
 class FoundationStep:
@@ -54,7 +51,9 @@ class FoundationStep:
         self.e_max = config.e_max * math.log(foundation.classes)
         self.enabled = config.foundation_lr > 0
 
-    def __call__(self, images: Batch, share: float = 1.0, *, reset: bool = False) -> Descent:
+    def __call__(
+        self, images: Batch, share: float = 1.0, *, reset: bool = False
+    ) -> tuple[Descent, torch.Tensor]:
         """Make one step; the running statistics follow the images first.
 
         Parameters
@@ -70,9 +69,11 @@ class FoundationStep:
         -------
         Descent
             With ``foundation_loss``; without losses when the learning rate is 0.
+        torch.Tensor
+            Logits (N, classes), float32, from before the descent: what the edge model is taught.
         """
         if not self.enabled:
-            return Descent({}, 0, self.foundation.follow(images, reset=reset))
+            return Descent({}, 0), self.foundation.follow(images, reset=reset)
         losses = []
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -81,7 +82,7 @@ class FoundationStep:
             return share * part
 
         logits, moved = self.foundation.learn([images], loss, follow=True, reset=reset)
-        return Descent({"foundation_loss": sum(losses)}, int(not moved), logits)
+        return Descent({"foundation_loss": sum(losses)}, int(not moved)), logits
 
 
 class DistillationStep:
@@ -124,7 +125,9 @@ class DistillationStep:
             learning rate is 0.
         """
         if not self.enabled:
-            return Descent({}, 0, self.edge.follow(fresh, reset=reset) if fresh else targets[:0])
+            if fresh:
+                self.edge.follow(fresh, reset=reset)
+            return Descent({}, 0)
         losses = dict.fromkeys(("distillation_loss", "kl", "ce", "entropy"), 0.0)
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -134,8 +137,8 @@ class DistillationStep:
                 losses[name] += part * float(term.detach())
             return share * part * terms.total
 
-        logits, moved = self.edge.learn([fresh, replayed], loss, follow=len(fresh) > 0, reset=reset)
-        return Descent(losses, int(not moved), logits)
+        lesson = self.edge.learn([fresh, replayed], loss, follow=len(fresh) > 0, reset=reset)
+        return Descent(losses, int(not lesson.moved))
 
 
 def _part(rows: slice, count: int) -> float:
