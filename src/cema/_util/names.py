@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -40,6 +39,8 @@ def did_you_mean(wrong: str, known: Iterable[str], *, quote: str = "") -> str:
     >>> did_you_mean("tnet", ["tent", "eta"])
     '; did you mean tent?'
     """
+    import difflib  # noqa: PLC0415 - only a message needs it
+
     close = difflib.get_close_matches(wrong, list(known), n=1)
     return f"; did you mean {quote}{close[0]}{quote}?" if close else ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +102,8 @@ def load_toml(path: Path, type_: type[T]) -> T:
         If the file is missing, is not TOML, or does not follow `type_`. The message names the file and the
         key and, for an unknown key, lists the keys that are allowed there.
     """
+    import tomllib  # noqa: PLC0415 - an agent whose settings come from a program reads none
+
     path = Path(path)
     name = shown(path)
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -160,6 +159,8 @@ def open_wreck(path: Path, first_page: bytes, longest: int) -> Iterator[Wreck]:
 
 
 def _copy_private(source: Path, target: Path) -> None:
+    import shutil  # noqa: PLC0415 - slow to load, and rescues are rare
+
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with source.open("rb") as old, os.fdopen(descriptor, "wb") as new:
         shutil.copyfileobj(old, new, 1 << 20)

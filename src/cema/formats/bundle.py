@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -392,9 +390,11 @@ def _check_target(path: Path, overwrite: bool) -> None:
 
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write all files into a temporary folder beside `path`, then give it its name."""
+    import shutil  # noqa: PLC0415 - slow to load, and a device writes no bundle
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    retired = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    retired = path.with_name(f".{path.name}.{os.urandom(6).hex()}.old")
     try:
         temporary.mkdir()
         (temporary / _KEYS).mkdir()
