@@ -72,22 +72,33 @@ def main() -> int:
                     _measure(program, earlier, options.data, before)
                 _measure(program, ROOT / "src", options.data, today)
                 progress.advance(task)
-    rows = [_row(row, today, before) for row in ROWS if row.key in today.readings]
-    _print(console, rows, today.failed)
+            # After each program: all of them take an hour, and what was measured survives an interruption.
+            _write(options, today, before)
+    _print(console, _rows(today, before), today.failed)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        document = {
-            "machine": _machine(),
-            "before": options.before,
-            "rows": rows,
-            "failed": today.failed,
-            "failed_before": before.failed,
-            "details": {"before": before.details, "today": today.details},
-        }
-        path = options.out / "bench.json"
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        console.print(f"written to {path}")
+        console.print(f"written to {options.out / 'bench.json'}")
     return 1 if today.failed else 0
+
+
+def _write(options: argparse.Namespace, today: Side, before: Side) -> None:
+    """Write what was measured so far, where a folder was given."""
+    if options.out is None:
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": _machine(),
+        "before": options.before,
+        "rows": _rows(today, before),
+        "failed": today.failed,
+        "failed_before": before.failed,
+        "details": {"before": before.details, "today": today.details},
+    }
+    path = options.out / "bench.json"
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _rows(today: Side, before: Side) -> list[dict[str, Any]]:
+    return [_row(row, today, before) for row in ROWS if row.key in today.readings]
 
 
 def _options() -> argparse.Namespace:
