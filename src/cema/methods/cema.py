@@ -87,7 +87,12 @@ def reference_defaults() -> CemaConfig:
     the edge nor in the cloud.
     """
     adapt = AdaptConfig(
-        preset="reference", statistics="step", change_limit=0.0, replay_scope="all", refreshed=128
+        preset="reference",
+        statistics="step",
+        change_limit=0.0,
+        replay_scope="all",
+        replayed=96,
+        refreshed=128,
     )
     return CemaConfig(
         adapt=adapt,
