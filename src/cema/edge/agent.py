@@ -159,9 +159,13 @@ class EdgeAgent:
         guarded = active is not installed
         if guarded:
             self._spool.count("guarded", len(labels))
-        for i in np.flatnonzero(selected):
+        chosen = np.flatnonzero(selected).tolist()
+        if chosen:
             self._recorder.offer(
-                Capture(images[int(i)], float(entropy[i]), int(labels[i]), active.version, captured_at)
+                [
+                    Capture(images[i], float(entropy[i]), int(labels[i]), active.version, captured_at)
+                    for i in chosen
+                ]
             )
         return Prediction(logits, labels, entropy, selected, active.version, guarded, captured_at)
 

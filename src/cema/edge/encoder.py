@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 _GROUP = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Capture:
+class Capture(NamedTuple):
     """A selected image on its way to the spool; the fields are :class:`cema.formats.sample.Sample`'s."""
 
     image: npt.NDArray[np.uint8]
@@ -83,25 +82,30 @@ class Encoder(BackgroundThread):
         with self._lock:
             return len(self._queue) + self._busy
 
-    def offer(self, capture: Capture) -> bool:
-        """Take a capture, or drop it (``queue_full``) when too many wait. Never blocks.
+    def offer(self, captures: Sequence[Capture]) -> int:
+        """Take captures, and drop those (``queue_full``) that are too many. Never blocks.
 
-        The image is copied: the caller may reuse its buffer.
+        Images are copied: the caller may reuse their buffers.
+
+        Returns
+        -------
+        int
+            How many were taken.
         """
-        copy = None
-        if self._has_room(capture):  # asked twice: a copy made only to be dropped would be a waste
-            copy = replace(capture, image=np.array(capture.image))
+        taken = 0
+        for capture in captures:
+            if not self._has_room(capture):  # asked twice: a copy made only to be dropped would be a waste
+                continue
+            copy = capture._replace(image=np.array(capture.image))
             with self._lock:
                 if self._has_room(copy):
                     self._queue.append(copy)
                     self._queued_bytes += copy.image.nbytes
-                else:
-                    copy = None
-        if copy is None:
-            self._spool.count("dropped.queue_full")
-            return False
-        self.notify()
-        return True
+                    taken += 1
+        self._spool.count("dropped.queue_full", len(captures) - taken)
+        if taken:
+            self.notify()
+        return taken
 
     def step(self) -> Pause:
         """Record one group; save when it is time."""
