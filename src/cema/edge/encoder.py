@@ -96,7 +96,7 @@ class Encoder(BackgroundThread):
         for capture in captures:
             if not self._has_room(capture):  # asked twice: a copy made only to be dropped would be a waste
                 continue
-            copy = capture._replace(image=np.array(capture.image))
+            copy = Capture(np.array(capture.image), *capture[1:])
             with self._lock:
                 if self._has_room(copy):
                     self._queue.append(copy)
