@@ -137,9 +137,11 @@ def test_the_last_line_says_what_was_gained(finished: tuple[Path, dict[str, Any]
 def test_the_stream_waits_for_a_worker_that_is_slow(finished: tuple[Path, dict[str, Any], str]) -> None:
     _, result, _ = finished
     counts = result["cloud"]["counts"]
-    # Far more was sent than may wait; the worker passes over what is beyond that.
+    # Far more was sent than may wait; the worker passes over what is beyond that. Without the waiting it is more than a
+    # third. What one device sends beyond twice its part of a batch is passed over also where the worker keeps up.
     assert counts["samples.stored"] > 150
-    assert "worker.skipped_samples" not in counts
+    passed_over = sum(counts.get(f"worker.{name}_samples", 0) for name in ("skipped", "left_out"))
+    assert passed_over < 0.1 * counts["samples.stored"]
 
 
 def test_the_way_of_every_update_is_known(finished: tuple[Path, dict[str, Any], str]) -> None:
