@@ -143,7 +143,7 @@ def test_a_model_that_does_not_end_in_such_a_layer_is_told_so(kind: str) -> None
         NotApplicable, match=r"NEO works on .* headed has no linear layer and no 1 x 1 convolution"
     ):
         find_head(AdaptableModel(source), "NEO")
-    for method in ("neo",):
+    for method in ("neo", "t3a"):
         with pytest.raises(NotApplicable, match=rf"{method.upper()} works on .*of 3 outputs"):
             make_adapter(method, source, {}, MethodContext())
 
