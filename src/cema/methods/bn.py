@@ -21,7 +21,7 @@ from cema.adapt.optimizers import as_array
 from cema.methods.base import NotApplicable, StepResult, method
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cema.methods.base import MethodContext
     from cema.models.spec import Model
 
-__all__ = ["BN", "BNConfig", "require_batch_norm"]
+__all__ = ["BN", "BNConfig", "own_statistics", "require_batch_norm"]
 
 
 class BNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,14 +102,8 @@ class BN:
     @torch.no_grad()
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
         """Predict a batch."""
-        layers = self.model.layers.values()
-        if self.config.prior:
-            share = self.config.prior / (self.config.prior + len(images))
-            with _mixing(list(layers), share):
-                logits = self.model.forward(images)
-        else:
-            with normalising(layers, "batch"):
-                logits = self.model.forward(images)
+        with own_statistics(self.model.layers.values(), self.config.prior, len(images)):
+            logits = self.model.forward(images)
         return StepResult(logits=as_array(logits), uploads=0, bytes_up=0, forwards=len(images), backwards=0)
 
 
@@ -120,6 +114,27 @@ def require_batch_norm(model: AdaptableModel, method: str) -> None:
             f"{method} changes the statistics of BatchNorm layers and {model.name} has none (LayerNorm and GroupNorm "
             "keep no statistics): choose a method that learns affine parameters, such as tent or cema"
         )
+
+
+@contextmanager
+def own_statistics(layers: Iterable[AdaptiveBatchNorm], prior: float, count: int) -> Iterator[None]:
+    """Let every pass inside a ``with`` block have BatchNorm statistics of its own, mixed with the source's.
+
+    Parameters
+    ----------
+    layers : iterable of AdaptiveBatchNorm
+        All of a model's, in the mode "running"; there may be none.
+    prior : float
+        N: how many images the source's statistics count for; 0 for those of the pass alone.
+    count : int
+        n: how many images a pass has.
+
+    Yields
+    ------
+    None
+    """
+    with _mixing(list(layers), prior / (prior + count)) if prior else normalising(layers, "batch"):
+        yield
 
 
 @contextmanager
