@@ -67,7 +67,14 @@ class ViewsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 PAPERS: Rates = {"digits": {"shift": 1, "mirror": False}}
 
 
-@method("views", config=ViewsConfig, cost=10.0, colour="#d95f02", papers=PAPERS)
+@method(
+    "views",
+    config=ViewsConfig,
+    cost=10.0,
+    colour="#d95f02",
+    papers=PAPERS,
+    short={"cifar/batchnorm": {"prior": 64.0}},  # as bn-prior
+)
 class Views:
     r"""Average the probabilities of several views of each image, each view with BatchNorm statistics of its own.
 
