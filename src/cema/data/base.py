@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from cema.data.c_bar import C_BAR_CORRUPTIONS
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, Constants, check_corruption
 from cema.errors import ConfigError, ImageError
 
@@ -189,7 +190,7 @@ class Dataset(Protocol):
         Parameters
         ----------
         corruption : str
-            One of `cema.data.corruptions.CORRUPTIONS` or `cema.data.corruptions.VALIDATION_CORRUPTIONS`.
+            One of `known_corruptions`.
         severity : int
             1 (mild) to 5 (strong).
         processes : int
@@ -208,11 +209,20 @@ class Dataset(Protocol):
 
 def known_corruptions() -> tuple[str, ...]:
     """Return the names of all corruptions, those for tuning last."""
-    return CORRUPTIONS + VALIDATION_CORRUPTIONS
+    return CORRUPTIONS + VALIDATION_CORRUPTIONS + C_BAR_CORRUPTIONS
 
 
-def check_condition(corruption: str, severity: int) -> None:
+def check_condition(corruption: str, severity: int, constants: Constants | None = None) -> None:
     """Check a corruption and its severity.
+
+    Parameters
+    ----------
+    corruption : str
+        One of `known_corruptions`.
+    severity : int
+        1 to 5.
+    constants : {"cifar", "imagenet"}, optional
+        Which published severities are meant, where the images must still be made.
 
     Raises
     ------
@@ -220,7 +230,7 @@ def check_condition(corruption: str, severity: int) -> None:
         If there is no such corruption or severity; the message says which there are.
     """
     try:
-        check_corruption(corruption, severity)
+        check_corruption(corruption, severity, constants)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -32,7 +32,7 @@ from cema.errors import ConfigError, ImageError
 __all__ = ["cache_folder", "cached_corruptions"]
 
 _DIGEST = 32
-_CODE = ("_cifar_steps.py", "cifar_corruptions.py", "corruptions.py")
+_CODE = ("_c_bar_steps.py", "_cifar_steps.py", "c_bar.py", "cifar_corruptions.py", "corruptions.py")
 _LIBRARIES = (
     ("imagecorruptions-imaug",),
     ("numba",),

@@ -1,4 +1,4 @@
-"""CIFAR-10-C and CIFAR-100-C in their published layout: ``<corruption>.npy`` and ``labels.npy``.
+"""CIFAR-10-C, CIFAR-100-C and CIFAR-10-C-bar in their published layout: ``<corruption>.npy`` and ``labels.npy``.
 
 Each file holds the 10,000 test images at severity 1, then at severity 2, and so on to 5. It is mapped, not loaded, and
 only what is asked for is read.

@@ -61,7 +61,7 @@ class CleanDataset:
         self, corruption: str, severity: int, *, processes: int = 1, progress: Progress | None = None
     ) -> LabelledImages:
         """Return the images under a corruption; see `cema.data.Dataset.corrupted`."""
-        check_condition(corruption, severity)
+        check_condition(corruption, severity, self.constants)
         clean = self.images.images if self.one_size is None else self.one_size(processes)
         made = cached_corruptions(
             clean,

@@ -2,9 +2,9 @@
 
 The corruptions are those of Hendrycks and Dietterich [1]_. They come with two sets of constants: those of ImageNet-C,
 as the library ``imagecorruptions-imaug`` has them, for images of any size, and those of CIFAR-10-C for images of
-32 x 32 pixels, in `cema.data.cifar_corruptions`. This module makes both reproducible: what happens to an image depends
-on its pixels, the corruption and the seed, and neither on its place in a batch nor on what was corrupted before it. It
-also keeps grey images grey.
+32 x 32 pixels, in `cema.data.cifar_corruptions`. Those of C-bar, in `cema.data.c_bar`, are to tune on. This module
+makes all of them reproducible: what happens to an image depends on its pixels, the corruption and the seed, and neither
+on its place in a batch nor on what was corrupted before it. It also keeps grey images grey.
 
 References
 ----------
@@ -24,6 +24,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from cema.data import c_bar
+from cema.data.c_bar import C_BAR_CORRUPTIONS
 from cema.errors import ConfigError, ImageError
 
 __all__ = [
@@ -61,7 +63,10 @@ VALIDATION_CORRUPTIONS: tuple[str, ...] = FAMILIES["validation"]
 #: Smallest height and width in pixels that the corruptions are defined for.
 MIN_SIDE = 32
 
-_PER_CHANNEL_NOISE = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+_PER_CHANNEL_NOISE = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    *("brownish_noise", "plasma_noise"),
+)
 _OWN_GENERATOR = ("impulse_noise", "glass_blur")
 _CHUNK = 64
 _CHUNKS_AHEAD = 4  # for each process
@@ -70,32 +75,39 @@ _CHUNKS_AHEAD = 4  # for each process
 _global_generator = threading.Lock()
 
 
-def check_corruption(name: str, severity: int, constants: str = "imagenet") -> None:
+def check_corruption(name: str, severity: int, constants: str | None = "imagenet") -> None:
     """Check the name and the severity of a corruption, and whose constants; needs no library.
 
     Parameters
     ----------
     name : str
-        One of `CORRUPTIONS` or `VALIDATION_CORRUPTIONS`.
+        One of `CORRUPTIONS`, `VALIDATION_CORRUPTIONS` or `cema.data.c_bar.C_BAR_CORRUPTIONS`.
     severity : int
         1 (mild) to 5 (strong).
-    constants : {"imagenet", "cifar"}
-        See `corrupt_image`.
+    constants : {"imagenet", "cifar"}, optional
+        See `corrupt_image`; None where the images are made already.
 
     Raises
     ------
     ValueError
-        If one of them is not.
+        If one of them is not, or a corruption of C-bar is not in the set of these constants.
     """
-    known = CORRUPTIONS + VALIDATION_CORRUPTIONS
+    known = CORRUPTIONS + VALIDATION_CORRUPTIONS + C_BAR_CORRUPTIONS
     if name not in known:
         raise ValueError(f"unknown corruption {name!r}; expected one of {', '.join(known)}")
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or not 1 <= severity <= 5:
         raise ValueError(
             f"severity of {name} must be a whole number from 1 (mild) to 5 (strong), got {severity!r}"
         )
-    if constants not in ("imagenet", "cifar"):
+    if constants is None:
+        return
+    if constants not in c_bar.LEVELS:
         raise ValueError(f"constants must be 'imagenet' or 'cifar', got {constants!r}")
+    if name in C_BAR_CORRUPTIONS and name not in c_bar.LEVELS[constants]:
+        raise ValueError(
+            f"{name} has severities only among the other constants than {constants!r}; of C-bar, these have "
+            f"{', '.join(c_bar.LEVELS[constants])}"
+        )
 
 
 def corrupt_image(
@@ -108,7 +120,7 @@ def corrupt_image(
     image : ndarray of uint8, shape (H, W, C)
         C is 1 (grey) or 3 (RGB); H and W are at least 32.
     name : str
-        One of `CORRUPTIONS` or `VALIDATION_CORRUPTIONS`.
+        One of `CORRUPTIONS`, `VALIDATION_CORRUPTIONS` or of C-bar's for the constants, ``c_bar.LEVELS[constants]``.
     severity : int
         1 (mild) to 5 (strong).
     seed : int
@@ -141,6 +153,8 @@ def corrupt_image(
 def _corrupt_chunk(
     images: list[np.ndarray], name: str, severity: int, seed: int, constants: Constants
 ) -> list[np.ndarray]:
+    if name in C_BAR_CORRUPTIONS:
+        return [_as_c_bar(image, name, severity, seed, constants) for image in images]
     if constants == "imagenet":
         return [_as_imagenet(image, name, severity, seed) for image in images]
     from cema.data.cifar_corruptions import corrupt_batch  # noqa: PLC0415 - imports the optional libraries
@@ -148,6 +162,11 @@ def _corrupt_chunk(
     words = [_random_words(image, name, seed) for image in images]
     corrupted = corrupt_batch(np.stack([_in_colour(image) for image in images]), name, severity, words)
     return [_grey_as_before(pixels, image, name) for pixels, image in zip(corrupted, images, strict=True)]
+
+
+def _as_c_bar(image: np.ndarray, name: str, severity: int, seed: int, constants: Constants) -> np.ndarray:
+    words = _random_words(image, name, seed)
+    return _grey_as_before(c_bar.corrupt(_in_colour(image), name, severity, constants, words), image, name)
 
 
 def _as_imagenet(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:

@@ -12,11 +12,10 @@ from cema.data.base import (
     LabelledImages,
     choose,
     files_digest,
-    known_corruptions,
     required,
 )
 from cema.data.class_order import FolderClasses
-from cema.data.corruptions import FAMILIES
+from cema.data.corruptions import CORRUPTIONS, FAMILIES, VALIDATION_CORRUPTIONS
 from cema.data.folder import LabelledFolder, class_folders, find_class_list
 from cema.data.photographs import Photographs
 from cema.data.published import PublishedCorruptions
@@ -26,6 +25,9 @@ __all__ = ["WNID", "ImageNetC", "ImageNetCReader", "is_imagenet_c"]
 
 #: What the name of a WordNet noun looks like.
 WNID = re.compile(r"n\d{8}")
+
+# Not those of C-bar: the folders of its severities are named otherwise.
+_PUBLISHED = (*CORRUPTIONS, *VALIDATION_CORRUPTIONS)
 
 # The archives are named after the families; some people keep these names as folders.
 _PARENTS = ("", *(family for family in FAMILIES if family != "validation"), "extra")
@@ -72,7 +74,7 @@ class ImageNetC(PublishedCorruptions):
         self.files = _find_corruptions(root)
         if not self.files:
             raise ConfigError(
-                f"{root}: expected a folder for each corruption, such as {known_corruptions()[0]}/3/n01440764, "
+                f"{root}: expected a folder for each corruption, such as {_PUBLISHED[0]}/3/n01440764, "
                 "found none"
             )
         reference = self._reference()
@@ -132,7 +134,7 @@ def check_wnids(root: Path) -> None:
 
 def _find_corruptions(root: Path) -> dict[str, Path]:
     found = {}
-    for name in known_corruptions():
+    for name in _PUBLISHED:
         for parent in _PARENTS:
             if (root / parent / name).is_dir():
                 found[name] = root / parent / name
