@@ -27,6 +27,7 @@ import torch
 from cema.bench.config import ModelPair
 from cema.bench.hyperparameters import Architecture, method_settings
 from cema.bench.plan import load_pair
+from cema.data.c_bar import C_BAR_CORRUPTIONS
 from cema.data.corruptions import VALIDATION_CORRUPTIONS
 from cema.data.dataset import open_dataset
 from cema.methods.base import MethodContext
@@ -151,7 +152,7 @@ def main() -> None:
         type=float,
         help="only these learning rates of CEMA's foundation",
     )
-    parser.add_argument("--corruption", action="append", choices=VALIDATION_CORRUPTIONS)
+    parser.add_argument("--corruption", action="append", choices=VALIDATION_CORRUPTIONS + C_BAR_CORRUPTIONS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--output", type=Path)

@@ -19,7 +19,8 @@ from cema.bench.hyperparameters import (
 from cema.bench.presets import PRESETS, preset
 from cema.bench.settings_file import settings_toml
 from cema.cli.app import app
-from cema.data.corruptions import CORRUPTIONS
+from cema.data.c_bar import LEVELS
+from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
 from cema.errors import ConfigError
 
 PAIR = ModelPair(model="digits-cnn", foundation="digits-cnn-foundation")
@@ -119,6 +120,23 @@ def test_corruptions_are_those_that_there_are() -> None:
         config(corruptions=("fogg",)).settled(None)
     with pytest.raises(ConfigError, match="there are snow, clean"):
         config(corruptions=("fog",)).settled(["snow"])
+
+
+def test_sets_of_corruptions_have_names() -> None:
+    usual = config(corruptions=("usual",)).settled(None)
+    assert usual.corruptions == CORRUPTIONS
+    tuning = config(corruptions=("validation", "c-bar", "clean")).settled(None).corruptions
+    assert tuning == (*VALIDATION_CORRUPTIONS, *LEVELS["imagenet"], "clean")
+    small = config(corruptions=("c-bar",)).settled(None, constants="cifar").corruptions
+    assert sorted(small) == sorted(LEVELS["cifar"])
+    # Named twice, measured once; of published files, what is there.
+    twice = config(corruptions=("snow", "usual")).settled(None).corruptions
+    assert sorted(twice) == sorted(CORRUPTIONS)
+    assert config(corruptions=("c-bar",)).settled(["snow", "lines"]).corruptions == ("lines",)
+    with pytest.raises(ConfigError, match=r"'c-bar'; there are snow, clean, usual$"):
+        config(corruptions=("c-bar",)).settled(["snow"])
+    with pytest.raises(ConfigError, match=r"'lines'; there are .*perlin_noise"):
+        config(corruptions=("lines",)).settled(None)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from cema._util.checks import require
 from cema._util.names import did_you_mean, merged
 from cema._util.toml import load_toml, resolve_path
 from cema.bench.protocols import CLEAN, PROTOCOLS
-from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
+from cema.data.c_bar import C_BAR_CORRUPTIONS, LEVELS
+from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, Constants
 from cema.errors import ConfigError
 from cema.formats.image import CodecConfig
 
 __all__ = [
+    "CORRUPTION_SETS",
     "DIGITS_PAIR",
     "QUICK_CORRUPTIONS",
     "QUICK_SAMPLES",
@@ -44,6 +46,14 @@ FilePath = Annotated[str, msgspec.Meta(extra={"path": True})]
 #: What ``--quick`` measures: enough to see that every row runs, too little to rank methods by.
 QUICK_SAMPLES = 300
 QUICK_CORRUPTIONS = ("gaussian_noise", "snow", "contrast")
+
+
+#: What may stand for several corruptions: of each set, those are meant that the data can be had with.
+CORRUPTION_SETS: dict[str, tuple[str, ...]] = {
+    "usual": CORRUPTIONS,
+    "validation": VALIDATION_CORRUPTIONS,
+    "c-bar": C_BAR_CORRUPTIONS,
+}
 
 
 class ModelPair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +100,8 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     methods : tuple of str
         Rows, separated by commas; all if unset.
     corruptions : tuple of str
-        Columns, separated by commas; the usual fifteen if unset. A published data set may have fewer.
+        Columns, or sets of them (usual, validation, c-bar), separated by commas; the usual fifteen if unset. The other
+        two sets are to tune on. A published data set may have fewer.
     severities : tuple of int
         Separated by commas, 1 to 5.
     protocol : str
@@ -202,13 +213,17 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError("which models? give --model and --foundation, or a --preset")
         return cls(**known)
 
-    def settled(self, offered: Sequence[str] | None, *, quick: bool = False) -> BenchConfig:
+    def settled(
+        self, offered: Sequence[str] | None, *, constants: Constants = "imagenet", quick: bool = False
+    ) -> BenchConfig:
         """Return this with its corruptions named: those asked for, else what there is.
 
         Parameters
         ----------
         offered : sequence of str, optional
             Corruptions that the data set has; None when they are made on the fly, so all.
+        constants : {"imagenet", "cifar"}
+            Where they are made, which severities are meant: C-bar has not the same corruptions for both.
         quick : bool
             Where none were asked for, take three.
 
@@ -217,9 +232,12 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ConfigError
             If one that was asked for is not there.
         """
-        known = (*CORRUPTIONS, *VALIDATION_CORRUPTIONS) if offered is None else tuple(offered)
-        chosen = self.corruptions
-        check_names("corruption", chosen, (*known, CLEAN))
+        made = (*CORRUPTIONS, *VALIDATION_CORRUPTIONS, *LEVELS[constants])
+        known = made if offered is None else tuple(offered)
+        sets = {name: [one for one in members if one in known] for name, members in CORRUPTION_SETS.items()}
+        sets = {name: members for name, members in sets.items() if members}
+        check_names("corruption", self.corruptions, (*known, CLEAN, *sets))
+        chosen = tuple(dict.fromkeys(one for name in self.corruptions for one in sets.get(name, [name])))
         if not chosen:
             usual = [name for name in CORRUPTIONS if name in known] or [*known]
             few = [name for name in QUICK_CORRUPTIONS if name in usual] or usual[:3]

@@ -21,7 +21,8 @@ from cema.bench.protocols import CLEAN
 from cema.bench.results import RESULTS, ResultsFolder, data_name, environment, write_results
 from cema.bench.tables import console_table, summarise, write_csv, write_markdown
 from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
-from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS
+from cema.data.base import known_corruptions
+from cema.data.corruptions import Constants
 from cema.errors import CemaError
 from cema.models.device import why_unusable
 
@@ -86,7 +87,8 @@ def make_plan(config: BenchConfig, *, cache: Path | None = None, quick: bool = F
     _check_device(config.device)
     context = RunContext(config, cache)
     dataset, source = context.dataset, context.source
-    config = config.settled(dataset.corruptions, quick=quick)
+    constants: Constants = getattr(dataset, "constants", "imagenet")
+    config = config.settled(dataset.corruptions, constants=constants, quick=quick)
     described = [describe_pair(pair, config, dataset.family, methods) for pair in config.pair]
     ordered = [with_class_order(pair, dataset) for pair in described]
     pairs = tuple(pair for pair, _ in ordered)
@@ -283,7 +285,7 @@ def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     from cema.methods.registry import METHODS  # noqa: PLC0415 - loaded by then; see make_plan
 
     methods = {name: index for index, name in enumerate(METHODS)}
-    corruptions = {name: index for index, name in enumerate((CLEAN, *CORRUPTIONS, *VALIDATION_CORRUPTIONS))}
+    corruptions = {name: index for index, name in enumerate((CLEAN, *known_corruptions()))}
     pairs = {(pair.models.model, pair.models.foundation): index for index, pair in enumerate(plan.pairs)}
 
     def place(cell: dict[str, Any]) -> tuple[Any, ...]:
