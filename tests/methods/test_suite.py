@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eta": ETA,
     "eata": {**ETA, "fisher_alpha": 1.0, "fisher_batch": 4},
     "sar": {"lr": 0.05, "e_margin": 0.99},
+    "deyo": {"lr": 0.05, "e_margin": 0.99, "plpd_margin": -0.1},
     "cema": CEMA,
     "cema-reference": CEMA,
 }

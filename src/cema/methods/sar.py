@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cema.methods.base import MethodContext
     from cema.models.spec import Model
 
-__all__ = ["SAR", "SARConfig", "top_layers"]
+__all__ = ["SAR", "SARConfig", "below_top", "top_layers"]
 
 # A component of a layer's name that says how deep it lies: "11", or "layer4", "stage_3", "denseblock2".
 _NUMBERED = re.compile(r"(?P<kind>|[a-z_]*(?:layer|stage|block|group)s?_?)(?P<number>[0-9]+)", re.IGNORECASE)
@@ -137,7 +137,7 @@ class SAR:
     def __init__(self, edge: Model, config: SARConfig | None = None, *, context: MethodContext) -> None:
         self.config = config or SARConfig()
         self.model = AdaptableModel(edge, device=context.device, dtype=context.dtype)
-        self.parameters = self._chosen()
+        self.parameters = below_top(self.model, self.config.skip, "SAR")
         self.optimizer = torch.optim.SGD(
             list(self.parameters.values()), lr=self.config.lr, momentum=self.config.momentum
         )
@@ -147,26 +147,6 @@ class SAR:
         self._collapsed = self.config.recover_below * math.log(self.model.classes)
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._average: float | None = None
-
-    def _chosen(self) -> dict[str, torch.nn.Parameter]:
-        chosen, skipped = {}, self._skipped()
-        for name, parameter in self.model.parameters.items():
-            if name.rpartition(".")[0] in skipped:
-                parameter.requires_grad_(False)
-            else:
-                chosen[name] = parameter
-        if not chosen:
-            raise NotApplicable(
-                f"SAR has nothing to learn: each normalisation layer of {self.model.name} matches one of the patterns "
-                f"in skip = {list(self.config.skip or ())}; leave some out"
-            )
-        return chosen
-
-    def _skipped(self) -> set[str]:
-        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.model.parameters))
-        if self.config.skip is None:
-            return top_layers(layers)
-        return {layer for layer in layers for pattern in self.config.skip if fnmatchcase(layer, pattern)}
 
     @torch.enable_grad()
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
@@ -226,6 +206,44 @@ class SAR:
             parameter.copy_(self._source[name])
         self.optimizer.state.clear()
         self.recoveries += 1
+
+
+def below_top(
+    model: AdaptableModel, skip: Sequence[str] | None, method: str
+) -> dict[str, torch.nn.Parameter]:
+    """Freeze the normalisation layers that are to stay as they are, and return the parameters of the others by name.
+
+    Parameters
+    ----------
+    model : AdaptableModel
+        Whose layers to freeze.
+    skip : sequence of str, optional
+        Patterns of the names of these layers, as `SARConfig.skip` has them; None for the topmost, by `top_layers`.
+    method : str
+        What an error calls the method.
+
+    Raises
+    ------
+    NotApplicable
+        When all are to be skipped.
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in model.parameters))
+    if skip is None:
+        skipped = top_layers(layers)
+    else:
+        skipped = {layer for layer in layers for pattern in skip if fnmatchcase(layer, pattern)}
+    chosen = {}
+    for name, parameter in model.parameters.items():
+        if name.rpartition(".")[0] in skipped:
+            parameter.requires_grad_(False)
+        else:
+            chosen[name] = parameter
+    if not chosen:
+        raise NotApplicable(
+            f"{method} has nothing to learn: each normalisation layer of {model.name} matches one of the patterns in "
+            f"skip = {list(skip or ())}; leave some out"
+        )
+    return chosen
 
 
 def top_layers(names: Sequence[str]) -> set[str]:
