@@ -202,6 +202,8 @@ def test_short_streams_have_rates_of_their_own() -> None:
         ("deyo", "imagenet", "batchnorm", {"lr": 0.00025, "plpd_margin": 0.3, "e_margin": 0.5}),
         ("deyo", "imagenet", "groupnorm", {"lr": 0.00025, "plpd_margin": 0.2, "e_weight": 0.4}),
         ("deyo", "imagenet", "layernorm", {"lr": 0.001, "plpd_margin": 0.2}),
+        ("tent-come", "imagenet", "layernorm", {"optimizer": "sgd", "lr": 0.001}),
+        ("eata-come", "imagenet", "batchnorm", {"lr": 0.00025, "e_margin": 0.4, "fisher_alpha": 2000.0}),
         ("eta", "cifar", "groupnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
         ("eta", "cifar100", "batchnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
         ("cotta", "cifar", "batchnorm", {"optimizer": "adam", "lr": 0.001, "confidence": 0.92}),

@@ -18,6 +18,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eata": {**ETA, "fisher_alpha": 1.0, "fisher_batch": 4},
     "sar": {"lr": 0.05, "e_margin": 0.99},
     "deyo": {"lr": 0.05, "e_margin": 0.99, "plpd_margin": -0.1},
+    "tent-come": {"lr": 0.05},
+    # An opinion of four classes may have an entropy of ln 5.
+    "eata-come": {**ETA, "e_margin": 1.1, "fisher_alpha": 1.0, "fisher_batch": 4},
     "cema": CEMA,
     "cema-reference": CEMA,
 }

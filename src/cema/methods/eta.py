@@ -116,7 +116,7 @@ class ETA:
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
         """Predict a batch and learn from what passes; without finite gradients nothing is learned."""
         logits = self.model.predict(images)
-        entropy = softmax_entropy(logits)
+        entropy = self._entropy(logits)
         passed = self._select(logits.detach(), entropy.detach())
         if len(passed):
             chosen = entropy[passed]
@@ -129,6 +129,10 @@ class ETA:
             forwards=len(images),
             backwards=len(passed),
         )
+
+    def _entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is minimised, weighs and is compared with E_0, (N,) in nats, of logits (N, C)."""
+        return softmax_entropy(logits)
 
     def _select(self, logits: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
         """Return which samples pass both filters, (S,) int64, and move the average prediction to them."""

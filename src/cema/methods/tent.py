@@ -113,7 +113,7 @@ class Tent:
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
         """Predict a batch and learn from all of it; without finite gradients nothing is learned."""
         logits = self.model.predict(images)
-        self.model.descend(softmax_entropy(logits).mean())
+        self.model.descend(self._entropy(logits).mean())
         count = len(images)
         return StepResult(
             logits=as_array(logits),
@@ -122,3 +122,7 @@ class Tent:
             forwards=count,
             backwards=count,
         )
+
+    def _entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is minimised, (N,) in nats, of logits (N, C)."""
+        return softmax_entropy(logits)
