@@ -39,7 +39,7 @@ def test_every_run_depends_on_data_models_and_scoring() -> None:
     ("changed", "again"),
     [
         ("methods/cotta_views.py", {"cotta"}),
-        ("methods/eta.py", {"eta", "eata", "eata-come"}),
+        ("methods/eta.py", {"eta", "eata", "eata-come", "rdumb"}),
         ("methods/cema.py", {"cema", "cema-reference"}),
         ("adapt/norm.py", set(METHODS)),
         ("bench/protocols.py", set(METHODS)),

@@ -204,6 +204,7 @@ def test_short_streams_have_rates_of_their_own() -> None:
         ("deyo", "imagenet", "layernorm", {"lr": 0.001, "plpd_margin": 0.2}),
         ("tent-come", "imagenet", "layernorm", {"optimizer": "sgd", "lr": 0.001}),
         ("eata-come", "imagenet", "batchnorm", {"lr": 0.00025, "e_margin": 0.4, "fisher_alpha": 2000.0}),
+        ("rdumb", "imagenet", "batchnorm", {"lr": 0.00025, "d_margin": 0.05, "reset_every": 1000}),
         ("eta", "cifar", "groupnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
         ("eta", "cifar100", "batchnorm", {"lr": 0.005, "d_margin": 0.4, "e_margin": 0.4}),
         ("cotta", "cifar", "batchnorm", {"optimizer": "adam", "lr": 0.001, "confidence": 0.92}),
