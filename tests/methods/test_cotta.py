@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from two_layers import SIDE, TwoLayers, normalised, pictures, two_layers
+from two_layers import PIXELS, SIDE, TwoLayers, normalised, pictures, two_layers
 
 from cema.methods.base import MethodContext, Uplink
 from cema.methods.cotta import CoTTA, CoTTAConfig
 from cema.methods.cotta_views import (
+    Border,
+    Scene,
     View,
     adjust_brightness,
     adjust_contrast,
@@ -257,11 +259,11 @@ def test_a_view_that_changes_nothing_changes_nothing() -> None:
         torch.testing.assert_close(apply_view(x, View(), None, noise=0.0), x)
 
 
-def published(image: np.ndarray, view: View) -> np.ndarray:
+def published(image: np.ndarray, view: View, border: Border = "edge") -> np.ndarray:
     """Border, affine map, blur, crop and flip of one channel, pixel by pixel, as the published pipeline has them."""
     height, width = image.shape
     rim_y, rim_x = height // 2, width // 2
-    padded = np.pad(image, ((rim_y, rim_y), (rim_x, rim_x)), mode="edge")
+    padded = np.pad(image, ((rim_y, rim_y), (rim_x, rim_x)), mode=border)
     rows, columns = padded.shape
     moved = np.zeros_like(padded)
     for i in range(rows):
@@ -285,7 +287,8 @@ def published(image: np.ndarray, view: View) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-def test_geometry_is_that_of_the_published_pipeline(seed: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("border", ["edge", "reflect"])
+def test_geometry_is_that_of_the_published_pipeline(seed: int, size: tuple[int, int], border: Border) -> None:
     view = draw_view(np.random.default_rng(seed), *size)
     # A gentle rotation where the image is oblong: its border of edge pixels is half as wide as it is.
     moves = View(
@@ -297,10 +300,10 @@ def test_geometry_is_that_of_the_published_pipeline(seed: int, size: tuple[int, 
         flip=view.flip,
     )
     x = colours(2, 3, *size)
-    got = apply_view(x, moves, None, noise=0.0).numpy()
+    got = apply_view(x, moves, None, noise=0.0, border=border).numpy()
     for n in range(2):
         for c in range(3):
-            np.testing.assert_allclose(got[n, c], published(x[n, c].numpy(), moves), atol=1e-9)
+            np.testing.assert_allclose(got[n, c], published(x[n, c].numpy(), moves, border), atol=1e-9)
 
 
 def test_rotation_by_a_quarter_and_whole_shifts_are_exact() -> None:
@@ -310,6 +313,25 @@ def test_rotation_by_a_quarter_and_whole_shifts_are_exact() -> None:
     moved = apply_view(x, View(right=2, down=-1), None, noise=0.0)
     torch.testing.assert_close(moved[:, :, :-1, 2:], x[:, :, 1:, :-2])
     torch.testing.assert_close(moved[:, :, :-1, 0], x[:, :, 1:, 0])  # the border repeats the edge
+
+
+def test_a_mirrored_border_has_each_edge_pixel_once() -> None:
+    x = colours(1, 1, 8, 8)
+    moved = apply_view(x, View(right=2, down=-1), None, noise=0.0, border="reflect")
+    torch.testing.assert_close(moved[:, :, :-1, 2:], x[:, :, 1:, :-2])
+    torch.testing.assert_close(moved[:, :, :-1, :2], x[:, :, 1:, 1:3].flip(3))
+    torch.testing.assert_close(moved[:, :, -1, 2:], x[:, :, -2, :-2])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_scene_gives_inputs_as_they_would_be_of_the_views_pixels(layout: torch.memory_format) -> None:
+    images, view = pictures(3), View(brightness=0.8, right=1, flip=True)
+    inputs = normalised(images).contiguous(memory_format=layout)
+    seen = Scene(inputs, PIXELS).seen(view, None, noise=0.0, border="reflect")
+    pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2) / 255.0)
+    expected = apply_view(pixels, view, None, noise=0.0, border="reflect")
+    torch.testing.assert_close(seen, normalised(255.0 * expected.permute(0, 2, 3, 1).numpy()))
+    assert seen.is_contiguous(memory_format=layout)
 
 
 def test_noise_has_the_published_deviation_and_the_generators_seed() -> None:

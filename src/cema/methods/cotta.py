@@ -16,14 +16,14 @@ from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.norm import normalising
 from cema.adapt.optimizers import OptimizerName, as_array, descend, make_optimizer, require_optimizer
 from cema.methods.base import StepResult, Uplink, method
-from cema.methods.cotta_views import apply_view, draw_view
+from cema.methods.cotta_views import Scene, draw_view
+from cema.methods.soft_labels import cross_entropies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cema.methods.base import MethodContext
     from cema.models.spec import Model
-    from cema.ondevice.preprocess import Preprocessing
 
 __all__ = ["CoTTA", "CoTTAConfig"]
 
@@ -154,8 +154,8 @@ class CoTTA:
         inputs = self.student.inputs(images)
         with normalising(self._layers, "batch"):
             teacher, passes = self._pseudo_logits(inputs)
-            loss = _cross_entropy(self.student.run(inputs), teacher, symmetric=self.config.symmetric)
-            descend(self.optimizer, loss)
+            losses = cross_entropies(self.student.run(inputs), teacher, symmetric=self.config.symmetric)
+            descend(self.optimizer, losses.mean())
         self._follow()
         self._restore()
         return StepResult(
@@ -173,13 +173,12 @@ class CoTTA:
         views = self.config.views
         if not views or confidence >= self.config.confidence:
             return self.teacher.run(inputs), 2
-        pixels = _to_pixels(inputs, self.student.preprocessing)
+        scene = Scene(inputs, self.student.preprocessing)
         total = torch.zeros(1, device=inputs.device)
         # View by view: batch statistics are those of a view.
         for _ in range(views):
             view = draw_view(self._rng, inputs.shape[2], inputs.shape[3], self.config.flip)
-            seen = _to_inputs(apply_view(pixels, view, self._generator), self.student.preprocessing)
-            total = total + self.teacher.run(seen.contiguous(memory_format=_layout(inputs)))
+            total = total + self.teacher.run(scene.seen(view, self._generator))
         return total / views, 1 + views
 
     @torch.no_grad()
@@ -196,35 +195,3 @@ class CoTTA:
         for parameter, source in pairs:
             chance = torch.rand(parameter.shape, generator=self._generator, device=parameter.device)
             parameter.copy_(torch.where(chance < self.config.restore, source, parameter))
-
-
-def _cross_entropy(student: torch.Tensor, teacher: torch.Tensor, *, symmetric: bool) -> torch.Tensor:
-    log_s, log_t = student.log_softmax(dim=1), teacher.log_softmax(dim=1)
-    losses = -(log_t.exp() * log_s).sum(dim=1)
-    if symmetric:
-        losses = 0.5 * losses - 0.5 * (log_s.exp() * log_t).sum(dim=1)
-    return losses.mean()
-
-
-def _to_pixels(inputs: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return a model's inputs as the pixels they were made from, in 0..1."""
-    mean, std = _constants(preprocessing, inputs)
-    return (inputs * std + mean).div_(255.0).clamp_(0.0, 1.0).contiguous()
-
-
-def _to_inputs(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    mean, std = _constants(preprocessing, pixels)
-    return (pixels - mean / 255.0).mul_(255.0 / std)
-
-
-def _constants(preprocessing: Preprocessing, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (
-        torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    return mean, std
-
-
-def _layout(inputs: torch.Tensor) -> torch.memory_format:
-    contiguous = inputs.is_contiguous()
-    return torch.contiguous_format if contiguous else torch.channels_last

@@ -3,14 +3,14 @@
 The published pipeline: colour jitter with gamma, in random order; a border of edge pixels; rotation, shift and scale;
 Gaussian blur; crop; horizontal flip; noise. Every view has one set of random parameters for its whole batch, as in the
 authors' program, where transforms are given batches; so a view is a few operations on one tensor that stays in the
-cache, and batch statistics are of one kind of image.
+cache, and batch statistics are of one kind of image. RoTTA and ROID learn from such views too.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from cema.ondevice.preprocess import Preprocessing
+
 __all__ = [
+    "Border",
+    "Scene",
     "View",
     "adjust_brightness",
     "adjust_contrast",
@@ -30,6 +34,9 @@ __all__ = [
     "apply_view",
     "draw_view",
 ]
+
+Border = Literal["edge", "reflect"]
+"""What lies outside of an image: its nearest edge pixel, or the image mirrored at its edge pixels."""
 
 # ITU-R 601, as torchvision rounds it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -101,7 +108,11 @@ def draw_view(rng: np.random.Generator, height: int, width: int, flip: float = 0
 
 
 def apply_view(
-    pixels: torch.Tensor, view: View, generator: torch.Generator | None, noise: float = _NOISE
+    pixels: torch.Tensor,
+    view: View,
+    generator: torch.Generator | None,
+    noise: float = _NOISE,
+    border: Border = "edge",
 ) -> torch.Tensor:
     """Return a batch as a view shows it.
 
@@ -115,6 +126,8 @@ def apply_view(
         Of the noise, on the pixels' device.
     noise : float, default 0.005
         The noise's deviation.
+    border : {"edge", "reflect"}
+        What rotation and shift bring in from outside of the image.
 
     Returns
     -------
@@ -122,10 +135,51 @@ def apply_view(
         A new tensor of the same shape, in 0..1.
     """
     piece = max(1, _PIECE // pixels[0].numel()) if pixels.device.type == "cpu" else len(pixels)
-    return torch.cat([_apply(part, view, generator, noise) for part in torch.split(pixels, piece)])
+    return torch.cat([_apply(part, view, generator, noise, border) for part in torch.split(pixels, piece)])
 
 
-def _apply(pixels: torch.Tensor, view: View, generator: torch.Generator | None, noise: float) -> torch.Tensor:
+class Scene:
+    """A model's inputs, to be seen in augmented views.
+
+    Parameters
+    ----------
+    inputs : torch.Tensor
+        As `cema.adapt.adaptable.AdaptableModel.inputs` returns them, (N, C, H, W).
+    preprocessing : Preprocessing
+        The model's; views are of the pixels before it.
+    """
+
+    def __init__(self, inputs: torch.Tensor, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
+        self._layout = torch.contiguous_format if inputs.is_contiguous() else torch.channels_last
+        mean, std = _constants(preprocessing, inputs)
+        self._pixels = (inputs * std + mean).div_(255.0).clamp_(0.0, 1.0).contiguous()
+
+    def seen(
+        self,
+        view: View,
+        generator: torch.Generator | None,
+        noise: float = _NOISE,
+        border: Border = "edge",
+    ) -> torch.Tensor:
+        """Return the inputs as a view shows them, (N, C, H, W); the parameters are those of `apply_view`."""
+        pixels = apply_view(self._pixels, view, generator, noise, border)
+        mean, std = _constants(self._preprocessing, pixels)
+        inputs = (pixels - mean / 255.0).mul_(255.0 / std)
+        return inputs.contiguous(memory_format=self._layout)
+
+
+def _constants(preprocessing: Preprocessing, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (
+        torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return mean, std
+
+
+def _apply(
+    pixels: torch.Tensor, view: View, generator: torch.Generator | None, noise: float, border: Border
+) -> torch.Tensor:
     adjust: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
         "brightness": adjust_brightness,
         "contrast": adjust_contrast,
@@ -135,7 +189,7 @@ def _apply(pixels: torch.Tensor, view: View, generator: torch.Generator | None, 
     }
     for name in view.order:
         pixels = adjust[name](pixels, getattr(view, name))
-    pixels = _blur(_move(pixels, view), view.sigma)
+    pixels = _blur(_move(pixels, view, border), view.sigma)
     if view.flip:
         pixels = pixels.flip(3)
     if noise:
@@ -197,21 +251,21 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-def _move(pixels: torch.Tensor, view: View) -> torch.Tensor:
-    """Rotate, scale and shift about the centre, with a rim as wide as the blur reaches.
-
-    What lies outside is the nearest edge pixel, as if the image had a border of them.
-    """
+def _move(pixels: torch.Tensor, view: View, border: Border) -> torch.Tensor:
+    """Rotate, scale and shift about the centre, with a rim as wide as the blur reaches."""
     count, _, height, width = pixels.shape
     kind = {"dtype": pixels.dtype, "device": pixels.device}
     x = torch.arange(width + 2 * _REACH, **kind) - ((width - 1) / 2 + _REACH + view.right)  # type: ignore[call-overload]
     y = torch.arange(height + 2 * _REACH, **kind) - ((height - 1) / 2 + _REACH + view.down)  # type: ignore[call-overload]
     cosine, sine = math.cos(view.angle) / view.scale, math.sin(view.angle) / view.scale
-    # Where each pixel comes from, from the centre; grid_sample measures in halves of the image.
-    across = (cosine * x[None, :] + sine * y[:, None]) * (2 / width)
-    along = (cosine * y[:, None] - sine * x[None, :]) * (2 / height)
+    # Where each pixel comes from, from the centre; grid_sample measures in halves of the image. Aligned to the centres
+    # of the corner pixels, it mirrors at the centres of edge pixels, so that none of them is there twice.
+    mirrored = border == "reflect"
+    across = (cosine * x[None, :] + sine * y[:, None]) * (2 / max(1, width - mirrored))
+    along = (cosine * y[:, None] - sine * x[None, :]) * (2 / max(1, height - mirrored))
     grid = torch.stack([across, along], dim=-1).expand(count, -1, -1, -1)
-    return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    outside = "reflection" if mirrored else "border"
+    return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode=outside, align_corners=mirrored)
 
 
 def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
