@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # An opinion of four classes may have an entropy of ln 5.
     "eata-come": {**ETA, "e_margin": 1.1, "fisher_alpha": 1.0, "fisher_batch": 4},
     "rdumb": {**ETA, "reset_every": 2},
+    "rotta": {"lr": 0.05, "every": 4, "flip": 0.0},
     "cema": CEMA,
     "cema-reference": CEMA,
 }
