@@ -38,7 +38,7 @@ def test_every_run_depends_on_data_models_and_scoring() -> None:
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
-        ("methods/cotta_views.py", {"cotta", "rotta"}),
+        ("methods/cotta_views.py", {"cotta", "rotta", "roid"}),
         ("methods/eta.py", {"eta", "eata", "eata-come", "rdumb"}),
         ("methods/cema.py", {"cema", "cema-reference"}),
         ("adapt/norm.py", set(METHODS)),

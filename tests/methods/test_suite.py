@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eata-come": {**ETA, "e_margin": 1.1, "fisher_alpha": 1.0, "fisher_batch": 4},
     "rdumb": {**ETA, "reset_every": 2},
     "rotta": {"lr": 0.05, "every": 4, "flip": 0.0},
+    "roid": {"lr": 0.05},
     "cema": CEMA,
     "cema-reference": CEMA,
 }
