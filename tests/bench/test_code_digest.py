@@ -38,8 +38,9 @@ def test_every_run_depends_on_data_models_and_scoring() -> None:
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
-        ("methods/cotta_views.py", {"cotta", "rotta", "roid"}),
+        ("methods/cotta_views.py", {"cotta", "rotta", "roid", "cmf"}),
         ("methods/eta.py", {"eta", "eata", "eata-come", "rdumb"}),
+        ("methods/roid.py", {"roid", "cmf"}),
         ("methods/cema.py", {"cema", "cema-reference"}),
         ("adapt/norm.py", set(METHODS)),
         ("bench/protocols.py", set(METHODS)),

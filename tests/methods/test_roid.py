@@ -1,4 +1,4 @@
-"""ROID against the same steps written out in float64."""
+"""ROID and CMF against the same steps written out in float64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from two_layers import CLASSES, SIDE, TwoLayers, normalised, pictures, two_layers
 
 from cema.methods.base import MethodContext, Uplink
+from cema.methods.cmf import CMF, CMFConfig
 from cema.methods.cotta_views import apply_view, draw_view
 from cema.methods.roid import ROID, ROIDConfig, likelihood_ratio, prior_corrected
 from cema.models.registry import resolve
@@ -39,6 +40,7 @@ class Written:
         self.moments = [[torch.zeros_like(p) for p in self.source] for _ in range(2)]
         self.average = [1 / CLASSES] * CLASSES
         self.rng, self.steps, self.left_out = np.random.default_rng(seed), 0, 0
+        self.hidden, self.variance = [p.clone() for p in self.source], 0.0
 
     def logits(self, theta: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         y = nn.functional.conv2d(x, self.p["conv.weight"])
@@ -106,13 +108,27 @@ class Written:
 
     def anchor(self) -> None:
         keep = self.config.ensemble
-        self.theta = [keep * p + (1 - keep) * s for p, s in zip(self.theta, self.source, strict=True)]
+        anchors = self.filtered(self.config) if isinstance(self.config, CMFConfig) else self.source
+        self.theta = [keep * p + (1 - keep) * s for p, s in zip(self.theta, anchors, strict=True)]
+
+    def filtered(self, config: CMFConfig) -> list[torch.Tensor]:
+        q = config.noise * sum(p.numel() for p in self.theta) / 38400
+        self.variance = config.recall**2 * self.variance + q
+        beta = min(max((1 - q) / (self.variance + 1 - q), 0.89), 1.0)
+        self.variance *= beta
+        for k, (source, p) in enumerate(zip(self.source, self.theta, strict=True)):
+            recalled = config.recall * self.hidden[k] + (1 - config.recall) * source
+            self.hidden[k] = beta * recalled + (1 - beta) * p
+        return self.hidden
 
 
 ROWS: dict[str, tuple[type[ROID], ROIDConfig]] = {
     "roid, SGD": (ROID, ROIDConfig(lr=0.05, ensemble=0.9)),
     "roid, Adam": (ROID, ROIDConfig(optimizer="adam", lr=0.02, momentum=0.8, temperature=0.5, average=0.6)),
     "roid, no view": (ROID, ROIDConfig(lr=0.05, consistency=False, prior_correction=False)),
+    # As much noise as for a model with thousands of times as many parameters.
+    "cmf": (CMF, CMFConfig(lr=0.05, ensemble=0.8, recall=0.9, noise=200.0)),
+    "cmf, at the bound": (CMF, CMFConfig(lr=0.05, ensemble=0.8, noise=1500.0)),
 }
 
 
@@ -135,6 +151,42 @@ def test_four_steps_are_the_written_out_algorithm(row: str) -> None:
         got = adapter.model.parameters[name].detach().double()
         torch.testing.assert_close(got, written.theta[k], rtol=1e-4, atol=2e-5)
         assert (got - written.source[k]).abs().max() > 1e-3
+    if isinstance(adapter, CMF):
+        for k, name in enumerate(("norm.weight", "norm.bias")):
+            torch.testing.assert_close(
+                adapter._hidden[name].double(), written.hidden[k], rtol=1e-4, atol=2e-5
+            )
+            assert (written.hidden[k] - written.source[k]).abs().max() > 1e-4
+
+
+def test_without_noise_cmf_is_roid(edge: Model, photos: Photos) -> None:
+    adapters: list[ROID] = [
+        ROID(edge, ROIDConfig(lr=0.05), context=MethodContext()),
+        CMF(edge, CMFConfig(lr=0.05, noise=0.0), context=MethodContext()),
+        CMF(edge, CMFConfig(lr=0.05, noise=100.0), context=MethodContext()),
+    ]
+    for seed in range(3):
+        first, same, other = (adapter.step(photos(8, seed=seed)).logits for adapter in adapters)
+        np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_the_filters_momentum_falls_towards_its_fixed_point_and_has_bounds(edge: Model) -> None:
+    def momenta(noise: float, steps: int) -> list[float]:
+        cmf = CMF(edge, CMFConfig(noise=noise), context=MethodContext())
+        return [cmf._filter() for _ in range(steps)]
+
+    parameters = sum(p.numel() for p in CMF(edge, context=MethodContext()).model.parameters.values())
+    per_q = 38400 / parameters
+    published = momenta(0.005 * per_q, 500)
+    assert published[0] == pytest.approx(0.995 / (0.005 + 0.995))
+    assert all(a >= b for a, b in pairwise(published))
+    v = 0.005  # v = (0.99^2 beta) v + q with beta = r / (v + r)
+    for _ in range(10_000):
+        v = 0.99**2 * v * 0.995 / (v + 0.995) + 0.005
+    assert published[-1] == pytest.approx(0.995 / (v + 0.995))
+    assert momenta(0.0, 2) == momenta(1e-6, 2) == [1.0, 1.0]
+    assert momenta(5.0 * per_q, 2) == [0.89, 0.89]  # more noise than 1
 
 
 def test_the_likelihood_ratio_is_bounded_and_has_no_gradient_where_all_is_certain() -> None:
@@ -218,3 +270,9 @@ def test_a_grey_model_is_adapted_in_bfloat16_too() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         ROIDConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"recall": 1.5}, {"noise": -1.0}, {"lr": -1.0}])
+def test_settings_of_cmf_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        CMFConfig(**settings)

@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rdumb": {**ETA, "reset_every": 2},
     "rotta": {"lr": 0.05, "every": 4, "flip": 0.0},
     "roid": {"lr": 0.05},
+    "cmf": {"lr": 0.05},
     "cema": CEMA,
     "cema-reference": CEMA,
 }
