@@ -6,7 +6,7 @@ with each method (`cema.methods.base.Method`): ``papers``, as the papers or thei
 goes over it when asked (``--rates short``), what this project measured on streams of some thousand images. ``--set``
 and a TOML file go over all; ``cema bench --show-settings`` prints the result.
 
-No paper has digits: they take CIFAR-10's values, but CoTTA mirrors none. A network with GroupNorm takes the values of
+No paper has digits: they take CIFAR-10's values, but nothing mirrors them. A network with GroupNorm takes the values of
 one with BatchNorm, and on small images one with LayerNorm takes ViT's rates and CIFAR-10's margin and weight.
 
 The short rates were measured with ``benchmarks/tune.py``:
