@@ -49,6 +49,7 @@ def payload_lost(device: Device, cloud: Cloud) -> None:
     device.agent.close()
     for file in device.folder.glob("update-*.bin"):
         file.unlink()
+    cloud.envelope = None  # it would install the version that it lost again, which is right
     device.start()
 
 
