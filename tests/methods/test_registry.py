@@ -51,6 +51,11 @@ def test_the_methods_are_those_of_the_tables_in_their_order() -> None:
     assert (METHODS["tent"].config, METHODS["tent"].adapter) == (TentConfig, Tent)
 
 
+def test_no_two_rows_have_one_colour_in_plots() -> None:
+    colours = [METHODS[name].colour for name in METHODS]
+    assert len(set(colours)) == len(colours)
+
+
 @pytest.mark.parametrize("name", MINE)
 def test_default_settings_are_those_of_an_adapter_made_without(name: str, edge: Model) -> None:
     settings = default_settings(name)

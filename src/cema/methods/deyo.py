@@ -76,7 +76,7 @@ PAPERS: Rates = {
 }
 
 
-@method("deyo", config=DeYOConfig, cost=4.0, colour="#bcbd22", papers=PAPERS)
+@method("deyo", config=DeYOConfig, cost=4.0, colour="#c5b0d5", papers=PAPERS)
 class DeYO:
     r"""Destroy Your Object: two filters and two weights, of the entropy and of what a destroyed object costs.
 

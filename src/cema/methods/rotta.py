@@ -78,7 +78,7 @@ class RoTTAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 PAPERS = {"digits": {"flip": 0.0}}
 
 
-@method("rotta", config=RoTTAConfig, cost=7.0, colour="#bcbd22", papers=PAPERS)
+@method("rotta", config=RoTTAConfig, cost=7.0, colour="#f7b6d2", papers=PAPERS)
 class RoTTA:
     r"""A teacher's predictions of a memory of sure and recent images, learned on strong augmentations of them.
 

@@ -60,7 +60,7 @@ class T3AConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 PAPERS: Rates = {key: {"filter_k": 100} for key in ("cifar", "digits")}
 
 
-@method("t3a", config=T3AConfig, cost=1.2, colour="#bcbd22", papers=PAPERS)
+@method("t3a", config=T3AConfig, cost=1.2, colour="#98df8a", papers=PAPERS)
 class T3A:
     r"""Classify by pseudo-prototypes, the mean directions of the supports of each class.
 
