@@ -9,13 +9,10 @@ import pytest
 import torch
 from headed_models import (
     CLASSES,
+    HEADS,
     Overflowing,
-    convolution,
     headed,
-    linear,
     pictures,
-    pooled,
-    then_averaged,
     written_features,
     written_head,
 )
@@ -24,7 +21,6 @@ from cema.methods.base import MethodContext
 from cema.methods.neo import NEO, NEOConfig
 
 BATCHES = (5, 8, 1, 12)
-HEADS = {"linear": (linear, pooled), "convolution": (convolution, then_averaged)}
 
 
 def stream() -> list[list[np.ndarray]]:

@@ -10,14 +10,11 @@ import pytest
 import torch
 from headed_models import (
     CLASSES,
+    HEADS,
     WIDTH,
     Overflowing,
-    convolution,
     headed,
-    linear,
     pictures,
-    pooled,
-    then_averaged,
     written_features,
     written_head,
 )
@@ -28,7 +25,6 @@ from cema.methods.registry import find_method
 from cema.methods.t3a import T3A, T3AConfig, surest
 
 BATCHES = (6, 9, 1, 14)
-HEADS = {"linear": (linear, pooled), "convolution": (convolution, then_averaged)}
 
 
 class Written:

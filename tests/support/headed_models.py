@@ -89,6 +89,10 @@ def of_places(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+# How the rows that work on features are tried: a layer's kind, and its use.
+HEADS = {"linear": (linear, pooled), "convolution": (convolution, then_averaged)}
+
+
 def headed(
     make: Callable[[], nn.Module] = linear,
     use: Callable[[nn.Module, torch.Tensor], torch.Tensor] = pooled,
