@@ -159,14 +159,12 @@ class EdgeAgent:
         guarded = active is not installed
         if guarded:
             self._spool.count("guarded", len(labels))
-        chosen = np.flatnonzero(selected).tolist()
-        if chosen:
-            self._recorder.offer(
-                [
-                    Capture(images[i], float(entropy[i]), int(labels[i]), active.version, captured_at)
-                    for i in chosen
-                ]
-            )
+        self._recorder.offer(
+            [
+                Capture(images[i], float(entropy[i]), int(labels[i]), active.version, captured_at)
+                for i in np.flatnonzero(selected).tolist()
+            ]
+        )
         return Prediction(logits, labels, entropy, selected, active.version, guarded, captured_at)
 
     def status(self) -> EdgeStatus:
