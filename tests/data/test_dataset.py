@@ -14,10 +14,11 @@ from PIL import Image
 from cema.data.base import LabelledImages
 from cema.data.cache import cached_corruptions
 from cema.data.corruptions import corrupt_images
+from cema.data.crops import centre_crop
 from cema.data.dataset import open_dataset
 from cema.data.digits import load_digits
 from cema.data.folder import WNIDS_FILE
-from cema.data.photographs import DecodedOnce, Photographs, centre_crop
+from cema.data.photographs import DecodedOnce, Photographs
 from cema.errors import ConfigError, ImageError
 
 COUNT = 7

@@ -55,20 +55,27 @@ class LabelledImages:
         for. Several threads may read at once.
     labels : ndarray of int64, shape (N,)
         The class of each image.
+    origins : ndarray of int64, shape (N,), optional
+        Which photograph each image was cut from, where one gave several: images of one origin are not independent.
 
     Raises
     ------
     ValueError
-        If there are not as many labels as images.
+        If there are not as many labels, or origins, as images.
     """
 
     images: Sequence[np.ndarray] | np.ndarray
     labels: np.ndarray
+    origins: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.images),):
             raise ValueError(
                 f"expected a label for each of {len(self.images)} images, got labels of shape {self.labels.shape}"
+            )
+        if self.origins is not None and self.origins.shape != self.labels.shape:
+            raise ValueError(
+                f"expected an origin for each of {len(self.images)} images, got origins of shape {self.origins.shape}"
             )
 
     def __len__(self) -> int:
@@ -97,6 +104,9 @@ class DatasetOptions:
     constants : {"cifar", "imagenet"}, optional
         Which published severities are meant where corruptions are made on the fly: by default CIFAR's for colour images
         of 32 pixels a side, else ImageNet's.
+    crops : int
+        For folders by class: how many images each photograph gives, at least 1. The first is the photograph as `side`
+        has it, the others are random squares of it. `limit` counts images.
     """
 
     cache: Path | None = None
@@ -105,12 +115,14 @@ class DatasetOptions:
     wnids: Path | None = None
     side: int = IMAGENET_SIDE
     constants: Constants | None = None
+    crops: int = 1
 
 
 class DatasetReader(Protocol):
     """One kind of data set: what it is called, what it recognises, and how it is opened.
 
-    The class has a constructor without arguments.
+    The class has a constructor without arguments. A reader that heeds `DatasetOptions.crops` says so with one attribute
+    more, ``takes_crops = True``; others are never asked for more than one.
     """
 
     @property

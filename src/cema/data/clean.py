@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,4 +73,4 @@ class CleanDataset:
             processes=processes,
             progress=progress,
         )
-        return LabelledImages(made, self.images.labels)
+        return replace(self.images, images=made)

@@ -40,6 +40,7 @@ def open_dataset(
     wnids: Path | None = None,
     side: int = IMAGENET_SIDE,
     constants: Constants | None = None,
+    crops: int = 1,
 ) -> Dataset:
     """Open a data set by name or path.
 
@@ -51,7 +52,7 @@ def open_dataset(
         is shows in what it holds; where that is wrong, write the layout before it: ``folder:PATH``. A reader of one's
         own (`cema.data.base.DatasetReader`) is ``package.module:Class`` or ``path/to/file.py:Class``, and ``@PATH``
         behind it what it opens.
-    cache, seed, limit, wnids, side, constants
+    cache, seed, limit, wnids, side, constants, crops
         See `cema.data.base.DatasetOptions`.
 
     Returns
@@ -62,12 +63,23 @@ def open_dataset(
     Raises
     ------
     ConfigError
-        If there is no such data set or path, files are missing, or a class folder is unknown.
+        If there is no such data set or path, files are missing, a class folder is unknown, or several crops are asked
+        for of data that are not cut.
     ImageError
         If a file is not what it should be; the message names it.
     """
-    options = DatasetOptions(cache=cache, seed=seed, limit=limit, wnids=wnids, side=side, constants=constants)
+    options = DatasetOptions(
+        cache=cache, seed=seed, limit=limit, wnids=wnids, side=side, constants=constants, crops=crops
+    )
+    if crops < 1:
+        raise ConfigError(f"the number of crops of each photograph must be at least 1, got {crops}")
     reader, path = _find(spec)
+    if crops > 1 and not getattr(reader, "takes_crops", False):
+        raise ConfigError(
+            f"{spec}: {crops} crops of each photograph were asked for, but {reader.name} has images that are not cut: "
+            "published corruptions are corrupted already, and small images would change their meaning; ask for one "
+            "crop, or give a folder of clean photographs by class"
+        )
     return reader.open(path, options)
 
 

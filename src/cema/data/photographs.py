@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tempfile
@@ -16,17 +17,13 @@ from cema.data.base import Dataset, DatasetOptions, LabelledImages, choose, file
 from cema.data.class_order import FolderClasses
 from cema.data.clean import CleanDataset
 from cema.data.corruptions import MIN_SIDE
+from cema.data.crops import KEPT, centre_crop, random_crop
 from cema.data.folder import LabelledFolder, read_photograph
 from cema.data.image_sequence import ImageSequence
 from cema.data.npz import SMALL_SIDE, constants_for, family_of
 from cema.errors import ConfigError, ImageError
-from cema.ondevice.preprocess import resize_image
 
-__all__ = ["KEPT", "DecodedOnce", "FolderReader", "Photographs", "centre_crop", "open_folder"]
-
-
-#: ImageNet-C scales the shorter side to 256 pixels and keeps the 224 in the centre.
-KEPT = 224 / 256
+__all__ = ["Crops", "DecodedOnce", "FolderReader", "Photographs", "open_folder"]
 
 
 class Photographs(ImageSequence):
@@ -75,6 +72,65 @@ class Photographs(ImageSequence):
         return image
 
 
+class Crops(ImageSequence):
+    """Several squares of each photograph. Reading keeps no state, so several threads may read at once.
+
+    Crop 0 of a photograph is what `Photographs` cuts out of it (`cema.data.crops.centre_crop`). Crop k > 0 is
+    `cema.data.crops.random_crop` with a generator of its own, seeded by the seed, the photograph's place in the folder
+    and k, so that no crop depends on which others there are.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        All photographs of the folder.
+    chosen : ndarray of int64, shape (P,)
+        The places of those that are used.
+    count : int
+        How many squares each gives at most, at least 1.
+    limit : int, optional
+        Use the first so many: crop 0 of every photograph, then crop 1 of every one, and so on. So the first P images
+        are those of `Photographs`, and a limit takes as many photographs as it can.
+    side : int
+        Of the squares, in pixels.
+    seed : int
+        Of the random squares, at least 0.
+
+    Attributes
+    ----------
+    places : ndarray of int64, shape (N,)
+        Which photograph each image is of.
+    numbers : ndarray of int64, shape (N,)
+        Which crop of it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        chosen: np.ndarray,
+        *,
+        count: int,
+        limit: int | None,
+        side: int,
+        seed: int,
+    ) -> None:
+        self.files = tuple(files)
+        self.places: np.ndarray = np.tile(chosen, count)[:limit]
+        self.numbers: np.ndarray = np.repeat(np.arange(count), len(chosen))[:limit]
+        self.side = side
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, place: int) -> np.ndarray:
+        """Read one photograph and cut the square, uint8 (side, side, 3); raises what `Photographs.read` raises."""
+        photograph, number = int(self.places[place]), int(self.numbers[place])
+        image = read_photograph(self.files[photograph])
+        if number == 0:
+            return centre_crop(image, self.side)
+        return random_crop(image, self.side, np.random.default_rng([self.seed, photograph, number]))
+
+
 class DecodedOnce:
     """Photographs in one size, decoded when they are first asked for and mapped from a temporary file after that.
 
@@ -83,13 +139,13 @@ class DecodedOnce:
 
     Parameters
     ----------
-    photographs : Photographs
+    photographs : ImageSequence
         All of one size.
     folder : Path, optional
         Where the file takes its space; by default the system's folder for temporary files.
     """
 
-    def __init__(self, photographs: Photographs, folder: Path | None = None) -> None:
+    def __init__(self, photographs: ImageSequence, folder: Path | None = None) -> None:
         self._photographs = photographs
         self._folder = folder
         self._lock = threading.Lock()
@@ -153,37 +209,6 @@ def _mapped_space(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
         ) from error
 
 
-def centre_crop(image: np.ndarray, side: int, kept: float = KEPT) -> np.ndarray:
-    """Scale the shorter side to ``side / kept`` and cut out the middle square.
-
-    Parameters
-    ----------
-    image : ndarray of uint8, shape (H, W, C)
-        An image of any size.
-    side : int
-        Side of the square in pixels; 224 for ImageNet-C.
-    kept : float
-        The part of the shorter side that stays, in (0, 1]; by default as ImageNet-C was made.
-
-    Returns
-    -------
-    ndarray of uint8, shape (side, side, C)
-        The square.
-
-    Examples
-    --------
-    >>> centre_crop(np.zeros((300, 500, 3), np.uint8), 224).shape
-    (224, 224, 3)
-    """
-    height, width = image.shape[:2]
-    scale = round(side / kept) / min(height, width)
-    # A little is added, so that the shorter side never falls short by a rounding error.
-    size = (int(height * scale + 1e-6), int(width * scale + 1e-6))
-    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    resized = resize_image(image, *size, interpolation="bilinear")
-    return np.ascontiguousarray(resized[top : top + side, left : left + side])
-
-
 def open_folder(root: Path, options: DatasetOptions) -> CleanDataset:
     """Open a folder of photographs by class as a data set named after the folder.
 
@@ -205,8 +230,8 @@ def open_folder(root: Path, options: DatasetOptions) -> CleanDataset:
     Raises
     ------
     ConfigError
-        If the folder or the list is absent, empty or has a class folder that the list does not know, or `side` is
-        too small.
+        If the folder or the list is absent, empty or has a class folder that the list does not know, `side` is too
+        small, or several crops are asked for of what is not cut.
     ImageError
         If the first photograph cannot be read.
     """
@@ -217,24 +242,57 @@ def open_folder(root: Path, options: DatasetOptions) -> CleanDataset:
         )
     folder = LabelledFolder(root, classes=options.wnids)
     chosen = choose(len(folder), options.limit, options.seed)
-    files = [folder.files[place] for place in chosen]
-    height, width, channels = read_photograph(files[0]).shape
+    height, width, channels = read_photograph(folder.files[chosen[0]]).shape
     if min(height, width) <= SMALL_SIDE:
         side = 0
     size: tuple[int, int] = (side, side) if side else (height, width)
+    _check_cut(root, options, side)
+    images, one_size = _images(folder, chosen, options, side, size)
     return CleanDataset(
         name=shown_name(root),
-        digest=files_digest(root, folder.files),
+        digest=_digest(root, folder, options),
         classes=len(folder.classes),
         folder_classes=FolderClasses.of(folder, root),
         family=family_of(height, width, channels, len(folder.classes)),
-        images=LabelledImages(Photographs(files, side=side), folder.labels[chosen]),
+        images=images,
         constants=options.constants or constants_for(*size, channels),
         cache=options.cache,
         seed=options.seed,
         cropped=bool(side) or min(size) <= SMALL_SIDE,
-        one_size=DecodedOnce(Photographs(files, side=side, size=size), options.cache),
+        one_size=DecodedOnce(one_size, options.cache),
     )
+
+
+def _images(
+    folder: LabelledFolder, chosen: np.ndarray, options: DatasetOptions, side: int, size: tuple[int, int]
+) -> tuple[LabelledImages, ImageSequence]:
+    """Return the images of a folder, and the same ones in one size."""
+    if options.crops > 1:
+        crops = Crops(
+            folder.files, chosen, count=options.crops, limit=options.limit, side=side, seed=options.seed
+        )
+        return LabelledImages(crops, folder.labels[crops.places], crops.places), crops
+    files = [folder.files[place] for place in chosen]
+    labelled = LabelledImages(Photographs(files, side=side), folder.labels[chosen])
+    return labelled, Photographs(files, side=side, size=size)
+
+
+def _digest(root: Path, folder: LabelledFolder, options: DatasetOptions) -> str:
+    digest = files_digest(root, folder.files)
+    if options.crops == 1:
+        return digest
+    # Not the same data as the photographs themselves: results of the two must not come into one table.
+    return hashlib.sha256(f"{digest}/crops/{options.crops}/{options.seed}".encode()).hexdigest()
+
+
+def _check_cut(root: Path, options: DatasetOptions, side: int) -> None:
+    """Refuse several crops of what is not cut."""
+    if options.crops == 1 or side:
+        return
+    asked = f"{root}: {options.crops} crops of each photograph were asked for, but these"
+    if options.side:
+        raise ConfigError(f"{asked} are not above {SMALL_SIDE} pixels and are not cut; ask for one crop")
+    raise ConfigError(f"{asked} stay as they are with a side of 0; give a side, or ask for one crop")
 
 
 class FolderReader:
@@ -243,6 +301,7 @@ class FolderReader:
     name = "folder"
     expects = "a folder of images by class"
     needs_path = True
+    takes_crops = True
 
     def matches(self, path: Path) -> bool:
         """Tell whether a path is of this kind."""
