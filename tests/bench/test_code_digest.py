@@ -44,6 +44,7 @@ def test_every_run_depends_on_data_models_and_scoring() -> None:
         ("methods/cema.py", {"cema", "cema-reference"}),
         ("adapt/norm.py", set(METHODS)),
         ("bench/protocols.py", set(METHODS)),
+        ("bench/standard_error.py", set(METHODS)),
         ("bench/tables.py", set()),
         ("methods/my_own_method.py", set()),
     ],

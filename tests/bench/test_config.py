@@ -97,6 +97,7 @@ def test_whose_rates_may_be_said_in_a_file(tmp_path: Path) -> None:
         ({"seeds": (1, 1)}, "each value once"),
         ({"batch_size": 0}, "batch_size"),
         ({"samples": 0}, "samples"),
+        ({"crops": 0}, "crops"),
         ({"edges": 0}, "edges"),
         ({"delay": -1}, "delay"),
         ({"concentration": 0.0}, "concentration"),

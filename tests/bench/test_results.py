@@ -96,6 +96,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         ({"settings": {"lr": 0.2}}, r"tent on fog 3.*setting of lr"),
         ({"samples": 5}, r"samples \(None there, 5 now\)"),
         ({"batch_size": 1}, r"batch_size \(64 there, 1 now\)"),
+        ({"crops": 10}, r"crops \(1 there, 10 now\)"),
         ({"digest": "other"}, "model_digest"),
     ],
 )

@@ -26,6 +26,7 @@ _COMMON = (
     "methods/base.py",
     "bench/execute.py",
     "bench/protocols.py",
+    "bench/standard_error.py",
 )
 _FOLLOWED = ("adapt", "methods", "_util")
 

@@ -9,6 +9,10 @@ with N the samples of one seed, p the mean accuracies and :math:`s_d` the standa
 one seed). The first two terms do not shrink with seeds, which show the same images in other orders. They take the two
 sets of images for independent; where both saw the same ones the difference is known better than this says. The error
 of an average over k corruptions is :math:`\sqrt{\sum \mathrm{SE}^2} / k`.
+
+Where photographs gave several images each, the square of the standard error over photographs
+(`cema.bench.standard_error`) takes the place of p (1 - p) / N. All corruptions then show the same few photographs, so
+the error of an average is taken for the mean of the errors, which is the most it can be.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from cema.bench.standard_error import binomial_error
 from cema.bench.tables import AVERAGE, averaged
 from cema.errors import FormatError
 
@@ -118,7 +123,8 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> C
         row.setdefault(cell["corruption"], []).append((cell, second[identity]))
     groups = {
         group: {
-            method: _with_average({c: _difference(p) for c, p in row.items()}) for method, row in rows.items()
+            method: _with_average({c: _difference(p) for c, p in row.items()}, few=_few_photographs(row))
+            for method, row in rows.items()
         }
         for group, rows in grouped.items()
     }
@@ -138,22 +144,31 @@ def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) ->
     one = np.array([a["accuracy"] for a, _ in pairs])
     other = np.array([b["accuracy"] for _, b in pairs])
     differences = other - one
-    variance = _binomial(one.mean(), np.mean([a["samples"] for a, _ in pairs]))
-    variance += _binomial(other.mean(), np.mean([b["samples"] for _, b in pairs]))
+    variance = _sampling([a for a, _ in pairs]) + _sampling([b for _, b in pairs])
     if len(pairs) > 1:
         variance += float(differences.var(ddof=1)) / len(pairs)
     return Difference(float(differences.mean()), math.sqrt(variance), len(pairs))
 
 
-def _binomial(accuracy: Any, samples: Any) -> float:
-    """Return the variance of an accuracy in percent, in squared points."""
-    return float(accuracy) * (100.0 - float(accuracy)) / float(samples)
+def _sampling(cells: Sequence[Mapping[str, Any]]) -> float:
+    """Return the variance of the mean accuracy of all seeds that the choice of images makes, in squared points."""
+    errors = [float(cell["standard_error"]) for cell in cells if cell.get("standard_error") is not None]
+    if len(errors) == len(cells):
+        return float(np.mean(np.square(errors)))
+    accuracy = float(np.mean([cell["accuracy"] for cell in cells]))
+    independent = float(np.mean([cell.get("photographs") or cell["samples"] for cell in cells]))
+    return binomial_error(accuracy, independent) ** 2
 
 
-def _with_average(row: dict[str, Difference]) -> dict[str, Difference]:
+def _few_photographs(row: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]]) -> bool:
+    return any("photographs" in cell for pairs in row.values() for pair in pairs for cell in pair)
+
+
+def _with_average(row: dict[str, Difference], *, few: bool) -> dict[str, Difference]:
     found = [row[name] for name in averaged(list(row))]
     points = sum(difference.points for difference in found) / len(found)
-    error = math.sqrt(sum(difference.error**2 for difference in found)) / len(found)
+    errors = [difference.error for difference in found]
+    error = (sum(errors) if few else math.sqrt(sum(error**2 for error in errors))) / len(found)
     return {**row, AVERAGE: Difference(points, error, min(difference.seeds for difference in found))}
 
 

@@ -133,6 +133,9 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if unset.
     side : int, optional
         What photographs in folders are cut to, in pixels; 224 if unset, as ImageNet-C's; 0: nothing.
+    crops : int
+        Images that each photograph in a folder gives: the usual one, and random squares of it. Only the photographs
+        count as independent; see `cema.bench.standard_error`.
     constants : {"cifar", "imagenet"}, optional
         Severities of made corruptions: cifar or imagenet; by the images' size if unset. CIFAR's are for colour images
         of 32 pixels.
@@ -161,6 +164,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     source_data: str | None = None
     wnids: FilePath | None = None
     side: int | None = None
+    crops: int = 1
     constants: Literal["cifar", "imagenet"] | None = None
     rates: Rates = "papers"
     settings: dict[str, dict[str, Any]] = {}
@@ -178,6 +182,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self._require(self.edges >= 1, "edges", "at least 1")
         self._require(self.samples is None or self.samples >= 1, "samples", "at least 1")
         self._require(self.side is None or self.side >= 0, "side", "at least 0")
+        self._require(self.crops >= 1, "crops", "at least 1")
         self._require(self.constants in (None, "cifar", "imagenet"), "constants", "cifar or imagenet")
         self._require(self.delay is None or self.delay >= 0, "delay", "at least 0")
         self._require(self.concentration > 0, "concentration", "a number above 0")

@@ -15,6 +15,7 @@ from cema.bench.config import BenchConfig
 from cema.bench.plan import Run, load_pair
 from cema.bench.prefetch import prefetch
 from cema.bench.protocols import CLEAN, Condition, Schedule, make_schedule
+from cema.bench.standard_error import clustered_error
 from cema.data.base import IMAGENET_SIDE
 from cema.data.class_order import class_columns
 from cema.data.dataset import open_dataset
@@ -49,10 +50,13 @@ class Scorer:
     ----------
     schedule : Schedule
         The stream.
+    origins : ndarray of int64 (N,), optional
+        Which photograph each image was cut from, where one gave several.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, origins: NDArray[np.int64] | None = None) -> None:
         self._schedule = schedule
+        self._origins = origins
         self._correct = np.zeros(len(schedule), bool)
         self._counts = np.zeros((schedule.batches, 4), np.int64)
         self._seconds = np.zeros(schedule.batches)
@@ -66,7 +70,7 @@ class Scorer:
         self._seconds[batch] = seconds
 
     def cells(self) -> list[dict[str, Any]]:
-        """Return one cell per condition of the stream.
+        """Return one cell per condition of the stream; with origins, also how sure its accuracy is.
 
         What a batch cost is shared among the conditions in it by their samples; the shares are rounded so that they
         add up to what the whole stream cost.
@@ -92,6 +96,7 @@ class Scorer:
                     "samples": len(places),
                     "correct": right,
                     "accuracy": 100.0 * right / len(places),
+                    **self._certainty(places),
                     "uploads": counts[0][index],
                     "bytes_up": counts[1][index],
                     "forwards": counts[2][index],
@@ -101,6 +106,16 @@ class Scorer:
                 }
             )
         return cells
+
+    def _certainty(self, places: NDArray[np.int64]) -> dict[str, Any]:
+        """Return from how many photographs the images at some places are, and the standard error over these."""
+        if self._origins is None:
+            return {}
+        origins = self._origins[self._schedule.sample[places]]
+        return {
+            "photographs": len(np.unique(origins)),
+            "standard_error": clustered_error(self._correct[places], origins),
+        }
 
 
 def _round_shares(shares: NDArray[np.float64], total: int) -> list[int]:
@@ -142,17 +157,17 @@ class RunContext:
     def dataset(self) -> Dataset:
         """The data."""
         if self._dataset is None:
-            self._dataset = self._open(self.config.data, limit=self.config.samples)
+            self._dataset = self._open(self.config.data, self.config.samples, crops=self.config.crops)
         return self._dataset
 
     @property
     def source(self) -> Dataset | None:
         """What was named for clean images; None for the data themselves."""
         if self._source is None and self.config.source_data is not None:
-            self._source = self._open(self.config.source_data, limit=SOURCE_IMAGES)
+            self._source = self._open(self.config.source_data, SOURCE_IMAGES)
         return self._source
 
-    def _open(self, spec: str, *, limit: int | None) -> Dataset:
+    def _open(self, spec: str, limit: int | None, *, crops: int = 1) -> Dataset:
         config = self.config
         return open_dataset(
             spec,
@@ -161,6 +176,7 @@ class RunContext:
             wnids=None if config.wnids is None else Path(config.wnids),
             side=IMAGENET_SIDE if config.side is None else config.side,
             constants=config.constants,
+            crops=crops,
         )
 
     def images(
@@ -196,26 +212,25 @@ class RunContext:
             are None, and a note says why.
         """
         sets = {condition: self.images(condition) for condition in run.segments}
-        labels = sets[run.segments[0]].labels
+        first = sets[run.segments[0]]
         schedule = make_schedule(
             self.config.protocol,
             run.segments,
-            labels,
+            first.labels,
             batch=self.config.batch_size,
             seed=run.seed,
             edges=self.config.edges,
             concentration=self.config.concentration,
         )
-        scorer = Scorer(schedule)
+        scorer = Scorer(schedule, first.origins)
         try:
             adapter = self._adapter(run)
             sets = {condition: self._scored(found, run) for condition, found in sets.items()}
             self._go(adapter, schedule, sets, scorer, progress)
             cells = scorer.cells()
         except NotApplicable as error:
-            cells = [
-                {**_nothing(cell), "note": " ".join(str(error).split())} for cell in Scorer(schedule).cells()
-            ]
+            unscored = Scorer(schedule, first.origins).cells()
+            cells = [{**_nothing(cell), "note": " ".join(str(error).split())} for cell in unscored]
         return [{**self._labels(run), **cell} for cell in cells]
 
     def _adapter(self, run: Run) -> Adapter:
@@ -286,5 +301,5 @@ class RunContext:
 
 def _nothing(cell: dict[str, Any]) -> dict[str, Any]:
     """Return a cell without what was not measured."""
-    kept = ("corruption", "severity", "samples")
+    kept = ("corruption", "severity", "samples", "photographs")
     return {name: value if name in kept else None for name, value in cell.items()} | {"curve": []}

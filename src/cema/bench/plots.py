@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["write_plots"]
+__all__ = ["average_error", "write_plots"]
 
 # Protocols in which the stream changes while a method goes along it.
 _CHANGING = ("continual", "gradual", "mixed")
@@ -98,7 +98,7 @@ def _bars(tables: Sequence[ResultTable]) -> Figure:
     figure, panels = _panels(len(tables), width=6.0, height=3.6)
     for axes, table in zip(panels, tables, strict=True):
         found = _scored(table)
-        errors = [_average_error(table, method) for method in found]
+        errors = [average_error(table, method) for method in found]
         heights = [entry.accuracy or 0.0 for entry in found.values()]
         bars = axes.bar(list(found), heights, yerr=errors, capsize=3, color=[_colour(m) for m in found])
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
@@ -109,10 +109,24 @@ def _bars(tables: Sequence[ResultTable]) -> Figure:
     return figure
 
 
-def _average_error(table: ResultTable, method: str) -> float:
-    """Return the deviation over seeds, or for one seed the binomial error of the mean over corruptions."""
+def average_error(table: ResultTable, method: str) -> float:
+    """Return the error bar of a method's average in points.
+
+    Parameters
+    ----------
+    table : ResultTable
+        Where the method has an average.
+    method : str
+        Its name.
+
+    Returns
+    -------
+    float
+        The deviation over seeds, or for one seed the standard error of the mean over corruptions.
+    """
     row = table.rows[method]
-    if row[AVERAGE].deviation is not None:
+    # Corruptions of the same few photographs are not independent, and their average has its own error.
+    if row[AVERAGE].deviation is not None or row[AVERAGE].photographs is not None:
         return row[AVERAGE].error
     errors = [entry.error for name, entry in row.items() if name in averaged(table.corruptions)]
     return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
@@ -125,7 +139,7 @@ def _against_bytes(tables: Sequence[ResultTable]) -> Figure:
         points: dict[str, tuple[float, float]] = {}
         for method, entry in _scored(table).items():
             points[method] = (entry.bytes_up or 0.0) / entry.samples, entry.accuracy or 0.0
-            error = _average_error(table, method)
+            error = average_error(table, method)
             axes.errorbar(*points[method], yerr=error, fmt="o", color=_colour(method), capsize=3)
         axes.set(xlabel="bytes uploaded per predicted sample", ylabel="average accuracy, %")
         axes.margins(x=0.15, y=0.12)

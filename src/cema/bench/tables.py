@@ -16,7 +16,9 @@ from rich.table import Table
 
 from cema._util.files import write_atomic
 from cema._util.units import human_bytes
+from cema.bench.chance import chance_sentence
 from cema.bench.protocols import CLEAN
+from cema.bench.standard_error import binomial_error
 
 __all__ = [
     "AVERAGE",
@@ -24,7 +26,6 @@ __all__ = [
     "Entry",
     "ResultTable",
     "averaged",
-    "binomial_error",
     "console_table",
     "summarise",
     "write_csv",
@@ -109,6 +110,9 @@ class Entry:
         Per seed, means; of the average column, per corruption.
     note : str
         Why the method does not apply.
+    photographs, standard_error : float or None
+        Where photographs gave several images: how many there are, and the standard error over them in points. Both are
+        means. The columns show the same photographs, so that of the average column is the most it can be.
     """
 
     accuracy: float | None
@@ -118,6 +122,8 @@ class Entry:
     uploads: float | None
     bytes_up: float | None
     note: str = ""
+    photographs: float | None = None
+    standard_error: float | None = None
 
     @property
     def share(self) -> float | None:
@@ -126,10 +132,16 @@ class Entry:
 
     @property
     def error(self) -> float:
-        """Standard deviation for an error bar, in points: over seeds, or of a binomial share for one seed."""
-        if self.deviation is not None:
-            return self.deviation
-        return binomial_error(self.accuracy or 0.0, self.samples)
+        """Standard deviation for an error bar, in points: over seeds; for one seed, `sampling_error`."""
+        return self.sampling_error if self.deviation is None else self.deviation
+
+    @property
+    def sampling_error(self) -> float:
+        """Standard error in points for the choice of images: over photographs, or else of a binomial share."""
+        if self.standard_error is not None:
+            return self.standard_error
+        # A single photograph that gave all images counts once.
+        return binomial_error(self.accuracy or 0.0, self.photographs or self.samples)
 
 
 @dataclass(frozen=True)
@@ -168,13 +180,7 @@ class ResultTable:
         return f"{self.dataset}, {self.protocol}{severity}: {self.model} (foundation {self.foundation})"
 
     def chance(self) -> str:
-        r"""Return a sentence on how large a difference must be to be more than chance.
-
-        Two accuracies p of N images each differ by chance by up to :math:`1.96 \sqrt{2 p (1 - p) / N}` (95 %), and
-        averages over k corruptions by that divided by :math:`\sqrt{k}`. Of the table's accuracies the one nearest to
-        50 % counts, so that the numbers hold for all. Methods see the same images, which makes a difference between
-        them surer than this says; further seeds show the same images again, and do not count.
-        """
+        """Return a sentence on how large a difference must be to be more than chance; see `cema.bench.chance`."""
         entries = [
             entry
             for row in self.rows.values()
@@ -184,31 +190,21 @@ class ResultTable:
         if not entries:
             return ""
         images = min(entry.samples for entry in entries)
-        widest = max(binomial_error(entry.accuracy or 0.0, images) for entry in entries)
-        points = 1.96 * math.sqrt(2.0) * widest
+        photographs = [entry.photographs for entry in entries if entry.photographs is not None]
         columns = len(averaged(self.corruptions))
-        average = f", in the average below {points / math.sqrt(columns):.1f}" if columns > 1 else ""
-        return (
-            f"{images:.0f} images per cell: differences below {points:.1f} points{average} may be chance (95 %, from "
-            "the standard error of two independent proportions)."
-        )
+        if photographs:
+            errors = [entry.sampling_error for entry in entries]
+            return chance_sentence(errors, images, columns, min(photographs))
+        errors = [binomial_error(entry.accuracy or 0.0, images) for entry in entries]
+        return chance_sentence(errors, images, columns)
 
     def notes(self) -> list[str]:
-        """Return why methods do not apply, each once."""
+        """Return why methods do not apply, each once, and how sure the averages are where photographs say it."""
         found = {name: e.note for name, row in self.rows.items() for e in row.values() if e.note}
-        return [f"{name}: {note}" for name, note in found.items()]
-
-
-def binomial_error(accuracy: float, samples: float) -> float:
-    """Return the standard error of an accuracy in percent that so many samples gave, in points.
-
-    Examples
-    --------
-    >>> binomial_error(50.0, 100)
-    5.0
-    """
-    p = accuracy / 100.0
-    return 100.0 * math.sqrt(max(p * (1.0 - p), 0.0) / samples)
+        averages = {name: row[AVERAGE].standard_error for name, row in self.rows.items() if AVERAGE in row}
+        errors = [f"{name} {error:.2f}" for name, error in averages.items() if error is not None]
+        sure = [f"standard error of the average over photographs, at most: {', '.join(errors)}"]
+        return [*(f"{name}: {note}" for name, note in found.items()), *(sure if errors else [])]
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> list[ResultTable]:
@@ -266,9 +262,10 @@ def _entry(per_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Entry:
     """Average the cells of each seed, then the seeds."""
     everything = [cell for group in per_seed for cell in group]
     samples = float(np.mean([cell["samples"] for cell in everything]))
+    photographs = _mean(everything, "photographs")
     notes = [cell["note"] for cell in everything if cell.get("note")]
     if any(cell["accuracy"] is None for cell in everything):
-        return Entry(None, None, len(per_seed), samples, None, None, notes[0] if notes else "")
+        return Entry(None, None, len(per_seed), samples, None, None, notes[0] if notes else "", photographs)
     means = [float(np.mean([cell["accuracy"] for cell in group])) for group in per_seed]
     return Entry(
         accuracy=float(np.mean(means)),
@@ -277,7 +274,15 @@ def _entry(per_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Entry:
         samples=samples,
         uploads=float(np.mean([cell["uploads"] for cell in everything])),
         bytes_up=float(np.mean([cell["bytes_up"] for cell in everything])),
+        photographs=photographs,
+        standard_error=_mean(everything, "standard_error"),
     )
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean of what only cells of several crops have."""
+    found = [float(cell[name]) for cell in cells if cell.get(name) is not None]
+    return float(np.mean(found)) if len(found) == len(cells) else None
 
 
 def _accuracy(entry: Entry | None, *, deviation: bool = True) -> str:
