@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cema.errors import FormatError
 
-__all__ = ["StatisticsLayer", "check_statistics", "fold", "statistics_shape", "unfold"]
+__all__ = ["StatisticsLayer", "check_statistics", "fold", "neutral_statistics", "statistics_shape", "unfold"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -59,6 +59,12 @@ class StatisticsLayer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 def statistics_shape(layers: Sequence[StatisticsLayer]) -> tuple[int, int]:
     """Return the shape (2, K) of all layers' statistics: means and variances of all K channels, layer by layer."""
     return 2, sum(layer.size for layer in layers)
+
+
+def neutral_statistics(layers: Sequence[StatisticsLayer]) -> Float32:
+    """Return statistics (2, K) with which weight and bias are scale and shift: mean 0, variance 1 - eps."""
+    parts = [np.full((2, layer.size), [[0.0], [1.0 - layer.eps]], np.float32) for layer in layers]
+    return np.concatenate([np.empty((2, 0), np.float32), *parts], axis=1)
 
 
 def check_statistics(statistics: npt.NDArray[Any], layers: Sequence[StatisticsLayer]) -> Float32:

@@ -1,0 +1,74 @@
+"""Whether a device's inputs are still of the domain that its own latest statistics were read from."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cema._util.checks import require
+from cema.ondevice.drift import Domain, DriftMonitor
+
+__all__ = ["OwnDomain"]
+
+
+class OwnDomain:
+    """Compare inputs with the first ones since the last change, without a cloud.
+
+    Parameters
+    ----------
+    limit : float
+        The distance at which the domain has changed (`cema.ondevice.drift.DriftMonitor`); 0 for never.
+    size : int
+        Inputs that a domain is described by, at least 16. Between two changes there are at least as many.
+
+    Attributes
+    ----------
+    changes : int
+        How often the domain changed.
+    """
+
+    def __init__(self, limit: float, *, size: int = 64) -> None:
+        require(np.isfinite(limit) and limit >= 0, "limit", "a finite number of at least 0", limit)
+        require(size >= 16, "size", "at least 16 inputs", size)
+        self.changes = 0
+        self._limit, self._size = limit, size
+        self._begin()
+
+    def _begin(self) -> None:
+        self._watch: DriftMonitor | None = None
+        self._first: list[npt.NDArray[np.float32]] = []
+
+    def observe(self, rows: npt.NDArray[np.float32]) -> bool:
+        """Take in statistics of inputs, in their order.
+
+        Parameters
+        ----------
+        rows : ndarray of float32 (N, F)
+            From :func:`cema.ondevice.drift.input_statistics`.
+
+        Returns
+        -------
+        bool
+            Whether they show that the domain has changed. What comes next describes the new one: these rows may be of
+            both.
+        """
+        if not self._limit:
+            return False
+        if self._watch is None:
+            self._gather(rows)
+            return False
+        self._watch.observe(rows)
+        if not self._watch.drifted:
+            return False
+        self._begin()
+        self.changes += 1
+        return True
+
+    def _gather(self, rows: npt.NDArray[np.float32]) -> None:
+        self._first.append(rows[np.isfinite(rows).all(axis=1)])
+        known = np.concatenate(self._first)
+        if len(known) < max(self._size, known.shape[1] + 3):
+            return
+        self._watch = DriftMonitor(self._limit)
+        self._watch.enter(Domain.of(known))
+        self._first = []

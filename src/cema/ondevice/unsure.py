@@ -1,0 +1,109 @@
+"""Averaging over views where the model is unsure: which inputs, and which views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema._util.checks import require
+from cema.ondevice.selection.entropy import softmax_entropy
+from cema.ondevice.views import make_views, mean_logits, view_of
+
+__all__ = ["UnsureViews", "ViewsConfig"]
+
+Float32 = npt.NDArray[np.float32]
+
+# Images over which the mean entropy is taken, about.
+_MEMORY = 1024
+
+
+class ViewsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[views]``: averaging the predictions for several mild views of an image that the model is unsure about.
+
+    Attributes
+    ----------
+    count : int
+        Views, the image itself included; 1 for no others.
+    shift : int
+        Pixels by which views are shifted, at least 1.
+    mirror : bool
+        Whether every second view is a mirror image: not for digits, letters and signs.
+    above : float
+        An image is seen in several views when its entropy is above this many times the mean entropy; 0 for all.
+    """
+
+    count: int = 1
+    shift: int = 2
+    mirror: bool = False
+    above: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require(self.count >= 1, "count", "at least 1 view", self.count)
+        require(self.shift >= 1, "shift", "at least 1 pixel", self.shift)
+        require(
+            math.isfinite(self.above) and self.above >= 0,
+            "above",
+            "a finite number of at least 0",
+            self.above,
+        )
+
+
+class UnsureViews:
+    """Sees inputs again in several views, where their entropy is above a share of its mean.
+
+    Parameters
+    ----------
+    config : ViewsConfig
+        Which views, and above which entropy.
+    """
+
+    def __init__(self, config: ViewsConfig) -> None:
+        self.config = config
+        self._others = make_views(config.count, shift=config.shift, mirror=config.mirror)[1:]
+        self._mean, self._count = 0.0, 0
+
+    def __bool__(self) -> bool:
+        """Tell whether there is more than one view."""
+        return bool(self._others)
+
+    def average(
+        self, inputs: Float32, logits: Float32, run: Callable[[Float32], Float32]
+    ) -> tuple[Float32, int]:
+        """Return the logits of mean probabilities, where the model is unsure.
+
+        Parameters
+        ----------
+        inputs : ndarray of float32 (N, C, H, W)
+            Preprocessed.
+        logits : ndarray of float32 (N, classes)
+            What the model gave for them as they are; finite.
+        run : callable
+            Returns logits (M, classes) of inputs (M, C, H, W).
+
+        Returns
+        -------
+        logits : ndarray of float32 (N, classes)
+            Those of sure inputs as they were.
+        passes : int
+            Inputs that were passed through the model again, over all views.
+        """
+        unsure = self._unsure(softmax_entropy(logits)) if self._others else np.empty(0, np.intp)
+        if not len(unsure):
+            return logits, 0
+        seen = inputs[unsure]
+        parts = [logits[unsure], *(run(view_of(seen, view)) for view in self._others)]
+        averaged = logits.copy()
+        averaged[unsure] = mean_logits(parts)
+        return averaged, len(unsure) * len(self._others)
+
+    def _unsure(self, entropy: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+        """Return the places of unsure inputs, after their entropies have entered the mean."""
+        if len(entropy):
+            self._count = min(self._count + len(entropy), max(_MEMORY, len(entropy)))
+            self._mean += len(entropy) / self._count * (float(entropy.mean()) - self._mean)
+        return np.flatnonzero(entropy > self.config.above * self._mean)

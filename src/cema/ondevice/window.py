@@ -1,0 +1,171 @@
+"""A model's statistics over a device's own latest inputs, with what was known before as a prior."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cema._util.checks import require
+from cema.errors import FormatError
+
+__all__ = ["Blend", "StatisticsWindow"]
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+class Blend(NamedTuple):
+    """What a pass over n inputs is to mix its own statistics with, in every layer.
+
+    Attributes
+    ----------
+    known : ndarray of float32 (2, K)
+        Means and variances of all channels.
+    rate : float
+        What the pass's own count for, in [0, 1]: ``mean = known + rate * (own - known)``, and for the variance also
+        ``rate * (1 - rate) * (own mean - known mean)**2``, so that it is that of the union.
+    """
+
+    known: Float32
+    rate: float
+
+
+class StatisticsWindow:
+    r"""Means and variances of the union of a prior and the latest inputs that were read.
+
+    With m_i and v_i those of part i, which counts for n_i images,
+
+    .. math:: m = \sum_i \frac{n_i}{n} m_i, \qquad v = \sum_i \frac{n_i}{n} \big(v_i + (m_i - m)^2\big)
+
+    The prior is the source's, and counts for a fixed number of images however many were read (Schneider et al.,
+    "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020, whose variance lacks
+    the second term).
+
+    Parameters
+    ----------
+    prior : ndarray of float (2, K)
+        Means and variances that are known before any input.
+    weight : float
+        How many images they count for; at least 0.
+    size : int
+        How many images are kept, at least 1: the oldest reading goes when the others are as many.
+
+    Raises
+    ------
+    ValueError
+        When a number is out of its range.
+
+    Examples
+    --------
+    >>> window = StatisticsWindow(np.array([[0.0], [1.0]]), weight=2, size=4)
+    >>> window.add(np.array([[1.0], [1.0]]), 2)
+    >>> window.current().tolist()
+    [[0.5], [1.25]]
+    """
+
+    def __init__(self, prior: npt.NDArray[Any], *, weight: float, size: int) -> None:
+        require(np.isfinite(weight) and weight >= 0, "weight", "a finite number of at least 0", weight)
+        require(size >= 1, "size", "at least 1 image", size)
+        self.prior: Float32 = np.asarray(prior, np.float32)
+        self.weight = float(weight)
+        self.size = size
+        self._entries: deque[tuple[int, Float32]] = deque()
+
+    @property
+    def count(self) -> int:
+        """Images that were read and are kept."""
+        return sum(count for count, _ in self._entries)
+
+    def clear(self) -> None:
+        """Forget what was read: the domain changed."""
+        self._entries.clear()
+
+    def add(self, observed: npt.NDArray[Any], count: int, *, again: bool = False) -> bool:
+        """Take in what a pass observed.
+
+        Parameters
+        ----------
+        observed : ndarray of float (2, K)
+            Its means and unbiased variances.
+        count : int
+            Its images, at least 1.
+        again : bool
+            Whether the pass before had read some of them already: this one takes its place.
+
+        Returns
+        -------
+        bool
+            False, and nothing was taken, when a value is not finite or a variance negative: damaged inputs do that.
+        """
+        flat = np.asarray(observed, np.float32)
+        if flat.shape != self.prior.shape:
+            raise FormatError(f"expected statistics {self.prior.shape}, got {flat.shape}: of another model")
+        if count < 1 or not np.isfinite(flat).all() or (flat[1] < 0).any():
+            return False
+        if again and self._entries:
+            self._entries.pop()
+        self._entries.append((count, flat.copy()))
+        self._make_room(self.size)
+        return True
+
+    def blend(self, count: int, *, again: bool = False) -> Blend:
+        """Return what a pass over `count` images is to mix its statistics with, so that all are those after `add`."""
+        entries = list(self._entries)[: -1 if again else None]
+        while entries and sum(known for known, _ in entries[1:]) + count >= self.size:
+            entries.pop(0)
+        before = self.weight + sum(known for known, _ in entries)
+        return Blend(self._union(entries), count / (before + count))
+
+    def current(self) -> Float32:
+        """Return means and variances of prior and inputs, float32 (2, K)."""
+        return self._union(list(self._entries))
+
+    def _union(self, entries: list[tuple[int, Float32]]) -> Float32:
+        counts = np.array([self.weight, *(count for count, _ in entries)], np.float64)
+        if not counts.sum():
+            return self.prior.copy()
+        flat = np.stack([self.prior, *(flat for _, flat in entries)]).astype(np.float64)
+        share = (counts / counts.sum())[:, None]
+        mean = (share * flat[:, 0]).sum(axis=0)
+        variance = (share * (flat[:, 1] + (flat[:, 0] - mean) ** 2)).sum(axis=0)
+        return np.stack([mean, variance]).astype(np.float32)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what was read as arrays, for `load`: ``counts`` int64 (E,) and ``entries`` float32 (E, 2, K)."""
+        entries = [flat for _, flat in self._entries]
+        return {
+            "counts": np.array([count for count, _ in self._entries], np.int64),
+            "entries": np.array(entries, np.float32).reshape(len(entries), *self.prior.shape),
+        }
+
+    def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Restore what `state` returned.
+
+        Raises
+        ------
+        FormatError
+            When it does not fit; nothing is changed then.
+        """
+        counts, entries = state.get("counts"), state.get("entries")
+        if (
+            counts is None
+            or entries is None
+            or counts.ndim != 1
+            or counts.dtype.kind != "i"
+            or entries.shape != (len(counts), *self.prior.shape)
+            or (counts < 1).any()
+            or not np.isfinite(entries).all()
+            or (entries[:, 1] < 0).any()
+        ):
+            raise FormatError("expected the statistics of this model's latest inputs, got others: begin anew")
+        self._entries = deque(
+            (int(count), flat.astype(np.float32)) for count, flat in zip(counts, entries, strict=True)
+        )
+        self._make_room(self.size)
+
+    def _make_room(self, size: int) -> None:
+        while len(self._entries) > 1 and self.count - self._entries[0][0] >= size:
+            self._entries.popleft()

@@ -1,0 +1,137 @@
+"""Statistics over the latest inputs, against the definition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cema.errors import FormatError
+from cema.ondevice.window import StatisticsWindow
+
+PRIOR = np.array([[0.5, -1.0, 2.0], [1.0, 0.25, 4.0]], np.float32)
+
+
+def _biased(rows: np.ndarray) -> np.ndarray:
+    return np.stack([rows.mean(axis=0), rows.var(axis=0)])
+
+
+def test_it_is_the_union_of_what_was_read() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(count, 3)) * 2 + 1 for count in (3, 8, 5)]
+    window = StatisticsWindow(PRIOR, weight=0, size=100)
+    for part in parts:
+        assert window.add(_biased(part), len(part))
+    np.testing.assert_allclose(window.current(), _biased(np.concatenate(parts)), rtol=1e-5)
+    assert window.count == 16
+
+
+def test_the_prior_counts_for_its_images() -> None:
+    rng = np.random.default_rng(1)
+    part = rng.normal(size=(6, 3))
+    window = StatisticsWindow(PRIOR, weight=2, size=100)
+    window.add(_biased(part), 6)
+    mean = (2 * PRIOR[0].astype(np.float64) + 6 * part.mean(axis=0)) / 8
+    squares = (2 * (PRIOR[1] + PRIOR[0].astype(np.float64) ** 2) + (part**2).sum(axis=0)) / 8
+    np.testing.assert_allclose(window.current(), np.stack([mean, squares - mean**2]), rtol=1e-5)
+
+
+def test_before_any_input_it_is_the_prior() -> None:
+    for weight in (0, 16):
+        np.testing.assert_array_equal(StatisticsWindow(PRIOR, weight=weight, size=4).current(), PRIOR)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.integers(1, 64),
+    st.sampled_from([0.0, 0.5, 16.0]),
+    st.booleans(),
+)
+def test_a_pass_that_blends_has_the_statistics_that_follow(
+    seed: int, counts: list[int], size: int, weight: float, again: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    window = StatisticsWindow(PRIOR, weight=weight, size=size)
+    for count in counts:
+        observed = np.stack([rng.normal(size=3), rng.uniform(0, 2, 3)]).astype(np.float32)
+        known, rate = window.blend(count, again=again)
+        window.add(observed, count, again=again)
+        difference = observed[0] - known[0]
+        blended = np.stack(
+            [
+                known[0] + rate * difference,
+                known[1] + rate * (observed[1] - known[1]) + rate * (1 - rate) * difference**2,
+            ]
+        )
+        np.testing.assert_allclose(window.current(), blended, rtol=1e-4, atol=1e-5)
+        assert window.count < size + max(counts)
+
+
+def test_the_oldest_reading_goes_when_the_others_are_enough() -> None:
+    window = StatisticsWindow(PRIOR, weight=0, size=8)
+    for value in range(5):
+        window.add(np.stack([np.full(3, value), np.zeros(3)]), 4)
+    assert window.count == 8
+    np.testing.assert_allclose(window.current()[0], 3.5)
+
+
+def test_reading_the_same_inputs_again_takes_the_place_of_the_first_time() -> None:
+    window = StatisticsWindow(PRIOR, weight=0, size=100)
+    window.add(np.stack([np.full(3, 9.0), np.ones(3)]), 2)
+    window.add(np.stack([np.full(3, 1.0), np.ones(3)]), 4, again=True)
+    np.testing.assert_allclose(window.current(), np.stack([np.full(3, 1.0), np.ones(3)]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_damaged_statistics_are_not_taken(value: float) -> None:
+    window = StatisticsWindow(PRIOR, weight=1, size=8)
+    wrong = PRIOR.copy()
+    wrong[0, 1] = value
+    assert not window.add(wrong, 4)
+    assert not window.add(-np.ones((2, 3)), 4)
+    np.testing.assert_array_equal(window.current(), PRIOR)
+    with pytest.raises(FormatError, match="another model"):
+        window.add(np.ones((2, 4)), 4)
+
+
+def test_a_state_goes_on_where_it_was() -> None:
+    rng = np.random.default_rng(3)
+    one, other = (StatisticsWindow(PRIOR, weight=4, size=10) for _ in range(2))
+    for count in (3, 6, 2):
+        one.add(np.abs(rng.normal(size=(2, 3))), count)
+    other.load(one.state())
+    np.testing.assert_array_equal(one.current(), other.current())
+    for window in (one, other):
+        window.add(np.ones((2, 3)), 5)
+    np.testing.assert_array_equal(one.current(), other.current())
+    assert other.count == one.count
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"counts": np.array([0])},
+        {"counts": np.array([1.5])},
+        {"entries": np.full((1, 2, 3), np.nan, np.float32)},
+        {"entries": np.full((1, 2, 3), -1.0, np.float32)},
+        {"entries": np.ones((1, 2, 4), np.float32)},
+        {"entries": np.ones((2, 2, 3), np.float32)},
+    ],
+)
+def test_a_state_of_something_else_is_refused(damage: dict[str, np.ndarray]) -> None:
+    window = StatisticsWindow(PRIOR, weight=4, size=10)
+    window.add(np.ones((2, 3)), 3)
+    before = window.current()
+    with pytest.raises(FormatError, match="begin anew"):
+        window.load(window.state() | damage)
+    with pytest.raises(FormatError, match="begin anew"):
+        window.load({})
+    np.testing.assert_array_equal(window.current(), before)
+
+
+def test_an_empty_state_is_one() -> None:
+    window = StatisticsWindow(PRIOR, weight=4, size=10)
+    window.load(StatisticsWindow(PRIOR, weight=4, size=10).state())
+    assert window.count == 0
