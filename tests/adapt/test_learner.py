@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cema.errors import FormatError, ImageError, ModelError
 from cema.models.norm_state import folded_norm_state, load_folded
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
+from cema.ondevice.folding import unfold
 from cema.ondevice.preprocess import Preprocessing
 
 Photos = Callable[[int], list[np.ndarray]]
@@ -58,6 +60,50 @@ def test_steps_report_what_they_did(edge: Model, foundation: Model, photos: Phot
             r.losses["kl"] + r.losses["ce"] + r.losses["entropy"], rel=1e-5
         )  # type: ignore[operator]
     assert adapter.counters == {"steps": 4, "fresh": 32, "replayed": 24, "dropped": 0, "skipped": 0}
+
+
+def test_a_batch_may_be_distilled_several_times(edge: Model, foundation: Model, photos: Photos) -> None:
+    """As often as asked for, with the answers of one pass of the foundation model, and statistics that follow once."""
+    once, thrice = (
+        ids_adapter(edge, foundation, photos, msgspec.structs.replace(QUICK, passes=passes))
+        for passes in (1, 3)
+    )
+    one, three = feed(once, range(4))[-1], feed(thrice, range(4))[-1]
+    assert (one.step, three.step) == (4, 4)
+    assert (one.fresh, three.fresh) == (8, 8)
+    assert (one.replayed, three.replayed) == (12, 36)
+    # Beside the foundation model on 8 new ones and on the 12 that are asked again: the edge model on 8 + 12.
+    assert (one.forwards, one.backwards) == (8 + 12 + 20, 8 + 20)
+    assert (three.forwards, three.backwards) == (8 + 12 + 3 * 20, 8 + 3 * 20)
+    counts = [learner.edge.statistics.state()[1]["counts"] for learner in (once, thrice)]
+    assert counts[0] == counts[1] == [8, 8, 8]
+
+
+def test_several_passes_go_farther_down(edge: Model, foundation: Model, photos: Photos) -> None:
+    images = photos(200)
+    losses = []
+    for passes in (1, 4):
+        config = msgspec.structs.replace(QUICK, passes=passes, edge_lr=1e-2, foundation_lr=0.0, entropy=0.0)
+        learner: CemaLearner[np.ndarray] = CemaLearner(edge, foundation, config)
+        for start in range(0, 160, 8):
+            report = learner.learn(images[start : start + 8])
+        losses.append(report.losses["kl"])
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_statistics_are_those_of_the_norm_state(edge: Model, foundation: Model, photos: Photos) -> None:
+    learner = ids_adapter(edge, foundation, photos)
+    feed(learner, range(3))
+    layers, statistics = learner.statistics_layers(), learner.statistics()
+    affine = unfold(learner.norm_state(), statistics, layers)
+    np.testing.assert_allclose(
+        affine["bn1.scale"], learner.edge.layers["bn1"].weight.detach().numpy(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        affine["bn1.shift"], learner.edge.layers["bn1"].bias.detach().numpy(), atol=1e-5
+    )
+    assert statistics.shape == (2, sum(layer.size for layer in layers))
+    np.testing.assert_array_equal(statistics, learner.edge.statistics.running().numpy())
 
 
 def test_only_norm_state_changes_and_the_source_models_never_do(

@@ -81,6 +81,10 @@ class AdaptableModel:
         pixels = torch.from_numpy(self.preprocessing(images))
         return pixels.to(self.device, memory_format=self._memory)
 
+    def as_inputs(self, pixels: np.ndarray) -> torch.Tensor:
+        """Return preprocessed inputs (N, C, H, W), float32, where the model is and laid out in memory as it wants."""
+        return torch.from_numpy(pixels).to(self.device, copy=True, memory_format=self._memory)
+
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits (N, classes), float32, in whatever mode the layers are."""
         self.forwards += len(inputs)

@@ -80,6 +80,9 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     replayed : int
         Replayed samples added to a full step; a smaller step gets proportionally fewer. The paper has 96; 48 were as
         accurate on three pairs of models.
+    passes : int
+        Distillation steps for each batch of new uploads, at least 1; each beside others that are replayed. The
+        foundation model answers once.
     capacity : int
         Samples the replay buffer keeps, first in first out; 0 switches replay off.
     replay_from : int
@@ -129,6 +132,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sgd_momentum: float = 0.9
     fresh: int = 32
     replayed: int = 48
+    passes: int = 1
     capacity: int = 10_000
     replay_from: int = 256
     start: Literal["first_batch", "source"] = "first_batch"
@@ -147,7 +151,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("fresh", "replay_from", "window", "chunk", "activations_mb"):
+        for name in ("fresh", "passes", "replay_from", "window", "chunk", "activations_mb"):
             require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
         for name in (
             "replayed",

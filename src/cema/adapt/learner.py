@@ -6,7 +6,7 @@ Distillation", ICLR 2024.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cema.adapt.base import StepReport
 from cema.adapt.changes import ChangeDetector
 from cema.adapt.checkpoint import State
 from cema.adapt.config import AdaptConfig
+from cema.adapt.reading import statistics_layers, statistics_of
 from cema.adapt.replay import ReplayBuffer
 from cema.adapt.steps import DistillationStep, FoundationStep
 from cema.adapt.taught import Replayed, TaughtReplay
@@ -31,11 +32,20 @@ if TYPE_CHECKING:
     from cema.adapt.base import Recall
     from cema.models.spec import Model
     from cema.ondevice.drift import Domain
+    from cema.ondevice.folding import StatisticsLayer
 
 __all__ = ["CemaLearner", "images_themselves"]
 
 T = TypeVar("T")
 FORMAT = "cema.adapter/1"
+
+
+class _Again(NamedTuple):
+    """What one more pass over a batch of uploads did."""
+
+    replayed: int
+    dropped: int
+    skipped: int
 
 
 def images_themselves(items: Sequence[Any]) -> Sequence[np.ndarray]:
@@ -163,15 +173,23 @@ class CemaLearner(Generic[T]):
         replayed = self._draw(round(self.config.replayed * share))
         targets = torch.cat([answers, replayed.targets.to(answers.device)])
         edge = self.distillation_step(images, replayed.images, targets, share, reset=reset)
+        repeated = [self._again(images, answers, share) for _ in range(self.config.passes - 1)]
         self._take_in(items, answers)
         return self._report(
             fresh=len(images),
-            replayed=len(replayed.images),
-            dropped=replayed.dropped,
-            skipped=foundation.skipped + edge.skipped,
+            replayed=len(replayed.images) + sum(again.replayed for again in repeated),
+            dropped=replayed.dropped + sum(again.dropped for again in repeated),
+            skipped=foundation.skipped + edge.skipped + sum(again.skipped for again in repeated),
             losses=foundation.losses | edge.losses,
             labels=answers.argmax(dim=1).cpu().numpy(),
         )
+
+    def _again(self, images: Batch, answers: torch.Tensor, share: float) -> _Again:
+        """Distil once more on new uploads and others to replay; nothing is asked of the foundation model."""
+        replayed = self._draw(round(self.config.replayed * share), refresh=False)
+        targets = torch.cat([answers, replayed.targets.to(answers.device)])
+        edge = self.distillation_step(images, replayed.images, targets, share, follow=False)
+        return _Again(len(replayed.images), replayed.dropped, edge.skipped)
 
     def _watch(self, images: Batch) -> bool:
         """Tell whether the window of statistics is to be cleared, because new uploads show another domain."""
@@ -239,6 +257,17 @@ class CemaLearner(Generic[T]):
             When a folded value is not finite.
         """
         return folded_norm_state(self.edge.module, self.edge.norm_layers)
+
+    def statistics(self) -> np.ndarray:
+        """Return the statistics that are folded into `norm_state`, float32 (2, K), in the order of `statistics_layers`.
+
+        They lie as `cema.ondevice.folding` describes; K is 0 for a model without running statistics.
+        """
+        return statistics_of(self.edge.layers)
+
+    def statistics_layers(self) -> tuple[StatisticsLayer, ...]:
+        """Return whose statistics these are."""
+        return statistics_layers(self.edge.layers)
 
     def domain(self) -> Domain | None:
         """Return what the inputs look like that the norm state is for; None while too few are known."""
@@ -318,12 +347,14 @@ class CemaLearner(Generic[T]):
         self._taught.add(items, answers)
         self._since_change += len(items)
 
-    def _draw(self, count: int) -> Replayed:
+    def _draw(self, count: int, *, refresh: bool = True) -> Replayed:
         """Return replayed images with their targets."""
         if len(self.replay_buffer) < self.config.replay_from:
             return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
         newest = self._since_change if self.config.replay_scope == "since_change" else None
-        return self._taught.draw(count, self._rng, newest=newest, teacher=self.foundation.logits)
+        return self._taught.draw(
+            count, self._rng, newest=newest, teacher=self.foundation.logits, refresh=refresh
+        )
 
     def _report(
         self, *, losses: dict[str, float] | None = None, labels: np.ndarray | None = None, **what: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cema.adapt.norm import AdaptiveBatchNorm, Merge
 
-__all__ = ["RunningStatistics"]
+__all__ = ["RunningStatistics", "merge_of"]
 
 
 class RunningStatistics:
@@ -153,7 +153,7 @@ class RunningStatistics:
         parts = zip(*(part.split(self._sizes()) for part in flat.float()), strict=True)
         union = self.window is not None
         return [
-            _merge(
+            merge_of(
                 mean.to(layer.running_mean.device), variance.to(layer.running_var.device), rate, union=union
             )
             for layer, (mean, variance) in zip(self.layers, parts, strict=True)
@@ -209,7 +209,7 @@ def _batch_alone(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tens
     return mean, variance
 
 
-def _merge(known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float, *, union: bool) -> Merge:
+def merge_of(known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float, *, union: bool) -> Merge:
     """Return how statistics that are known and a batch's are averaged; those of a union have the means' variance."""
 
     def merge(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,7 +103,14 @@ class DistillationStep:
         self.enabled = config.edge_lr > 0
 
     def __call__(
-        self, fresh: Batch, replayed: Batch, targets: torch.Tensor, share: float = 1.0, *, reset: bool = False
+        self,
+        fresh: Batch,
+        replayed: Batch,
+        targets: torch.Tensor,
+        share: float = 1.0,
+        *,
+        reset: bool = False,
+        follow: bool = True,
     ) -> Descent:
         """Make one step; the running statistics follow the new uploads first.
 
@@ -117,6 +124,8 @@ class DistillationStep:
             How much of a full batch of new uploads is among them, in (0, 1]; the learning rate shrinks by it.
         reset : bool
             Whether the window of statistics is cleared first.
+        follow : bool
+            False where they have followed these uploads already.
 
         Returns
         -------
@@ -125,7 +134,7 @@ class DistillationStep:
             learning rate is 0.
         """
         if not self.enabled:
-            if fresh:
+            if fresh and follow:
                 self.edge.follow(fresh, reset=reset)
             return Descent({}, 0)
         losses = dict.fromkeys(("distillation_loss", "kl", "ce", "entropy"), 0.0)
@@ -137,7 +146,7 @@ class DistillationStep:
                 losses[name] += part * float(term.detach())
             return share * part * terms.total
 
-        lesson = self.edge.learn([fresh, replayed], loss, follow=len(fresh) > 0, reset=reset)
+        lesson = self.edge.learn([fresh, replayed], loss, follow=follow and len(fresh) > 0, reset=reset)
         return Descent(losses, int(not lesson.moved))
 
 

@@ -78,6 +78,7 @@ class TaughtReplay(Generic[T]):
         *,
         newest: int | None,
         teacher: Callable[[Batch], torch.Tensor],
+        refresh: bool = True,
     ) -> Replayed:
         """Draw samples and find their answers.
 
@@ -91,15 +92,18 @@ class TaughtReplay(Generic[T]):
             Draw among this many of the newest samples only.
         teacher : callable
             Returns the foundation model's logits (N, classes) of images.
+        refresh : bool
+            Whether some answers are made again although they are known.
         """
+        asked_again = self._refreshed if refresh else 0
         drawn = self._mostly_known(self.buffer.draw(count, rng, newest=newest), newest, rng)
         images = self._recall(drawn)
         gone = [item for item, image in zip(drawn, images, strict=True) if image is None]
         self.buffer.discard(gone)
         self.targets.forget(gone)
         there = [(item, image) for item, image in zip(drawn, images, strict=True) if image is not None]
-        again = [pair for place, pair in enumerate(there) if self._is_asked(place, pair[0])]
-        known = [pair for place, pair in enumerate(there) if not self._is_asked(place, pair[0])]
+        again = [pair for place, pair in enumerate(there) if self._is_asked(place, pair[0], asked_again)]
+        known = [pair for place, pair in enumerate(there) if not self._is_asked(place, pair[0], asked_again)]
         asked, others = (Batch([image for _, image in pairs]) for pairs in (again, known))
         remembered = self.targets.get([item for item, _ in known])
         answers = [remembered]
@@ -109,8 +113,8 @@ class TaughtReplay(Generic[T]):
             answers.insert(0, logits)
         return Replayed(Batch.joined(asked, others), torch.cat(answers), len(gone))
 
-    def _is_asked(self, place: int, item: T) -> bool:
-        return place < self._refreshed or item not in self.targets
+    def _is_asked(self, place: int, item: T, asked_again: int) -> bool:
+        return place < asked_again or item not in self.targets
 
     def _mostly_known(self, drawn: list[T], newest: int | None, rng: np.random.Generator) -> list[T]:
         """Put samples with an answer in the place of those drawn without, but for as many as are asked for anyway."""

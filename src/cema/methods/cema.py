@@ -11,29 +11,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from cema._util.checks import require, require_rate
-from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.adapt.learner import CemaLearner, images_themselves
-from cema.adapt.optimizers import as_array
 from cema.errors import ConfigError
 from cema.formats.payload import round_norm_state
 from cema.methods.base import NotApplicable, StepResult, Uplink, method
-from cema.models.norm_state import load_folded
+from cema.methods.simulated_device import Arrived, DeviceConfig, DeviceNetwork, SimulatedDevice
 from cema.ondevice.batch import Batch
-from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
+from cema.ondevice.folding import neutral_statistics, unfold
+from cema.ondevice.own_statistics import StatisticsConfig
+from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
+from cema.ondevice.unsure import ViewsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cema.formats.payload import NormState
     from cema.methods.base import MethodContext
     from cema.models.spec import Model
 
@@ -51,9 +50,8 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
         Batches of the stream, of all edges together, that an update takes to arrive; with 0 it serves the next one.
     replay_steps : bool
         Whether a batch that completes no step of new uploads is followed by one on replayed samples only.
-    guard : float
-        How far an edge's inputs must be from those an update was made from for the source model to predict them
-        (`cema.ondevice.drift.DriftMonitor`); 0 for never.
+    guard, statistics, views, recentre
+        A device's; see `cema.methods.simulated_device.DeviceConfig`.
     first_inferred : bool
         Whether running statistics start, on edge and cloud, at those of the first batch that an edge predicts, which a
         simulation can compute and a forward-only device cannot; with ``adapt.statistics = "step"`` only.
@@ -63,6 +61,9 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     delay: int = 0
     replay_steps: bool = False
     guard: float = 36.0
+    statistics: StatisticsConfig = StatisticsConfig(source="update")
+    views: ViewsConfig = ViewsConfig()
+    recentre: RecentreConfig = RecentreConfig()
     first_inferred: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +73,13 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
         require(fits, "first_inferred", 'false unless adapt.statistics = "step"', self.first_inferred)
         require(self.delay >= 0, "delay", "a whole number of at least 0", self.delay)
         require_rate("guard", self.guard)
+
+    @property
+    def device(self) -> DeviceConfig:
+        """What concerns one device."""
+        return DeviceConfig(
+            guard=self.guard, statistics=self.statistics, views=self.views, recentre=self.recentre
+        )
 
 
 # The authors' configuration never reaches the number of samples after which the threshold would begin to move.
@@ -111,8 +119,7 @@ class _Update:
     """A norm state on its way to the edges."""
 
     due: int
-    norm_state: NormState
-    domain: Domain | None
+    arrived: Arrived
 
 
 @method(
@@ -194,11 +201,10 @@ class Cema:
             recall=images_themselves,
             seed=context.seed,
         )
-        self._source, self._serving = (
-            AdaptableModel(edge, device=context.device, dtype=context.dtype) for _ in range(2)
-        )
+        clean = context.source_images if self.config.recentre.mode != "off" else ()
+        self._network = DeviceNetwork(edge, device=context.device, dtype=context.dtype, clean=clean)
         self._selectors = [make_selector(self.config, edge.classes) for _ in range(context.edges)]
-        self._watches = [DriftMonitor(self.config.guard) for _ in range(context.edges)]
+        self._devices = [SimulatedDevice(self._network, self.config.device) for _ in range(context.edges)]
         self._queue: deque[np.ndarray] = deque()
         self._coming: deque[_Update] = deque()
         self._batches = 0
@@ -208,7 +214,7 @@ class Cema:
     @property
     def drifted(self) -> tuple[bool, ...]:
         """For each edge, whether the source model predicts for it until its inputs are like the update's again."""
-        return tuple(watch.drifted for watch in self._watches)
+        return tuple(device.drifted for device in self._devices)
 
     def step(self, images: Sequence[np.ndarray], *, edge: int = 0) -> StepResult:
         """Predict a batch of one edge, then learn from what it uploads; see `cema.methods.base.Adapter`.
@@ -225,7 +231,7 @@ class Cema:
         if self.config.first_inferred and not self._batches:
             self._start_at(images)
         self._receive()
-        logits = self._predict(images, edge)
+        logits, forwards = self._devices[edge].predict(images)
         selected = self._selectors[edge].select(logits, softmax_entropy(logits))
         before = self.uplink.bytes
         self._queue.extend(self.uplink.send([images[i] for i in np.flatnonzero(selected).tolist()]))
@@ -235,34 +241,33 @@ class Cema:
             logits=logits,
             uploads=int(selected.sum()),
             bytes_up=self.uplink.bytes - before,
-            forwards=len(images) + sum(report.forwards for report in reports),
+            forwards=forwards + sum(report.forwards for report in reports),
             backwards=sum(report.backwards for report in reports),
         )
 
     def _start_at(self, images: Sequence[np.ndarray]) -> None:
         """Let running statistics start at those of a batch, if the model has any."""
         if isinstance(self.learner, CemaLearner) and self.learner.start_at(images):
-            load_folded(self._serving.module, round_norm_state(self.learner.norm_state()))
+            for device in self._devices:
+                device.install(self._made())
 
     def _receive(self) -> None:
         """Install what has arrived by now; of several updates the newest."""
         arrived = None
         while self._coming and self._coming[0].due <= self._batches:
-            arrived = self._coming.popleft()
-        if arrived is None:
-            return
-        load_folded(self._serving.module, arrived.norm_state)
-        for watch in self._watches:
-            watch.enter(arrived.domain)
+            arrived = self._coming.popleft().arrived
+        if arrived is not None:
+            for device in self._devices:
+                device.install(arrived)
 
-    @torch.no_grad()
-    def _predict(self, images: Sequence[np.ndarray], edge: int) -> np.ndarray:
-        inputs = self._serving.inputs(images)
-        watch = self._watches[edge]
-        if self.config.guard:
-            watch.observe(input_statistics(inputs.cpu().numpy()))
-        model = self._source if watch.drifted else self._serving
-        return as_array(model.run(inputs))
+    def _made(self) -> Arrived:
+        """Return what the cloud learned, rounded as a payload is."""
+        layers, folded, domain = self._network.layers, self.learner.norm_state(), self.learner.domain()
+        apart = isinstance(self.learner, CemaLearner) and self.config.statistics.source == "own"
+        if not apart:
+            return Arrived(round_norm_state(folded), neutral_statistics(layers), domain, folded=True)
+        statistics = self.learner.statistics()  # type: ignore[attr-defined]
+        return Arrived(round_norm_state(unfold(folded, statistics, layers)), statistics, domain)
 
     def _learn(self) -> list[StepReport]:
         """Make a step on every full batch of uploads, and publish what came of it."""
@@ -273,7 +278,5 @@ class Cema:
         if not reports and self.config.replay_steps:
             reports.append(self.learner.replay())
         if any(report.step for report in reports):
-            norm_state = round_norm_state(self.learner.norm_state())
-            due = self._batches + 1 + self.config.delay
-            self._coming.append(_Update(due, norm_state, self.learner.domain()))
+            self._coming.append(_Update(self._batches + 1 + self.config.delay, self._made()))
         return reports

@@ -20,14 +20,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
 from cema.models.norm_kinds import affine_names, is_norm, is_own_norm, leave_as_it_is
+from cema.ondevice.folding import check_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cema.ondevice.folding import StatisticsLayer
 
 __all__ = [
     "ensure_affine",
     "folded_norm_state",
     "has_running_statistics",
+    "load_affine",
     "load_folded",
     "norm_layers",
     "restrict_to",
@@ -216,6 +220,45 @@ def load_folded(
             if has_running_statistics(layer):
                 layer.running_mean.zero_()  # type: ignore[operator]
                 layer.running_var.fill_(1.0 - float(layer.eps))  # type: ignore[operator, arg-type]
+
+
+def load_affine(
+    module: nn.Module,
+    affine: Mapping[str, np.ndarray],
+    statistics: np.ndarray,
+    statistics_layers: Sequence[StatisticsLayer],
+    layers: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Put affine parameters and statistics into a model as they are, so that it computes what it does with both folded.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place, and only when everything fits.
+    affine : mapping of str to ndarray
+        A norm state in which the parameters of `statistics_layers` are weight and bias (`cema.ondevice.folding`).
+    statistics : ndarray of float32 (2, K)
+        Means and variances of these layers, in their order.
+    statistics_layers : sequence of StatisticsLayer
+        Layers with running statistics; others that have some are loaded as `load_folded` does.
+    layers : mapping of str to torch.nn.Module, optional
+        As for `load_folded`.
+
+    Raises
+    ------
+    FormatError
+        When keys are missing or unknown, sizes differ, or a value is not finite.
+    """
+    checked = check_statistics(statistics, statistics_layers)
+    found = norm_layers(module) if layers is None else layers
+    load_folded(module, affine, layers)
+    start = 0
+    with torch.no_grad():
+        for known in statistics_layers:
+            mean, variance = checked[:, start : start + known.size]
+            start += known.size
+            found[known.layer].running_mean.copy_(torch.from_numpy(mean))  # type: ignore[operator]
+            found[known.layer].running_var.copy_(torch.from_numpy(variance))  # type: ignore[operator]
 
 
 def _affine_shape(layer: nn.Module) -> tuple[int, ...]:
