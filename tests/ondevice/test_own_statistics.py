@@ -1,8 +1,6 @@
-"""When a device reads statistics of its own inputs, and from which."""
+"""When a device reads statistics of its own inputs."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ from hypothesis import strategies as st
 
 from cema.ondevice.drift import input_statistics
 from cema.ondevice.own_domain import OwnDomain
-from cema.ondevice.own_statistics import OwnStatistics, Reading, StatisticsConfig
-from cema.ondevice.refresh import RefreshSchedule
+from cema.ondevice.own_statistics import OwnStatistics, StatisticsConfig
 
 PRIOR = np.array([[0.0], [1.0]], np.float32)
 
@@ -25,91 +22,90 @@ def _own(**settings: float) -> OwnStatistics:
     return OwnStatistics(PRIOR, StatisticsConfig(**({"limit": 0.0} | settings)))  # type: ignore[arg-type]
 
 
-def _feed(own: OwnStatistics, inputs: np.ndarray, size: int) -> list[tuple[int, Reading]]:
-    """Let a device predict inputs, `size` at a time; return the readings with the images seen by then."""
-    readings = []
+def _feed(own: OwnStatistics, inputs: np.ndarray, size: int) -> list[bool]:
+    """Let a device predict inputs, `size` at a time; return which calls were read."""
+    read = []
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
-        reading = own.observe(part, input_statistics(part))
+        reading = own.observe(part)
+        read.append(reading is not None)
         if reading is not None:
-            readings.append((start + len(part), reading))
-            own.took(reading, np.stack([reading.inputs.mean((0, 2, 3)), reading.inputs.var((0, 2, 3))]))
-    return readings
+            own.took(reading, np.stack([part.mean((0, 2, 3)), part.var((0, 2, 3))]), len(part))
+    return read
 
 
-def test_single_images_are_read_at_powers_of_two_and_then_seldom() -> None:
-    own = _own(ring=16, samples=48, every=64)
-    inputs = _inputs(np.random.default_rng(0), 200)
-    readings = _feed(own, inputs, 1)
-    assert [at for at, _ in readings] == [1, 2, 4, 8, 16, 80, 144]
-    for at, reading in readings:
-        np.testing.assert_array_equal(reading.inputs, inputs[max(0, at - 16) : at])
-        assert reading.answers == (at == 1)
-    read = np.concatenate([inputs[:16], inputs[64:80], inputs[128:144]])
-    assert own.window.count == len(read)
-    mean = read.astype(np.float64).mean() * len(read) / (len(read) + own.config.prior)
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_first_images_are_read_and_then_some_from_time_to_time(size: int) -> None:
+    own = _own(samples=48, read=16, every=64)
+    inputs = _inputs(np.random.default_rng(0), 400)
+    read = np.repeat(_feed(own, inputs, size), size)
+    expected = np.zeros(400, bool)
+    expected[:48] = True
+    # The call in which the time is over is read; its images are the first of those that are.
+    for begin in range(48 + 64 - size, 400, 64 - size + 16):
+        expected[begin : begin + 16] = True
+    np.testing.assert_array_equal(read, expected)
+    kept = inputs[read][-own.window.count :].astype(np.float64)
+    mean = kept.mean() * len(kept) / (len(kept) + own.config.prior)
     np.testing.assert_allclose(own.window.current()[0, 0], mean, atol=1e-5)
 
 
-def test_batches_answer_themselves() -> None:
-    own = _own(ring=16, samples=48, every=64)
-    readings = _feed(own, _inputs(np.random.default_rng(1), 320), 32)
-    assert [at for at, _ in readings] == [32, 96, 160, 224, 288]
-    assert all(reading.answers and len(reading.inputs) == 32 for _, reading in readings)
-
-
-def test_an_update_makes_the_next_call_read() -> None:
-    own = _own(ring=16, samples=48, every=1000)
-    rng = np.random.default_rng(2)
-    _feed(own, _inputs(rng, 40), 4)
-    assert not _feed(own, _inputs(rng, 40), 4)
+def test_after_an_update_the_next_images_are_read() -> None:
+    own, rng = _own(samples=48, read=16, every=10_000), np.random.default_rng(1)
+    _feed(own, _inputs(rng, 100), 4)
+    assert not own.reading
+    count = own.window.count
     own.renew()
-    ((at, reading),) = _feed(own, _inputs(rng, 40), 4)
-    assert (at, len(reading.inputs)) == (4, 16)
+    assert own.reading
+    assert _feed(own, _inputs(rng, 40), 4) == [True] * 4 + [False] * 6
+    assert own.window.count >= count
 
 
 def test_a_change_of_domain_begins_anew() -> None:
-    own = _own(ring=16, samples=64, every=10_000, limit=36.0)
-    rng = np.random.default_rng(3)
-    _feed(own, _inputs(rng, 256), 1)
-    readings = _feed(own, _inputs(rng, 64, shift=3.0), 1)
+    own, rng = _own(samples=48, read=16, every=10_000, limit=36.0), np.random.default_rng(2)
+    assert sum(_feed(own, _inputs(rng, 256), 1)) == 48
+    bright = _inputs(rng, 128, shift=3.0)
+    read = _feed(own, bright, 1)
     assert own.domain.changes == 1
-    at, first = readings[0]
-    assert at < 12
-    assert len(first.inputs) == 1
-    # What was read before has gone; of the readings that overlap, the last one counts.
-    assert own.window.count == 16
-    np.testing.assert_allclose(own.window.current()[0, 0], 3 * 16 / 32, atol=0.2)
+    assert read.index(True) < 16
+    assert sum(read) == 48
+    # Nothing from before is left.
+    expected = bright[read].mean() * 48 / (48 + own.config.prior)
+    np.testing.assert_allclose(own.window.current()[0, 0], expected, atol=1e-5)
 
 
 def test_a_pass_that_ends_in_another_domain_is_not_taken() -> None:
-    own = _own(ring=16, samples=48, every=64)
-    inputs = _inputs(np.random.default_rng(4), 32)
-    reading = own.observe(inputs, input_statistics(inputs))
+    own = _own(samples=48, read=16)
+    inputs = _inputs(np.random.default_rng(3), 32)
+    reading = own.observe(inputs)
     assert reading is not None
     own.restart()
-    assert own.took(reading, np.ones((2, 1))) is None
-    assert own.took(own.reading(inputs), np.full((2, 1), np.nan)) is None
-    assert own.window.count == 0
+    assert not own.took(reading, np.ones((2, 1)), 32)
+    again = own.observe(inputs)
+    assert again is not None
+    assert not own.took(again, np.full((2, 1), np.nan), 32)
+    assert (own.window.count, own.reading) == (0, True)
 
 
 def test_no_images_are_no_call() -> None:
-    own = _own()
-    assert own.observe(np.empty((0, 1, 8, 8), np.float32), np.empty((0, 8), np.float32)) is None
+    assert _own().observe(np.empty((0, 1, 8, 8), np.float32)) is None
 
 
-@given(st.integers(1, 64), st.integers(0, 500), st.lists(st.integers(1, 100), max_size=40))
-def test_schedule(ring: int, more: int, calls: list[int]) -> None:
-    schedule, seen, due = RefreshSchedule(ring=ring, every=ring + more), 0, []
+@given(st.lists(st.integers(1, 100), max_size=60), st.integers(1, 64), st.integers(1, 500))
+def test_every_image_is_counted_however_calls_are_cut(calls: list[int], read: int, every: int) -> None:
+    own = _own(samples=64, read=read, every=every)
+    blank = np.zeros((100, 1, 2, 2), np.float32)
+    seen = first = unread = 0
     for count in calls:
+        reading = own.observe(blank[:count])
+        assert (reading is not None) == (first < 64 or unread + count >= every or 0 < own._left < 65)
+        if reading is None:
+            unread += count
+        else:
+            unread, first = 0, first + count
+            assert own.took(reading, PRIOR, count)
         seen += count
-        if schedule.due(count):
-            due.append(seen)
-    # Never more often than once a call, never later than the rule allows.
-    if calls:
-        assert due[0] == calls[0]
-    for earlier, later in itertools.pairwise(due):
-        assert later - earlier <= ring + more + max(calls)
+        assert unread < every
 
 
 def test_the_first_inputs_describe_the_domain() -> None:
@@ -125,7 +121,7 @@ def test_the_first_inputs_describe_the_domain() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"prior": -1}, {"ring": 0}, {"samples": 8}, {"every": 8}, {"limit": float("nan")}]
+    "settings", [{"prior": -1}, {"read": 0}, {"samples": 8}, {"every": 0}, {"limit": float("nan")}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

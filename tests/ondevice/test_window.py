@@ -47,17 +47,16 @@ def test_before_any_input_it_is_the_prior() -> None:
     st.lists(st.integers(1, 40), min_size=1, max_size=8),
     st.integers(1, 64),
     st.sampled_from([0.0, 0.5, 16.0]),
-    st.booleans(),
 )
 def test_a_pass_that_blends_has_the_statistics_that_follow(
-    seed: int, counts: list[int], size: int, weight: float, again: bool
+    seed: int, counts: list[int], size: int, weight: float
 ) -> None:
     rng = np.random.default_rng(seed)
     window = StatisticsWindow(PRIOR, weight=weight, size=size)
     for count in counts:
         observed = np.stack([rng.normal(size=3), rng.uniform(0, 2, 3)]).astype(np.float32)
-        known, rate = window.blend(count, again=again)
-        window.add(observed, count, again=again)
+        known, rate = window.blend(count)
+        window.add(observed, count)
         difference = observed[0] - known[0]
         blended = np.stack(
             [
@@ -77,11 +76,16 @@ def test_the_oldest_reading_goes_when_the_others_are_enough() -> None:
     np.testing.assert_allclose(window.current()[0], 3.5)
 
 
-def test_reading_the_same_inputs_again_takes_the_place_of_the_first_time() -> None:
-    window = StatisticsWindow(PRIOR, weight=0, size=100)
-    window.add(np.stack([np.full(3, 9.0), np.ones(3)]), 2)
-    window.add(np.stack([np.full(3, 1.0), np.ones(3)]), 4, again=True)
-    np.testing.assert_allclose(window.current(), np.stack([np.full(3, 1.0), np.ones(3)]))
+def test_single_images_make_parts_together() -> None:
+    rng = np.random.default_rng(4)
+    images = rng.normal(size=(500, 9, 3))
+    window = StatisticsWindow(PRIOR, weight=0, size=80)
+    for image in images:
+        window.add(_biased(image), 1)
+        assert len(window.state()["counts"]) <= 9
+    assert 80 <= window.count < 90
+    kept = images[-window.count :].reshape(-1, 3)
+    np.testing.assert_allclose(window.current(), _biased(kept), rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -185,36 +185,25 @@ class SimulatedDevice:
         return logits if self._centre is None else self._centre.shifted(logits)
 
     def _forward(self, inputs: np.ndarray) -> np.ndarray:
-        rows = input_statistics(inputs)
         if self.config.guard:
-            self._watch.observe(rows)
-        serving = self._network.source if self._watch.drifted else self._arrived
-        if self._own is None or serving.folded:
-            self._network.load(serving.affine, serving.statistics)
-            return self._network.run(inputs)
-        return self._forward_own(serving.affine, inputs, rows)
-
-    def _forward_own(
-        self, affine: Mapping[str, np.ndarray], inputs: np.ndarray, rows: np.ndarray
-    ) -> np.ndarray:
-        own, network = self._own, self._network
-        assert own is not None  # noqa: S101 - for the type; the caller has seen to it
-        if affine is not self._parameters:
-            self._parameters = affine
+            self._watch.observe(input_statistics(inputs))
+        network, serving = self._network, self._network.source if self._watch.drifted else self._arrived
+        own = None if serving.folded else self._own
+        if own is None:
+            network.load(serving.affine, serving.statistics)
+            return network.run(inputs)
+        if serving.affine is not self._parameters:
+            self._parameters = serving.affine
             own.renew()
         changes = own.domain.changes
-        reading = own.observe(inputs, rows)
+        reading = own.observe(inputs)
         if own.domain.changes > changes and self._centre is not None:
             self._centre.clear()
-        network.load(affine, self._statistics)
+        network.load(serving.affine, self._statistics)
         if reading is None:
             return network.run(inputs)
-        logits = None if reading.answers else network.run(inputs)
-        read, observed = read_statistics(
-            network.model, network.model.as_inputs(reading.inputs), reading.blend
-        )
-        statistics = own.took(reading, observed)
-        if statistics is not None:
-            self._statistics = statistics
-            network.load(affine, statistics)
-        return as_array(read) if logits is None else logits
+        logits, observed = read_statistics(network.model, network.model.as_inputs(inputs), reading.blend)
+        if own.took(reading, observed, len(inputs)):
+            self._statistics = own.window.current()
+            network.load(serving.affine, self._statistics)
+        return as_array(logits)

@@ -1,27 +1,30 @@
-"""When a device reads the statistics of its own inputs, from which of them, and what it makes of them.
+"""When a device reads the statistics of its own inputs, and what it makes of them.
 
-The device's model is not known here: whoever has it makes the pass that a `Reading` asks for. The edge agent and the
-benchmark use the same object.
+A reading is a pass of a model that tells every layer's statistics, and answers for its inputs. It costs more than a
+pass with statistics that are folded into the weights, so it is made for the first images of a domain and after an
+update, and else seldom. The device's model is not known here: the edge agent and the benchmark use the same object.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from cema._util.checks import require
+from cema.ondevice.drift import input_statistics
 from cema.ondevice.own_domain import OwnDomain
-from cema.ondevice.refresh import RefreshSchedule
 from cema.ondevice.window import Blend, StatisticsWindow
 
 __all__ = ["OwnStatistics", "Reading", "StatisticsConfig"]
 
 Float32 = npt.NDArray[np.float32]
+
+# Inputs that are described together: one by one it takes several times as long.
+_TOGETHER = 8
 
 
 class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,11 +38,11 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     prior : float
         How many images the source model's statistics count for.
     samples : int
-        Images over which a device's own statistics are averaged.
-    ring : int
-        Latest inputs that are kept to read statistics from.
+        Images over which a device's own statistics are averaged; so many are read when a domain begins.
+    read : int
+        Images that are read after an update, and from time to time.
     every : int
-        Images from one reading to the next on a steady stream; at first there are more.
+        Images from the end of one reading to the next on a steady stream.
     limit : float
         How unlike its first ones the inputs of a domain must become to be of another
         (`cema.ondevice.own_domain.OwnDomain`): then reading begins anew. 0 for never.
@@ -48,7 +51,7 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     source: Literal["own", "update"] = "own"
     prior: float = 16.0
     samples: int = 192
-    ring: int = 64
+    read: int = 64
     every: int = 2048
     limit: float = 36.0
 
@@ -57,38 +60,28 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         for name in ("prior", "limit"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0", value)
-        require(self.ring >= 1, "ring", "at least 1 image", self.ring)
-        require(self.samples >= self.ring, "samples", f"at least the {self.ring} of ring", self.samples)
-        require(self.every >= self.ring, "every", f"at least the {self.ring} of ring", self.every)
+        require(self.read >= 1, "read", "at least 1 image", self.read)
+        require(self.samples >= self.read, "samples", f"at least the {self.read} of read", self.samples)
+        require(self.every >= 1, "every", "at least 1 image", self.every)
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A pass that is to be made.
+class Reading(NamedTuple):
+    """A pass to make.
 
     Attributes
     ----------
-    inputs : ndarray of float32 (N, C, H, W)
-        Preprocessed inputs, in the order of the stream.
     blend : Blend
-        What every layer mixes their statistics with.
-    again : bool
-        Whether some of them were in the pass before.
-    answers : bool
-        Whether the inputs are exactly those of the call that asked: then the pass can answer it too.
+        What every layer mixes its inputs' statistics with.
     turn : int
         Of which domain; a pass that ends in another one is of no use.
     """
 
-    inputs: Float32
     blend: Blend
-    again: bool
-    answers: bool
     turn: int
 
 
 class OwnStatistics:
-    """A device's own statistics: the latest inputs, what was read from them, and when to read again.
+    """A device's own statistics: what was read, and whether the next inputs are to be read.
 
     Parameters
     ----------
@@ -96,72 +89,85 @@ class OwnStatistics:
         The source model's means and variances.
     config : StatisticsConfig
         Its numbers.
+
+    Attributes
+    ----------
+    window : StatisticsWindow
+        What was read.
+    domain : OwnDomain
+        Whether it still describes the inputs.
     """
 
     def __init__(self, prior: npt.NDArray[Any], config: StatisticsConfig) -> None:
         self.config = config
         self.window = StatisticsWindow(prior, weight=config.prior, size=config.samples)
-        self.schedule = RefreshSchedule(ring=config.ring, every=config.every)
-        self.domain = OwnDomain(config.limit, size=max(16, config.ring))
-        self.turn = 0
-        self._ring: list[Float32] = []
-        self._unread = 0
+        self.domain = OwnDomain(config.limit)
+        self._turn = 0
+        self._left = config.samples  # images still to read
+        self._since = 0  # images since the last that was read
+        self._waiting: list[Float32] = []  # to be described
 
-    def observe(self, inputs: Float32, rows: Float32) -> Reading | None:
-        """Take in the inputs of a call, and return the pass to make now, if one is due.
+    @property
+    def reading(self) -> bool:
+        """Whether the next inputs are to be read."""
+        return self._left > 0
+
+    def observe(self, inputs: Float32) -> Reading | None:
+        """Take note of a call's inputs, and return the pass to make of them if they are to be read.
 
         Parameters
         ----------
         inputs : ndarray of float32 (N, C, H, W)
-            Preprocessed; they are copied.
-        rows : ndarray of float32 (N, F)
-            Their :func:`cema.ondevice.drift.input_statistics`.
+            Preprocessed.
         """
         if not len(inputs):
             return None
-        if self.domain.observe(rows):
+        if self._changes(inputs):
             self.restart()
-        self._keep(inputs)
-        self._unread += len(inputs)
-        return self.reading(inputs) if self.schedule.due(len(inputs)) else None
+        if not self._left:
+            self._since += len(inputs)
+            if self._since < self.config.every:
+                return None
+            self.renew()
+        return Reading(self.window.blend(len(inputs)), self._turn)
+
+    def took(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> bool:
+        """Take in what a pass over `count` images observed (2, K).
+
+        Returns
+        -------
+        bool
+            False, and nothing was taken, when it is not finite, or the domain changed meanwhile.
+        """
+        if reading.turn != self._turn or not self.window.add(observed, count):
+            return False
+        self._left, self._since = max(0, self._left - count), 0
+        return True
 
     def restart(self) -> None:
-        """Forget all inputs: the domain changed."""
-        self.turn += 1
+        """Forget what was read: the domain changed."""
+        self._turn += 1
         self.window.clear()
-        self.schedule.restart()
-        self._ring, self._unread = [], 0
+        self._left = self.config.samples
 
     def renew(self) -> None:
-        """Read again at the next call: the affine parameters changed, and with them what deep layers see.
+        """Read the next inputs: the affine parameters changed, and with them what deep layers see.
 
         Earlier readings stay in the window: to have many images was worth more than to have all of them anew.
         """
-        self.schedule.soon(1)
+        self._left = max(self._left, self.config.read)
 
-    def reading(self, inputs: Float32) -> Reading:
-        """Return a pass over a call's inputs where they are many, and else over all that are kept."""
-        many = 2 * len(inputs) >= self.config.ring or len(inputs) >= sum(map(len, self._ring))
-        chosen = inputs if many else np.concatenate(self._ring)
-        again = self._unread < len(chosen)
-        self._unread = 0
-        return Reading(chosen, self.window.blend(len(chosen), again=again), again, many, self.turn)
+    def _changes(self, inputs: Float32) -> bool:
+        """Tell whether the domain has changed, for several small calls at a time."""
+        if not self.config.limit:
+            return False
+        self._waiting.append(inputs if len(inputs) >= _TOGETHER else inputs.copy())
+        if sum(map(len, self._waiting)) < _TOGETHER:
+            return False
+        rows = np.concatenate([input_statistics(part) for part in _joined(self._waiting)])
+        self._waiting = []
+        return self.domain.observe(rows)
 
-    def took(self, reading: Reading, observed: npt.NDArray[Any]) -> Float32 | None:
-        """Take in what a pass observed (2, K), and return the statistics to run with from now on (2, K).
 
-        None when they are of no use: they are not finite, or the domain changed meanwhile.
-        """
-        if reading.turn != self.turn:
-            return None
-        if not self.window.add(observed, len(reading.inputs), again=reading.again):
-            return None
-        return self.window.current()
-
-    def _keep(self, inputs: Float32) -> None:
-        self._ring.append(np.array(inputs[-self.config.ring :], np.float32))
-        while sum(map(len, self._ring[1:])) >= self.config.ring:
-            self._ring.pop(0)
-        over = sum(map(len, self._ring)) - self.config.ring
-        if over > 0:
-            self._ring[0] = self._ring[0][over:]
+def _joined(parts: list[Float32]) -> list[Float32]:
+    return parts if len(parts) == 1 else [np.concatenate(parts)]

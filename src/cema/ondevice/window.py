@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cema._util.checks import require
 from cema.errors import FormatError
 
-__all__ = ["Blend", "StatisticsWindow"]
+__all__ = ["Blend", "StatisticsWindow", "union_of"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -51,7 +51,8 @@ class StatisticsWindow:
     weight : float
         How many images they count for; at least 0.
     size : int
-        How many images are kept, at least 1: the oldest reading goes when the others are as many.
+        How many images are kept, at least 1: the oldest part goes when the others are as many. Passes over few images
+        make a part together, of an eighth of them, so that memory is bounded.
 
     Raises
     ------
@@ -72,7 +73,7 @@ class StatisticsWindow:
         self.prior: Float32 = np.asarray(prior, np.float32)
         self.weight = float(weight)
         self.size = size
-        self._entries: deque[tuple[int, Float32]] = deque()
+        self._entries: list[tuple[int, Float32]] = []
 
     @property
     def count(self) -> int:
@@ -83,7 +84,7 @@ class StatisticsWindow:
         """Forget what was read: the domain changed."""
         self._entries.clear()
 
-    def add(self, observed: npt.NDArray[Any], count: int, *, again: bool = False) -> bool:
+    def add(self, observed: npt.NDArray[Any], count: int) -> bool:
         """Take in what a pass observed.
 
         Parameters
@@ -92,8 +93,6 @@ class StatisticsWindow:
             Its means and unbiased variances.
         count : int
             Its images, at least 1.
-        again : bool
-            Whether the pass before had read some of them already: this one takes its place.
 
         Returns
         -------
@@ -105,33 +104,34 @@ class StatisticsWindow:
             raise FormatError(f"expected statistics {self.prior.shape}, got {flat.shape}: of another model")
         if count < 1 or not np.isfinite(flat).all() or (flat[1] < 0).any():
             return False
-        if again and self._entries:
-            self._entries.pop()
-        self._entries.append((count, flat.copy()))
-        self._make_room(self.size)
+        if self._entries and 8 * (self._entries[-1][0] + count) <= self.size:
+            last = self._entries.pop()
+            self._entries.append((last[0] + count, union_of([last, (count, flat)]).astype(np.float32)))
+        else:
+            self._entries.append((count, flat.copy()))
+        self._entries = self._kept(self.size)
         return True
 
-    def blend(self, count: int, *, again: bool = False) -> Blend:
+    def blend(self, count: int) -> Blend:
         """Return what a pass over `count` images is to mix its statistics with, so that all are those after `add`."""
-        entries = list(self._entries)[: -1 if again else None]
-        while entries and sum(known for known, _ in entries[1:]) + count >= self.size:
-            entries.pop(0)
+        entries = self._kept(self.size - count)
         before = self.weight + sum(known for known, _ in entries)
         return Blend(self._union(entries), count / (before + count))
 
     def current(self) -> Float32:
         """Return means and variances of prior and inputs, float32 (2, K)."""
-        return self._union(list(self._entries))
+        return self._union(self._entries)
 
     def _union(self, entries: list[tuple[int, Float32]]) -> Float32:
-        counts = np.array([self.weight, *(count for count, _ in entries)], np.float64)
-        if not counts.sum():
-            return self.prior.copy()
-        flat = np.stack([self.prior, *(flat for _, flat in entries)]).astype(np.float64)
-        share = (counts / counts.sum())[:, None]
-        mean = (share * flat[:, 0]).sum(axis=0)
-        variance = (share * (flat[:, 1] + (flat[:, 0] - mean) ** 2)).sum(axis=0)
-        return np.stack([mean, variance]).astype(np.float32)
+        prior = [(self.weight, self.prior)] if self.weight or not entries else []
+        return union_of([*prior, *entries]).astype(np.float32)
+
+    def _kept(self, room: int) -> list[tuple[int, Float32]]:
+        """Return the newest parts, without the oldest as long as the others fill the room."""
+        entries, total = list(self._entries), self.count
+        while entries and total - entries[0][0] >= room:
+            total -= entries.pop(0)[0]
+        return entries
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Return what was read as arrays, for `load`: ``counts`` int64 (E,) and ``entries`` float32 (E, 2, K)."""
@@ -161,11 +161,18 @@ class StatisticsWindow:
             or (entries[:, 1] < 0).any()
         ):
             raise FormatError("expected the statistics of this model's latest inputs, got others: begin anew")
-        self._entries = deque(
+        self._entries = [
             (int(count), flat.astype(np.float32)) for count, flat in zip(counts, entries, strict=True)
-        )
-        self._make_room(self.size)
+        ]
+        self._entries = self._kept(self.size)
 
-    def _make_room(self, size: int) -> None:
-        while len(self._entries) > 1 and self.count - self._entries[0][0] >= size:
-            self._entries.popleft()
+
+def union_of(parts: Sequence[tuple[float, npt.NDArray[Any]]]) -> Float64:
+    """Return means and variances (2, K) of the union of parts, each with its images and its means and variances."""
+    counts = np.array([count for count, _ in parts], np.float64)
+    flat = np.stack([statistics for _, statistics in parts]).astype(np.float64)
+    # A single part of no images is what it says.
+    share = (counts / counts.sum() if counts.sum() else np.ones(len(parts)) / len(parts))[:, None]
+    mean = (share * flat[:, 0]).sum(axis=0)
+    variance = (share * (flat[:, 1] + (flat[:, 0] - mean) ** 2)).sum(axis=0)
+    return np.stack([mean, variance])
