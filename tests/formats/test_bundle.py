@@ -8,47 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from written_bundles import KEY, PREPROCESSING, norm_state, write
 
 from cema.errors import ExportError, FormatError
-from cema.formats.bundle import Bundle, check_golden, norm_layout, write_bundle
+from cema.formats.bundle import Bundle, check_golden, norm_layout
 from cema.formats.bundle_manifest import NormTensor
 from cema.formats.keys import key_id
-from cema.ondevice.preprocess import Preprocessing
-
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
-PREPROCESSING = Preprocessing(height=8, width=8, channels=3, mean=(127.0,) * 3, std=(128.0,) * 3)
-
-
-def norm_state(seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        f"bn{i}.{part}": rng.normal(size=3 + 5 * i).astype(np.float32)
-        for i in range(3)
-        for part in ("scale", "shift")
-    }
-
-
-def write(path: Path, **changes: Any) -> Bundle:
-    rng = np.random.default_rng(1)
-    arguments = {
-        "model": "test",
-        "model_bytes": b"not really a graph",
-        "norm_state": norm_state(),
-        "golden_images": rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8),
-        "golden_logits": rng.normal(size=(2, 5)).astype(np.float32),
-        "preprocessing": PREPROCESSING,
-        "classes": 5,
-        "input_name": "images",
-        "output_name": "logits",
-        "created_by": "a test",
-        "public_keys": [KEY],
-        "labels": ["a", "b", "c", "d", "e"],
-        "upload_side": 8,
-    }
-    return write_bundle(path, **(arguments | changes))
 
 
 def test_a_bundle_is_written_and_read(tmp_path: Path) -> None:
@@ -226,7 +193,12 @@ def test_a_bundle_without_keys_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": "cema.bundle/2"},
+        {"format": "cema.bundle/3"},
+        {"format": "cema.bundle/1"},
+        {"model_graph": None},
+        {"model_graph": "x"},
+        {"model_graph": "0" * 64},
+        {"base": "0" * 64},
         {"norm_file": "../../etc/passwd"},
         {"base": "x"},
         {"classes": "5"},
@@ -246,8 +218,8 @@ def test_manifests_that_break_the_format_are_refused(tmp_path: Path, change: dic
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (None, r"does not follow cema\.bundle/1.*`format`"),
-        ("cema.bundle/2", r"'cema\.bundle/1', got 'cema\.bundle/2'"),
+        (None, r"does not follow cema\.bundle/2.*`format`"),
+        ("cema.bundle/3", r"'cema\.bundle/2' or 'cema\.bundle/1', got 'cema\.bundle/3'"),
     ],
 )
 def test_a_manifest_without_the_right_format_says_what_was_expected(
@@ -255,7 +227,7 @@ def test_a_manifest_without_the_right_format_says_what_was_expected(
 ) -> None:
     path = write(tmp_path / "bundle").path / "manifest.json"
     fields = json.loads(path.read_text())
-    assert fields.pop("format") == "cema.bundle/1"
+    assert fields.pop("format") == "cema.bundle/2"
     path.write_text(json.dumps(fields if found is None else fields | {"format": found}))
     with pytest.raises(FormatError, match=told):
         Bundle.load(path.parent)

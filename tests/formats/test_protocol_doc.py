@@ -33,13 +33,14 @@ from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
 from cema.errors import REJECTION_REASONS, LogitsError, UpdateRejected
 from cema.formats import image_check, image_header, update
-from cema.formats.bundle import Bundle, check_golden, write_bundle
+from cema.formats.bundle import Bundle, BundleStatistics, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
 from cema.formats.image import decode_image
 from cema.formats.keys import key_id
 from cema.formats.payload import decode_payload, encode_payload
 from cema.formats.sample import CONTENT_TYPE, Sample, check_sample, decode_samples, encode_samples
 from cema.formats.update import UpdateManifest, sign_update, verify_payload, verify_update
+from cema.ondevice.folding import StatisticsLayer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 NOW = 1_700_000_100.0  # between the example's `created` and `expires`
@@ -540,7 +541,7 @@ def test_base64_and_json_have_one_form_only() -> None:
 # --- bundle
 
 
-def example_bundle(folder: Path) -> Bundle:
+def example_bundle(folder: Path, **more: Any) -> Bundle:
     described = json.loads(block("bundle"))
     payload = decode_payload(binary("payload"))
     page = msgspec.json.decode(block("bundle"), type=BundleManifest)
@@ -554,6 +555,15 @@ def example_bundle(folder: Path) -> Bundle:
         public_keys=[private_key().public_key()],
         **{key: described[key] for key in ("model", "classes", "labels", "input_name", "output_name")},
         **{key: described[key] for key in ("upload_side", "tolerance", "created_by")},
+        **more,
+    )
+
+
+def example_with_statistics(folder: Path) -> Bundle:
+    layers = (StatisticsLayer(layer="bn", size=2, eps=0.001),)
+    source = np.array([[0.5, -1], [4, 0.25]])
+    return example_bundle(
+        folder, statistics=BundleStatistics(layers, b"statistics", source), mean_logits=(0.5, -0.25)
     )
 
 
@@ -574,6 +584,36 @@ def test_the_bundle_is_what_the_code_writes(tmp_path: Path) -> None:
         "logits",
     }
     assert bundle.pack_norm(decode_payload(binary("payload")).norm_state) == binary("norm")
+
+
+def test_the_bundle_with_statistics_is_what_the_code_writes(tmp_path: Path) -> None:
+    bundle = example_with_statistics(tmp_path)
+    told = json.loads(block("bundle")) | json.loads(block("bundle-statistics"))
+    assert json.loads((bundle.path / "manifest.json").read_bytes()) == told
+    assert (bundle.path / "statistics.bin").read_bytes() == binary("statistics")
+    assert (bundle.path / "statistics.onnx").read_bytes() == b"statistics"
+    context = bytes.fromhex(told["model_graph"]) + bytes.fromhex(told["statistics_graph"])
+    assert hashlib.sha256(b"cema.bundle/2\0" + context).hexdigest() == told["base"]
+    # By the page's formulas: weight and bias from scale and shift.
+    scale, shift = (decode_payload(binary("payload")).norm_state[f"bn.{kind}"] for kind in ("scale", "shift"))
+    mean, variance = np.frombuffer(binary("statistics"), "<f4").reshape(2, 2).astype(np.float64)
+    affine = bundle.affine_state()
+    np.testing.assert_allclose(affine["bn.scale"], scale * np.sqrt(variance + 0.001), rtol=1e-6)
+    np.testing.assert_allclose(affine["bn.shift"], shift + mean * scale, rtol=1e-6)
+
+
+def test_the_older_bundle_is_read_as_the_page_says(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path)
+    newer = ("model_graph", "statistics", "statistics_graph", "mean_logits")
+    assert re.findall(r"\*\*`cema.bundle/1`\*\* has no (.*?);", PAGE, re.DOTALL) == [
+        "`model_graph`, `statistics`, `statistics_graph` and `mean_logits`"
+    ]
+    members = json.loads(block("bundle"))
+    older = {name: value for name, value in members.items() if name not in newer}
+    (bundle.path / "manifest.json").write_text(json.dumps(older | {"format": "cema.bundle/1"}))
+    read = Bundle.load(bundle.path)
+    assert read.manifest.base == bundle.manifest.base
+    assert read.norm_state().keys() == read.affine_state().keys() == {"bn.scale", "bn.shift"}
 
 
 def test_the_page_s_manifest_is_read_in_any_layout(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@
     manifest.json         BundleManifest
     model.onnx            the graph and all weights but those of its normalisation layers
     norm.bin              those, float32 little endian, at the offsets that the manifest lists
+    statistics.onnx       the graph that observes statistics; its weights are those in model.onnx
+    statistics.bin        the source model's statistics, float32 little endian (2, K)
     golden.safetensors    images uint8 (G, H, W, C) and the logits float32 (G, classes) that they must give
     keys/*.pub            the Ed25519 public keys (PEM) whose updates the device accepts
+
+The two files about statistics are there only if the model has BatchNorm layers whose statistics a device can observe.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,28 +26,61 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from cema._util.files import sync_folder, write_synced
 from cema.errors import ConfigError, ExportError, FormatError, LogitsError
+from cema.formats.bundle_files import (
+    GOLDEN_FILE,
+    KEYS_FOLDER,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    SOURCE_STATISTICS_FILE,
+    STATISTICS_FILE,
+    check_digest,
+    check_target,
+    load_golden,
+    read_exactly,
+    read_file,
+    write_folder,
+)
 from cema.formats.bundle_manifest import (
     BUNDLE_FORMAT,
-    NORM_FILE,
     BundleManifest,
     NormTensor,
+    base_digest,
     check_golden_tensors,
     layout_bytes,
     pack_norm,
 )
 from cema.formats.keys import key_id, load_public_keys, public_key_pem
 from cema.formats.payload import NormState, check_norm_state
+from cema.ondevice.folding import StatisticsLayer, check_statistics, statistics_shape, unfold
 from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["Bundle", "check_golden", "check_trust", "norm_layout", "write_bundle"]
+__all__ = ["Bundle", "BundleStatistics", "check_golden", "check_trust", "norm_layout", "write_bundle"]
 
-_MANIFEST, _MODEL, _GOLDEN, _KEYS = "manifest.json", "model.onnx", "golden.safetensors", "keys"
 _ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BundleStatistics:
+    """What lets devices have statistics of their own.
+
+    Attributes
+    ----------
+    layers : tuple of StatisticsLayer
+        The layers that are observed; at least one.
+    graph : bytes
+        ``statistics.onnx``: inputs and outputs of ``model.onnx``, and beside them the inputs ``known`` (2, K) and
+        ``rate`` and the output ``observed`` (2, K).
+    source : ndarray of float (2, K)
+        The source model's means and unbiased variances.
+    """
+
+    layers: tuple[StatisticsLayer, ...]
+    graph: bytes
+    source: npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +110,17 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         """The exported model."""
-        return self.path / _MODEL
+        return self.path / MODEL_FILE
 
     @property
     def norm_path(self) -> Path:
         """The norm state that the device was provisioned with."""
         return self.path / self.manifest.norm_file
+
+    @property
+    def statistics_path(self) -> Path:
+        """The graph that observes statistics; there is none where the manifest's `statistics` is empty."""
+        return self.path / STATISTICS_FILE
 
     @classmethod
     def load(cls, path: Path) -> Bundle:
@@ -93,7 +134,7 @@ class Bundle:
         Returns
         -------
         Bundle
-            Its content; the model itself is hashed and left on the disk.
+            Its content; the graphs are hashed and left on the disk.
 
         Raises
         ------
@@ -102,22 +143,19 @@ class Bundle:
         """
         path = Path(path)
         try:
-            manifest = msgspec.json.decode(_read(path / _MANIFEST), type=BundleManifest)
+            manifest = msgspec.json.decode(read_file(path / MANIFEST_FILE), type=BundleManifest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise FormatError(f"{path / _MANIFEST}: does not follow {BUNDLE_FORMAT}: {error}") from error
-        digest = _digest(path / _MODEL)
-        if digest != manifest.base:
-            raise FormatError(
-                f"{path / _MODEL}: hashes to {digest}, the manifest says {manifest.base}: "
-                f"the bundle is damaged, provision it again"
-            )
-        images, logits = _load_golden(path / _GOLDEN, manifest)
+            raise FormatError(f"{path / MANIFEST_FILE}: does not follow {BUNDLE_FORMAT}: {error}") from error
+        check_digest(path / MODEL_FILE, manifest.model_digest)
+        if manifest.statistics_graph is not None:
+            check_digest(path / STATISTICS_FILE, manifest.statistics_graph)
+        images, logits = load_golden(path / GOLDEN_FILE, manifest)
         try:
-            keys = load_public_keys(path / _KEYS)
+            keys = load_public_keys(path / KEYS_FOLDER)
         except ConfigError as error:
             raise FormatError(str(error)) from error
         bundle = cls(path, manifest, images, logits, keys)
-        bundle.norm_state()
+        bundle.affine_state()
         return bundle
 
     def norm_state(self) -> NormState:
@@ -133,18 +171,58 @@ class Bundle:
         FormatError
             If the file is missing, has the wrong size, or holds NaN or infinity.
         """
-        data = _read(self.norm_path)
-        expected = layout_bytes(self.manifest.norm)
-        if len(data) != expected:
-            raise FormatError(
-                f"{self.norm_path}: expected {expected} bytes, got {len(data)}: provision it again"
-            )
+        data = read_exactly(self.norm_path, layout_bytes(self.manifest.norm))
         tensors = {
             tensor.key: np.frombuffer(data, "<f4", tensor.size, tensor.offset).astype(np.float32)
             for tensor in self.manifest.norm
         }
         try:
             return check_norm_state(tensors)
+        except FormatError as error:
+            raise FormatError(f"{self.norm_path}: {error}: provision it again") from error
+
+    def statistics(self) -> npt.NDArray[np.float32] | None:
+        """Read the source model's statistics.
+
+        Returns
+        -------
+        ndarray of float32 (2, K) or None
+            Means and unbiased variances of the manifest's `statistics`, in their order; None where that is empty.
+
+        Raises
+        ------
+        FormatError
+            If ``statistics.bin`` is missing, has the wrong size, or holds NaN, infinity or a negative variance.
+        """
+        layers = self.manifest.statistics
+        if not layers:
+            return None
+        path, shape = self.path / SOURCE_STATISTICS_FILE, statistics_shape(layers)
+        data = read_exactly(path, 4 * shape[0] * shape[1])
+        try:
+            return check_statistics(np.frombuffer(data, "<f4").reshape(shape), layers)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}: provision it again") from error
+
+    def affine_state(self) -> NormState:
+        """Read the norm state with affine parameters and statistics apart.
+
+        Returns
+        -------
+        dict of str to ndarray of float32 (size,)
+            `norm_state`, with weights and biases in place of what `cema.ondevice.folding.fold` makes of them and
+            `statistics`; `norm_state` itself where there are no statistics.
+
+        Raises
+        ------
+        FormatError
+            As `norm_state` and `statistics`, and if a parameter is not finite.
+        """
+        folded, statistics = self.norm_state(), self.statistics()
+        if statistics is None:
+            return folded
+        try:
+            return unfold(folded, statistics, self.manifest.statistics)
         except FormatError as error:
             raise FormatError(f"{self.norm_path}: {error}: provision it again") from error
 
@@ -204,6 +282,8 @@ def write_bundle(
     created_by: str,
     public_keys: Iterable[Ed25519PublicKey] = (),
     norm: Sequence[NormTensor] | None = None,
+    statistics: BundleStatistics | None = None,
+    mean_logits: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
     upload_side: int | None = None,
     tolerance: float = 1e-3,
@@ -221,6 +301,10 @@ def write_bundle(
         The norm parameters.
     norm : sequence of NormTensor, optional
         Where the graph expects each of them; `norm_layout` of `norm_state` when left out.
+    statistics : BundleStatistics, optional
+        What lets devices have statistics of their own; its graph finds the weights at their offsets in `model_bytes`.
+    mean_logits : sequence of float, optional
+        The mean of the source model's logits over clean images.
     public_keys : iterable of Ed25519PublicKey, default ()
         The keys whose updates the device accepts.
     overwrite : bool, default False
@@ -244,10 +328,16 @@ upload_side, tolerance
     """
     path = Path(path)
     layout = tuple(norm) if norm is not None else norm_layout(norm_state)
+    model_graph = hashlib.sha256(model_bytes).hexdigest()
+    statistics_graph = None if statistics is None else hashlib.sha256(statistics.graph).hexdigest()
     try:
         manifest = BundleManifest(
             model=model,
-            base=hashlib.sha256(model_bytes).hexdigest(),
+            base=base_digest(model_graph, statistics_graph),
+            model_graph=model_graph,
+            statistics=() if statistics is None else tuple(statistics.layers),
+            statistics_graph=statistics_graph,
+            mean_logits=None if mean_logits is None else tuple(float(value) for value in mean_logits),
             norm=layout,
             input_name=input_name,
             output_name=output_name,
@@ -267,17 +357,21 @@ upload_side, tolerance
         "images": np.ascontiguousarray(golden_images),
         "logits": np.ascontiguousarray(golden_logits, dtype=np.float32),
     }
-    check_golden_tensors(golden, manifest, path / _GOLDEN)
+    check_golden_tensors(golden, manifest, path / GOLDEN_FILE)
     files = {
-        _MANIFEST: msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
-        _MODEL: model_bytes,
+        MANIFEST_FILE: msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
+        MODEL_FILE: model_bytes,
         manifest.norm_file: pack_norm(layout, norm_state),
-        _GOLDEN: safetensors.numpy.save(golden),
+        GOLDEN_FILE: safetensors.numpy.save(golden),
     }
-    files |= {f"{_KEYS}/{key_id(key)}.pub": public_key_pem(key) for key in public_keys}
-    _check_target(path, overwrite)
+    if statistics is not None:
+        source = check_statistics(statistics.source, manifest.statistics)
+        unfold(norm_state, source, manifest.statistics)
+        files |= {STATISTICS_FILE: statistics.graph, SOURCE_STATISTICS_FILE: source.astype("<f4").tobytes()}
+    files |= {f"{KEYS_FOLDER}/{key_id(key)}.pub": public_key_pem(key) for key in public_keys}
+    check_target(path, overwrite)
     try:
-        _write_folder(path, files)
+        write_folder(path, files)
     except OSError as error:
         raise ExportError(f"{path}: the bundle cannot be written: {error}") from error
     return Bundle.load(path)
@@ -333,79 +427,3 @@ def check_trust(bundle: Bundle, key: Ed25519PrivateKey) -> None:
             f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is {identity}: "
             "its devices would refuse every update; sign with a trusted key, or export the bundle with this one"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _digest(path: Path) -> str:
-    """Return a file's SHA-256, read piece by piece: a device has no need of the whole model in its memory."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> FormatError:
-    return FormatError(
-        f"{path}: cannot be read: {error.strerror or error}; expected a bundle as `cema export` writes it"
-    )
-
-
-def _load_golden(
-    path: Path, manifest: BundleManifest
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    data = _read(path)
-    try:
-        tensors = safetensors.numpy.load(data)
-    # safetensors answers damaged bytes with errors of its own, of Rust and of numpy; all mean the same here.
-    except Exception as error:
-        raise FormatError(f"{path}: expected golden images and logits in safetensors: {error}") from error
-    check_golden_tensors(tensors, manifest, path)
-    return tensors["images"], tensors["logits"]
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if not path.exists() and not path.is_symlink():
-        return
-    if not path.is_dir() or path.is_symlink():
-        raise ExportError(f"{path}: exists and is not a folder; choose another path")
-    names = {entry.name for entry in path.iterdir()}
-    if not names:
-        return
-    if not overwrite:
-        raise ExportError(f"{path}: exists and is not empty; choose another path, or ask to overwrite it")
-    unknown = names - {_MANIFEST, _MODEL, NORM_FILE, _GOLDEN, _KEYS}
-    if _MANIFEST not in names or unknown:
-        raise ExportError(
-            f"{path}: holds something that is not a bundle ({sorted(unknown)[:4]}) and is not overwritten; "
-            f"choose another path"
-        )
-
-
-def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files into a temporary folder beside `path`, then give it its name."""
-    import shutil  # noqa: PLC0415 - slow to load, and a device writes no bundle
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
-    retired = path.with_name(f".{path.name}.{os.urandom(6).hex()}.old")
-    try:
-        temporary.mkdir()
-        (temporary / _KEYS).mkdir()
-        for name, data in files.items():
-            write_synced(temporary / name, data)
-        sync_folder(temporary / _KEYS)
-        sync_folder(temporary)
-        if path.exists() and any(path.iterdir()):
-            os.rename(path, retired)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from cema._util.checks import is_sha256
 from cema._util.names import missing_and_unknown
 from cema.errors import FormatError
 from cema.formats.payload import check_norm_state
+from cema.ondevice.folding import StatisticsLayer
 from cema.ondevice.preprocess import Preprocessing
 
 __all__ = [
@@ -21,12 +24,17 @@ __all__ = [
     "NORM_FILE",
     "BundleManifest",
     "NormTensor",
+    "base_digest",
     "check_golden_tensors",
     "layout_bytes",
     "pack_norm",
 ]
 
-BUNDLE_FORMAT, NORM_FILE = "cema.bundle/1", "norm.bin"
+BUNDLE_FORMAT, NORM_FILE = "cema.bundle/2", "norm.bin"
+# Without the members that only the present format has.
+_OLDER_FORMAT = "cema.bundle/1"
+_NEWER_MEMBERS = ("model_graph", "statistics", "statistics_graph", "mean_logits")
+_BASE_CONTEXT = b"cema.bundle/2\0"
 
 
 class NormTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +73,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     model : str
         The model's name.
     base : str
-        SHA-256 of ``model.onnx``: what updates are made for.
+        What updates are made for: `base_digest` of the two graphs.
     norm : tuple of NormTensor
         Where each norm parameter lies; no two overlap.
     input_name, output_name : str
@@ -83,9 +91,19 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     created_by : str
         The program and version that wrote it.
     norm_file : str
-        ``"norm.bin"``; the graph refers to it by this name.
+        ``"norm.bin"``; the graphs refer to it by this name.
+    model_graph : str or None
+        SHA-256 of ``model.onnx``; None in ``"cema.bundle/1"``, where it is `base`.
+    statistics : tuple of StatisticsLayer, default ()
+        The layers whose statistics a device can have of its own, in the order of their channels in ``statistics.bin``
+        and in the graph that observes them.
+    statistics_graph : str or None
+        SHA-256 of ``statistics.onnx``, the graph that observes them; None without such layers.
+    mean_logits : tuple of float or None
+        The mean of the source model's logits over clean images, one per class; None where there were no such images.
     format : str
-        ``"cema.bundle/1"``; there is no default, so that a manifest without it is refused.
+        ``"cema.bundle/2"``, or ``"cema.bundle/1"`` without the four members above; there is no default, so that a
+        manifest without it is refused.
 
     Raises
     ------
@@ -105,17 +123,30 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     labels: tuple[str, ...] | None = None
     upload_side: int | None = None
     norm_file: str = NORM_FILE
+    model_graph: str | None = None
+    statistics: tuple[StatisticsLayer, ...] = ()
+    statistics_graph: str | None = None
+    mean_logits: tuple[float, ...] | None = None
     format: str
 
     def __post_init__(self) -> None:
-        if self.format != BUNDLE_FORMAT:
+        if self.format not in (BUNDLE_FORMAT, _OLDER_FORMAT):
             raise ValueError(
-                f"expected the format {BUNDLE_FORMAT!r}, got {self.format!r}: upgrade the older side"
+                f"expected the format {BUNDLE_FORMAT!r} or {_OLDER_FORMAT!r}, got {self.format!r}: "
+                "upgrade the older side"
             )
         if self.norm_file != NORM_FILE:
             raise ValueError(f"expected norm_file to be {NORM_FILE!r}, got {self.norm_file!r}")
         if not is_sha256(self.base):
             raise ValueError(f"expected base to be a SHA-256 in lowercase hex, got {self.base[:80]!r}")
+        if self.format == _OLDER_FORMAT:
+            newer = [name for name in _NEWER_MEMBERS if getattr(self, name) not in (None, ())]
+            if newer:
+                raise ValueError(
+                    f"expected no member {newer[0]} in {_OLDER_FORMAT}: it came with {BUNDLE_FORMAT}"
+                )
+        else:
+            self._check_graphs()
         if self.classes < 2:
             raise ValueError(f"expected at least 2 classes, got {self.classes}")
         if self.labels is not None and len(self.labels) != self.classes:
@@ -125,6 +156,85 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not 0 < self.tolerance < 1:
             raise ValueError(f"expected a tolerance in (0, 1), got {self.tolerance}")
         _check_layout(self.norm)
+        _check_statistics_layers(self.statistics, self.norm)
+        if self.mean_logits is not None:
+            _check_mean_logits(self.mean_logits, self.classes)
+
+    def _check_graphs(self) -> None:
+        if bool(self.statistics) != (self.statistics_graph is not None):
+            raise ValueError(
+                "expected a statistics_graph exactly where there are layers with statistics, got "
+                f"{self.statistics_graph!r} and {len(self.statistics)} of them"
+            )
+        model_graph, graphs = self.model_graph or "", {"model_graph": self.model_graph or ""}
+        if self.statistics_graph is not None:
+            graphs["statistics_graph"] = self.statistics_graph
+        for name, digest in graphs.items():
+            if not is_sha256(digest):
+                raise ValueError(f"expected {name} to be a SHA-256 in lowercase hex, got {digest[:80]!r}")
+        base = base_digest(model_graph, self.statistics_graph)
+        if base != self.base:
+            raise ValueError(f"expected the base {base}, which follows from the two graphs, got {self.base}")
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of ``model.onnx``, in either format."""
+        return self.base if self.model_graph is None else self.model_graph
+
+
+def base_digest(model_graph: str, statistics_graph: str | None) -> str:
+    r"""Return what updates name the model by that they are made for.
+
+    Without a graph that observes statistics it is the digest of ``model.onnx``. With one it is
+
+    .. math:: \mathrm{SHA256}(\text{"cema.bundle/2"} \,\Vert\, 0 \,\Vert\, m \,\Vert\, s)
+
+    of 14 bytes of context and both digests, 32 bytes each: its devices need updates of another kind.
+
+    Parameters
+    ----------
+    model_graph : str
+        SHA-256 of ``model.onnx``, in hexadecimal.
+    statistics_graph : str or None
+        SHA-256 of ``statistics.onnx``.
+
+    Returns
+    -------
+    str
+        64 lowercase hexadecimal digits.
+
+    Examples
+    --------
+    >>> base_digest("00" * 32, None) == "00" * 32
+    True
+    >>> base_digest("00" * 32, "11" * 32)[:16]
+    'fde087825de5d91a'
+    """
+    if statistics_graph is None:
+        return model_graph
+    digests = bytes.fromhex(model_graph) + bytes.fromhex(statistics_graph)
+    return hashlib.sha256(_BASE_CONTEXT + digests).hexdigest()
+
+
+def _check_statistics_layers(layers: Sequence[StatisticsLayer], layout: Sequence[NormTensor]) -> None:
+    """Check that every layer with statistics has a scale and a shift of its size, and is listed once."""
+    sizes = {tensor.key: tensor.size for tensor in layout}
+    seen = set()
+    for layer in layers:
+        if layer.layer in seen:
+            raise ValueError(f"the layer {layer.layer!r} is listed twice in statistics")
+        seen.add(layer.layer)
+        for key in (f"{layer.layer}.scale", f"{layer.layer}.shift"):
+            if sizes.get(key) != layer.size:
+                got = f"one of {sizes[key]}" if key in sizes else "none"
+                raise ValueError(f"expected a norm tensor {key!r} of {layer.size} elements, got {got}")
+
+
+def _check_mean_logits(mean_logits: Sequence[float], classes: int) -> None:
+    if len(mean_logits) != classes or not all(math.isfinite(value) for value in mean_logits):
+        raise ValueError(
+            f"expected {classes} finite mean_logits, got {len(mean_logits)}: {list(mean_logits)[:4]}"
+        )
 
 
 def _check_layout(layout: Sequence[NormTensor]) -> None:

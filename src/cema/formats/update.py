@@ -52,7 +52,7 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     version : int
         Its number in the cohort's line of versions, at least 1.
     base : str
-        SHA-256 of the ``model.onnx`` it is made for.
+        The ``base`` of the bundle it is made for (`cema.formats.bundle_manifest.base_digest`).
     created, expires : int
         Unix times in seconds; a device refuses it from `expires` on.
     payload : str
@@ -143,7 +143,7 @@ def verify_update(
     cohort : str
         This device's cohort.
     base : str
-        SHA-256 of this device's ``model.onnx``.
+        That of this device's bundle.
     running_version : int
         The version this device runs; 0 is the one it was provisioned with.
     now : float

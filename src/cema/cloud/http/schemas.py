@@ -88,7 +88,7 @@ class Status(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     cohort: str
-    base: str = Field(description="SHA-256 of the model that updates are for.")
+    base: str = Field(description="The base of the bundle that updates are for.")
     cursor: int = Field(description="Sequence number of the last sample that the worker is done with.")
     committed_at: Seconds | None
     samples: int = Field(description="Samples in the store.")
