@@ -22,7 +22,7 @@ from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.unsure import ViewsConfig
 
 Photos = Callable[[int], list[np.ndarray]]
-OWN = StatisticsConfig(source="own", prior=4.0, read=16, samples=16, every=48, limit=0.0)
+OWN = StatisticsConfig(source="own", prior=4.0, read=16, samples=16, every=48)
 
 
 def network(edge: Model, clean: Sequence[np.ndarray] = ()) -> DeviceNetwork:
@@ -30,7 +30,8 @@ def network(edge: Model, clean: Sequence[np.ndarray] = ()) -> DeviceNetwork:
 
 
 def device(edge: Model, shared: DeviceNetwork | None = None, **settings: object) -> SimulatedDevice:
-    return SimulatedDevice(shared or network(edge), DeviceConfig(**settings))  # type: ignore[arg-type]
+    usual: dict[str, object] = {"change_limit": 0.0, "statistics": StatisticsConfig(source="update")}
+    return SimulatedDevice(shared or network(edge), DeviceConfig(**(usual | settings)))  # type: ignore[arg-type]
 
 
 def predict(model: Model, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -32,13 +32,14 @@ def test_unsure_inputs_get_the_mean_of_their_views() -> None:
     unsure = entropy > 0.5 * entropy.mean()
     assert 0 < unsure.sum() < 12
     views = UnsureViews(ViewsConfig(count=3, shift=1, mirror=True, above=0.5))
-    averaged, passes = views.average(inputs, logits, _run)
+    places = views.places(logits)
+    np.testing.assert_array_equal(places, np.flatnonzero(unsure))
+    averaged = views.average(inputs, logits, places, _run)
     expected = np.mean(
         [_softmax(_run(view_of(inputs, view))) for view in make_views(3, shift=1, mirror=True)], axis=0
     )
     np.testing.assert_allclose(_softmax(averaged[unsure]), expected[unsure], rtol=1e-4)
     np.testing.assert_array_equal(averaged[~unsure], logits[~unsure])
-    assert passes == 2 * unsure.sum()
     np.testing.assert_array_equal(logits, _run(inputs))
 
 
@@ -46,26 +47,25 @@ def test_one_view_is_no_view() -> None:
     views = UnsureViews(ViewsConfig(count=1))
     logits = np.zeros((3, 2), np.float32)
     assert not views
-    averaged, passes = views.average(np.zeros((3, 1, 4, 4), np.float32), logits, _run)
-    assert averaged is logits
-    assert passes == 0
+    assert not len(views.places(logits))
+    assert views.average(np.zeros((3, 1, 4, 4), np.float32), logits, views.places(logits), _run) is logits
 
 
 def test_above_zero_is_for_all_and_the_mean_is_of_the_stream() -> None:
     inputs = np.random.default_rng(1).normal(size=(4, 1, 6, 6)).astype(np.float32)
     every = UnsureViews(ViewsConfig(count=2, shift=1, above=0.0))
-    assert every.average(inputs, _run(inputs), _run)[1] == 4
+    assert len(every.places(_run(inputs))) == 4
     calm = UnsureViews(ViewsConfig(count=2, shift=1, above=1.0))
-    calm.average(inputs, np.tile(np.array([[9.0, 0, 0, 0]], np.float32), (4, 1)), _run)
+    calm.places(np.tile(np.array([[9.0, 0, 0, 0]], np.float32), (4, 1)))
     # Twice as unsure as before, but less than some that came in between.
-    calm.average(inputs, np.zeros((4, 4), np.float32), _run)
-    assert calm.average(inputs, np.tile(np.array([[8.0, 0, 0, 0]], np.float32), (4, 1)), _run)[1] == 0
+    calm.places(np.zeros((4, 4), np.float32))
+    assert not len(calm.places(np.tile(np.array([[8.0, 0, 0, 0]], np.float32), (4, 1))))
 
 
 def test_no_inputs() -> None:
     views = UnsureViews(ViewsConfig(count=3))
     empty = np.empty((0, 4), np.float32)
-    assert views.average(np.empty((0, 1, 6, 6), np.float32), empty, _run)[1] == 0
+    assert views.places(empty).shape == (0,)
 
 
 @pytest.mark.parametrize("settings", [{"count": 0}, {"shift": 0}, {"above": -1.0}])

@@ -50,7 +50,7 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
         Batches of the stream, of all edges together, that an update takes to arrive; with 0 it serves the next one.
     replay_steps : bool
         Whether a batch that completes no step of new uploads is followed by one on replayed samples only.
-    guard, statistics, views, recentre
+    guard, change_limit, statistics, views, recentre
         A device's; see `cema.methods.simulated_device.DeviceConfig`.
     first_inferred : bool
         Whether running statistics start, on edge and cloud, at those of the first batch that an edge predicts, which a
@@ -61,6 +61,7 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     delay: int = 0
     replay_steps: bool = False
     guard: float = 36.0
+    change_limit: float = 36.0
     statistics: StatisticsConfig = StatisticsConfig(source="update")
     views: ViewsConfig = ViewsConfig()
     recentre: RecentreConfig = RecentreConfig()
@@ -78,7 +79,11 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     def device(self) -> DeviceConfig:
         """What concerns one device."""
         return DeviceConfig(
-            guard=self.guard, statistics=self.statistics, views=self.views, recentre=self.recentre
+            guard=self.guard,
+            change_limit=self.change_limit,
+            statistics=self.statistics,
+            views=self.views,
+            recentre=self.recentre,
         )
 
 

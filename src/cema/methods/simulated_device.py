@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 
@@ -14,11 +13,9 @@ from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
 from cema.adapt.reading import read_statistics, statistics_layers, statistics_of
 from cema.models.norm_state import folded_norm_state, load_affine, norm_layers
+from cema.ondevice.adaptation import AdaptationConfig, DeviceAdaptation
 from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
 from cema.ondevice.folding import unfold
-from cema.ondevice.own_statistics import OwnStatistics, StatisticsConfig
-from cema.ondevice.recentre import RecentreConfig
-from cema.ondevice.unsure import UnsureViews, ViewsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,29 +25,21 @@ if TYPE_CHECKING:
 __all__ = ["Arrived", "DeviceConfig", "DeviceNetwork", "Predicted", "SimulatedDevice"]
 
 
-class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a device does beside running the newest update.
+class DeviceConfig(AdaptationConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device does beside running the newest update: by itself (`AdaptationConfig`), and this.
 
     Attributes
     ----------
     guard : float
         How far inputs must be from those that an update was made from for the source model's parameters to predict
         them (`cema.ondevice.drift.DriftMonitor`); 0 for never.
-    statistics : StatisticsConfig
-        Whose statistics BatchNorm layers use.
-    views : ViewsConfig
-        Views of unsure images.
-    recentre : RecentreConfig
-        Re-centring of logits.
     """
 
     guard: float = 36.0
-    statistics: StatisticsConfig = StatisticsConfig(source="update")
-    views: ViewsConfig = ViewsConfig()
-    recentre: RecentreConfig = RecentreConfig()
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        super().__post_init__()
         require_rate("guard", self.guard)
 
 
@@ -150,13 +139,10 @@ class SimulatedDevice:
         self._network = network
         self._arrived = network.source
         self._watch = DriftMonitor(config.guard)
-        self._own: OwnStatistics | None = None
-        if config.statistics.source == "own" and network.layers:
-            self._own = OwnStatistics(network.source.statistics, config.statistics)
+        self._adaptation = DeviceAdaptation(
+            config, statistics=network.source.statistics, mean_logits=network.mean_logits
+        )
         self._statistics = network.source.statistics
-        self._views = UnsureViews(config.views)
-        self._centre = config.recentre.centre(network.mean_logits, statistics=bool(network.layers))
-        self._parameters = network.source.affine
 
     @property
     def drifted(self) -> bool:
@@ -173,37 +159,21 @@ class SimulatedDevice:
         """Predict a batch of uint8 (H, W, C) images."""
         inputs = self._network.model.inputs(images).cpu().numpy()
         before = self._network.model.forwards
-        logits = self._forward(inputs)
-        if self._centre is not None:
-            self._centre.observe(logits)
-            logits = self._centre.shifted(logits)
-        logits, _ = self._views.average(inputs, logits, self._run)
+        logits = self._adaptation.after(inputs, self._forward(inputs), self._network.run)
         return Predicted(logits, self._network.model.forwards - before)
-
-    def _run(self, inputs: np.ndarray) -> np.ndarray:
-        logits = self._network.run(inputs)
-        return logits if self._centre is None else self._centre.shifted(logits)
 
     def _forward(self, inputs: np.ndarray) -> np.ndarray:
         if self.config.guard:
             self._watch.observe(input_statistics(inputs))
         network, serving = self._network, self._network.source if self._watch.drifted else self._arrived
-        own = None if serving.folded else self._own
-        if own is None:
-            network.load(serving.affine, serving.statistics)
-            return network.run(inputs)
-        if serving.affine is not self._parameters:
-            self._parameters = serving.affine
-            own.renew()
-        changes = own.domain.changes
-        reading = own.observe(inputs)
-        if own.domain.changes > changes and self._centre is not None:
-            self._centre.clear()
-        network.load(serving.affine, self._statistics)
-        if reading is None:
+        own = self._adaptation.own_statistics and not serving.folded
+        reading = self._adaptation.before(inputs, serving.affine)
+        network.load(serving.affine, self._statistics if own else serving.statistics)
+        if not own or reading is None:
             return network.run(inputs)
         logits, observed = read_statistics(network.model, network.model.as_inputs(inputs), reading.blend)
-        if own.took(reading, observed, len(inputs)):
-            self._statistics = own.window.current()
-            network.load(serving.affine, self._statistics)
+        statistics = self._adaptation.read(reading, observed, len(inputs))
+        if statistics is not None:
+            self._statistics = statistics
+            network.load(serving.affine, statistics)
         return as_array(logits)

@@ -6,9 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cema._util.checks import require
-from cema.ondevice.drift import Domain, DriftMonitor
+from cema.ondevice.drift import Domain, DriftMonitor, input_statistics
 
 __all__ = ["OwnDomain"]
+
+
+# Inputs that are described together: one by one it takes several times as long.
+_TOGETHER = 8
 
 
 class OwnDomain:
@@ -32,11 +36,29 @@ class OwnDomain:
         require(size >= 16, "size", "at least 16 inputs", size)
         self.changes = 0
         self._limit, self._size = limit, size
+        self._waiting: list[npt.NDArray[np.float32]] = []  # to be described
         self._begin()
 
     def _begin(self) -> None:
         self._watch: DriftMonitor | None = None
         self._first: list[npt.NDArray[np.float32]] = []
+
+    def observe_inputs(self, inputs: npt.NDArray[np.float32]) -> bool:
+        """Take in preprocessed inputs (N, C, H, W); small calls are described several at a time.
+
+        Returns
+        -------
+        bool
+            As `observe`.
+        """
+        if not self._limit or not len(inputs):
+            return False
+        many = len(inputs) >= _TOGETHER
+        self._waiting.append(inputs if many else inputs.copy())
+        if not many and sum(map(len, self._waiting)) < _TOGETHER:
+            return False
+        waiting, self._waiting = self._waiting, []
+        return self.observe(input_statistics(waiting[0] if len(waiting) == 1 else np.concatenate(waiting)))
 
     def observe(self, rows: npt.NDArray[np.float32]) -> bool:
         """Take in statistics of inputs, in their order.

@@ -11,20 +11,12 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 
 from cema._util.checks import require
-from cema.ondevice.drift import input_statistics
-from cema.ondevice.own_domain import OwnDomain
 from cema.ondevice.window import Blend, StatisticsWindow
 
 __all__ = ["OwnStatistics", "Reading", "StatisticsConfig"]
-
-Float32 = npt.NDArray[np.float32]
-
-# Inputs that are described together: one by one it takes several times as long.
-_TOGETHER = 8
 
 
 class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,9 +35,6 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Images that are read after an update, and from time to time.
     every : int
         Images from the end of one reading to the next on a steady stream.
-    limit : float
-        How unlike its first ones the inputs of a domain must become to be of another
-        (`cema.ondevice.own_domain.OwnDomain`): then reading begins anew. 0 for never.
     """
 
     source: Literal["own", "update"] = "own"
@@ -53,13 +42,11 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     samples: int = 192
     read: int = 64
     every: int = 2048
-    limit: float = 36.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("prior", "limit"):
-            value = getattr(self, name)
-            require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0", value)
+        fits = math.isfinite(self.prior) and self.prior >= 0
+        require(fits, "prior", "a finite number of at least 0", self.prior)
         require(self.read >= 1, "read", "at least 1 image", self.read)
         require(self.samples >= self.read, "samples", f"at least the {self.read} of read", self.samples)
         require(self.every >= 1, "every", "at least 1 image", self.every)
@@ -94,42 +81,30 @@ class OwnStatistics:
     ----------
     window : StatisticsWindow
         What was read.
-    domain : OwnDomain
-        Whether it still describes the inputs.
     """
 
     def __init__(self, prior: npt.NDArray[Any], config: StatisticsConfig) -> None:
         self.config = config
         self.window = StatisticsWindow(prior, weight=config.prior, size=config.samples)
-        self.domain = OwnDomain(config.limit)
         self._turn = 0
         self._left = config.samples  # images still to read
         self._since = 0  # images since the last that was read
-        self._waiting: list[Float32] = []  # to be described
 
     @property
     def reading(self) -> bool:
         """Whether the next inputs are to be read."""
         return self._left > 0
 
-    def observe(self, inputs: Float32) -> Reading | None:
-        """Take note of a call's inputs, and return the pass to make of them if they are to be read.
-
-        Parameters
-        ----------
-        inputs : ndarray of float32 (N, C, H, W)
-            Preprocessed.
-        """
-        if not len(inputs):
+    def observe(self, count: int) -> Reading | None:
+        """Take note of a call with `count` inputs, and return the pass to make of them if they are to be read."""
+        if not count:
             return None
-        if self._changes(inputs):
-            self.restart()
         if not self._left:
-            self._since += len(inputs)
+            self._since += count
             if self._since < self.config.every:
                 return None
             self.renew()
-        return Reading(self.window.blend(len(inputs)), self._turn)
+        return Reading(self.window.blend(count), self._turn)
 
     def took(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> bool:
         """Take in what a pass over `count` images observed (2, K).
@@ -156,18 +131,3 @@ class OwnStatistics:
         Earlier readings stay in the window: to have many images was worth more than to have all of them anew.
         """
         self._left = max(self._left, self.config.read)
-
-    def _changes(self, inputs: Float32) -> bool:
-        """Tell whether the domain has changed, for several small calls at a time."""
-        if not self.config.limit:
-            return False
-        self._waiting.append(inputs if len(inputs) >= _TOGETHER else inputs.copy())
-        if sum(map(len, self._waiting)) < _TOGETHER:
-            return False
-        rows = np.concatenate([input_statistics(part) for part in _joined(self._waiting)])
-        self._waiting = []
-        return self.domain.observe(rows)
-
-
-def _joined(parts: list[Float32]) -> list[Float32]:
-    return parts if len(parts) == 1 else [np.concatenate(parts)]

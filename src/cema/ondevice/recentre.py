@@ -94,11 +94,15 @@ class LogitCentre:
         self.count = min(self.count + len(wide), max(self.memory, len(wide)))
         self.mean += len(wide) / self.count * (wide.mean(axis=0) - self.mean)
 
+    def shift(self) -> Float32:
+        """Return what is taken off all logits now, float32 (C,)."""
+        share = self.count / (self.count + self.weight) if self.count else 0.0
+        shift: Float32 = (share * (self.mean - self.source)).astype(np.float32)
+        return shift
+
     def shifted(self, logits: Float32) -> Float32:
         """Return logits (N, C) less the present shift."""
-        share = self.count / (self.count + self.weight) if self.count else 0.0
-        shifted: Float32 = (logits - share * (self.mean - self.source)).astype(np.float32)
-        return shifted
+        return logits - self.shift()
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs to go on, as JSON holds it."""

@@ -71,39 +71,44 @@ class UnsureViews:
         """Tell whether there is more than one view."""
         return bool(self._others)
 
+    def places(self, logits: Float32) -> npt.NDArray[np.intp]:
+        """Return the places of inputs that the model is unsure about, after their entropies have entered the mean.
+
+        Parameters
+        ----------
+        logits : ndarray of float32 (N, classes)
+            What the model gave for them as they are; finite.
+        """
+        if not self._others or not len(logits):
+            return np.empty(0, np.intp)
+        entropy = softmax_entropy(logits)
+        self._count = min(self._count + len(entropy), max(_MEMORY, len(entropy)))
+        self._mean += len(entropy) / self._count * (float(entropy.mean()) - self._mean)
+        return np.flatnonzero(entropy > self.config.above * self._mean)
+
     def average(
-        self, inputs: Float32, logits: Float32, run: Callable[[Float32], Float32]
-    ) -> tuple[Float32, int]:
-        """Return the logits of mean probabilities, where the model is unsure.
+        self,
+        inputs: Float32,
+        logits: Float32,
+        places: npt.NDArray[np.intp],
+        run: Callable[[Float32], Float32],
+    ) -> Float32:
+        """Return logits (N, classes): those of mean probabilities over views at the places, the others as they were.
 
         Parameters
         ----------
         inputs : ndarray of float32 (N, C, H, W)
             Preprocessed.
         logits : ndarray of float32 (N, classes)
-            What the model gave for them as they are; finite.
+            What the model gave for them as they are.
+        places : ndarray of int (M,)
+            From `places`.
         run : callable
-            Returns logits (M, classes) of inputs (M, C, H, W).
-
-        Returns
-        -------
-        logits : ndarray of float32 (N, classes)
-            Those of sure inputs as they were.
-        passes : int
-            Inputs that were passed through the model again, over all views.
+            Returns logits (M, classes) of inputs (M, C, H, W); called once for each view but the first.
         """
-        unsure = self._unsure(softmax_entropy(logits)) if self._others else np.empty(0, np.intp)
-        if not len(unsure):
-            return logits, 0
-        seen = inputs[unsure]
-        parts = [logits[unsure], *(run(view_of(seen, view)) for view in self._others)]
+        if not len(places):
+            return logits
+        seen = inputs[places]
         averaged = logits.copy()
-        averaged[unsure] = mean_logits(parts)
-        return averaged, len(unsure) * len(self._others)
-
-    def _unsure(self, entropy: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-        """Return the places of unsure inputs, after their entropies have entered the mean."""
-        if len(entropy):
-            self._count = min(self._count + len(entropy), max(_MEMORY, len(entropy)))
-            self._mean += len(entropy) / self._count * (float(entropy.mean()) - self._mean)
-        return np.flatnonzero(entropy > self.config.above * self._mean)
+        averaged[places] = mean_logits([logits[places], *(run(view_of(seen, view)) for view in self._others)])
+        return averaged

@@ -1,0 +1,163 @@
+"""What a device does about a domain by itself: statistics of its own, views, centred logits.
+
+The decisions are here, and need no model. The edge agent and the benchmark's devices use the same object.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cema._util.checks import require
+from cema.ondevice.own_domain import OwnDomain
+from cema.ondevice.own_statistics import OwnStatistics, Reading, StatisticsConfig
+from cema.ondevice.recentre import RecentreConfig
+from cema.ondevice.unsure import UnsureViews, ViewsConfig
+from cema.ondevice.window import Blend
+
+__all__ = ["AdaptationConfig", "DeviceAdaptation"]
+
+Float32 = npt.NDArray[np.float32]
+
+
+class AdaptationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device does by itself.
+
+    Attributes
+    ----------
+    change_limit : float
+        How unlike its first ones the inputs of a domain must become to be of another
+        (`cema.ondevice.own_domain.OwnDomain`): then a device begins anew with all of this. 0 for never.
+    statistics : StatisticsConfig
+        Whose statistics BatchNorm layers use.
+    views : ViewsConfig
+        Views of unsure images.
+    recentre : RecentreConfig
+        Re-centring of logits.
+    """
+
+    change_limit: float = 36.0
+    statistics: StatisticsConfig = StatisticsConfig()
+    views: ViewsConfig = ViewsConfig()
+    recentre: RecentreConfig = RecentreConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        fits = math.isfinite(self.change_limit) and self.change_limit >= 0
+        require(fits, "change_limit", "a finite number of at least 0", self.change_limit)
+
+
+class DeviceAdaptation:
+    """What a device has found out about its own inputs. Any number of threads may use it.
+
+    Parameters
+    ----------
+    config : AdaptationConfig
+        Its settings.
+    statistics : ndarray of float32 (2, K), optional
+        The source model's means and variances; None for a model whose statistics cannot be read.
+    mean_logits : ndarray of float (C,)
+        The source model's mean logits on clean images; zeros where they are not known.
+    """
+
+    def __init__(
+        self,
+        config: AdaptationConfig,
+        *,
+        statistics: npt.NDArray[Any] | None,
+        mean_logits: npt.NDArray[Any],
+    ) -> None:
+        own = statistics is not None and statistics.size > 0 and config.statistics.source == "own"
+        self._own = OwnStatistics(statistics, config.statistics) if own and statistics is not None else None
+        self._centre = config.recentre.centre(mean_logits, statistics=self._own is not None)
+        self._views = UnsureViews(config.views)
+        watched = self._own is not None or self._centre is not None
+        self._domain = OwnDomain(config.change_limit if watched else 0.0)
+        self._parameters: object = None
+        self._lock = threading.Lock()
+
+    @property
+    def own_statistics(self) -> bool:
+        """Whether statistics are the device's own."""
+        return self._own is not None
+
+    @property
+    def changes(self) -> int:
+        """How often the domain changed."""
+        return self._domain.changes
+
+    def before(self, inputs: Float32, parameters: object) -> Reading | None:
+        """Take note of a call's inputs, and return the reading to make of them, if one is due.
+
+        Parameters
+        ----------
+        inputs : ndarray of float32 (N, C, H, W)
+            Preprocessed.
+        parameters : object
+            The affine parameters that are about to predict: others than in the call before make a reading due.
+        """
+        with self._lock:
+            if self._domain.observe_inputs(inputs):
+                self._begin_anew()
+            if self._own is None:
+                return None
+            if parameters is not self._parameters:
+                if self._parameters is not None:
+                    self._own.renew()
+                self._parameters = parameters
+            return self._own.observe(len(inputs))
+
+    def _begin_anew(self) -> None:
+        if self._own is not None:
+            self._own.restart()
+        if self._centre is not None:
+            self._centre.clear()
+
+    def read(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> Float32 | None:
+        """Take in what a reading of `count` inputs observed, and return the statistics (2, K) that follow.
+
+        None when nothing was taken: the values were not finite, or the domain changed meanwhile.
+        """
+        with self._lock:
+            assert self._own is not None  # noqa: S101 - for the type; there is no reading else
+            return self._own.window.current() if self._own.took(reading, observed, count) else None
+
+    def settled(self) -> Float32 | None:
+        """Return the statistics (2, K) to fold, when enough was read for now; None while reading goes on."""
+        with self._lock:
+            return None if self._own is None or self._own.reading else self._own.window.current()
+
+    def present(self) -> Blend:
+        """Return the statistics that are known now, as a blend that adds nothing."""
+        with self._lock:
+            assert self._own is not None  # noqa: S101 - for the type; nobody asks else
+            return Blend(self._own.window.current(), 0.0)
+
+    def after(self, inputs: Float32, logits: Float32, run: Callable[[Float32], Float32]) -> Float32:
+        """Return the answers (N, C) of what the model gave: centred, and averaged over views where it is unsure.
+
+        Parameters
+        ----------
+        inputs : ndarray of float32 (N, C, H, W)
+            Preprocessed.
+        logits : ndarray of float32 (N, C)
+            The model's.
+        run : callable
+            Returns the model's logits (M, C) of other inputs (M, C, H, W).
+        """
+        if self._centre is None and not self._views:
+            return logits
+        with self._lock:
+            shift = np.float32(0.0)
+            if self._centre is not None:
+                self._centre.observe(logits)
+                shift = self._centre.shift()  # type: ignore[assignment]
+            answers = logits - shift
+            places = self._views.places(answers) if np.isfinite(answers).all() else np.empty(0, np.intp)
+        return self._views.average(inputs, answers, places, lambda views: run(views) - shift)
