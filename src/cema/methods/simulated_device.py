@@ -172,8 +172,7 @@ class SimulatedDevice:
         if not own or reading is None:
             return network.run(inputs)
         logits, observed = read_statistics(network.model, network.model.as_inputs(inputs), reading.blend)
-        statistics = self._adaptation.read(reading, observed, len(inputs))
-        if statistics is not None:
-            self._statistics = statistics
-            network.load(serving.affine, statistics)
+        if self._adaptation.read(reading, observed, len(inputs)):
+            self._statistics = self._adaptation.statistics()
+            network.load(serving.affine, self._statistics)
         return as_array(logits)

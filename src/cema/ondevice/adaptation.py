@@ -19,7 +19,6 @@ from cema.ondevice.own_domain import OwnDomain
 from cema.ondevice.own_statistics import OwnStatistics, Reading, StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.unsure import UnsureViews, ViewsConfig
-from cema.ondevice.window import Blend
 
 __all__ = ["AdaptationConfig", "DeviceAdaptation"]
 
@@ -119,25 +118,27 @@ class DeviceAdaptation:
         if self._centre is not None:
             self._centre.clear()
 
-    def read(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> Float32 | None:
-        """Take in what a reading of `count` inputs observed, and return the statistics (2, K) that follow.
+    def read(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> bool:
+        """Take in what a reading of `count` inputs observed (2, K).
 
-        None when nothing was taken: the values were not finite, or the domain changed meanwhile.
+        Returns
+        -------
+        bool
+            False, and nothing was taken, when it is not finite, or the domain changed meanwhile.
         """
         with self._lock:
-            assert self._own is not None  # noqa: S101 - for the type; there is no reading else
-            return self._own.window.current() if self._own.took(reading, observed, count) else None
+            return self._own is not None and self._own.took(reading, observed, count)
 
-    def settled(self) -> Float32 | None:
-        """Return the statistics (2, K) to fold, when enough was read for now; None while reading goes on."""
-        with self._lock:
-            return None if self._own is None or self._own.reading else self._own.window.current()
+    @property
+    def settled(self) -> bool:
+        """Whether enough was read for now, so that `statistics` are worth folding."""
+        return self._own is not None and not self._own.reading
 
-    def present(self) -> Blend:
-        """Return the statistics that are known now, as a blend that adds nothing."""
+    def statistics(self) -> Float32:
+        """Return the device's own statistics (2, K) as they are now: the same array until they change."""
         with self._lock:
             assert self._own is not None  # noqa: S101 - for the type; nobody asks else
-            return Blend(self._own.window.current(), 0.0)
+            return self._own.window.current()
 
     def after(self, inputs: Float32, logits: Float32, run: Callable[[Float32], Float32]) -> Float32:
         """Return the answers (N, C) of what the model gave: centred, and averaged over views where it is unsure.

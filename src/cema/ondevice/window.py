@@ -74,6 +74,7 @@ class StatisticsWindow:
         self.weight = float(weight)
         self.size = size
         self._entries: list[tuple[int, Float32]] = []
+        self._current: Float32 | None = None
 
     @property
     def count(self) -> int:
@@ -82,7 +83,7 @@ class StatisticsWindow:
 
     def clear(self) -> None:
         """Forget what was read: the domain changed."""
-        self._entries.clear()
+        self._entries, self._current = [], None
 
     def add(self, observed: npt.NDArray[Any], count: int) -> bool:
         """Take in what a pass observed.
@@ -109,7 +110,7 @@ class StatisticsWindow:
             self._entries.append((last[0] + count, union_of([last, (count, flat)]).astype(np.float32)))
         else:
             self._entries.append((count, flat.copy()))
-        self._entries = self._kept(self.size)
+        self._entries, self._current = self._kept(self.size), None
         return True
 
     def blend(self, count: int) -> Blend:
@@ -119,8 +120,10 @@ class StatisticsWindow:
         return Blend(self._union(entries), count / (before + count))
 
     def current(self) -> Float32:
-        """Return means and variances of prior and inputs, float32 (2, K)."""
-        return self._union(self._entries)
+        """Return means and variances of prior and inputs, float32 (2, K): the same array until they change."""
+        if self._current is None:
+            self._current = self._union(self._entries)
+        return self._current
 
     def _union(self, entries: list[tuple[int, Float32]]) -> Float32:
         prior = [(self.weight, self.prior)] if self.weight or not entries else []
@@ -164,7 +167,7 @@ class StatisticsWindow:
         self._entries = [
             (int(count), flat.astype(np.float32)) for count, flat in zip(counts, entries, strict=True)
         ]
-        self._entries = self._kept(self.size)
+        self._entries, self._current = self._kept(self.size), None
 
 
 def union_of(parts: Sequence[tuple[float, npt.NDArray[Any]]]) -> Float64:
