@@ -23,7 +23,7 @@ ALLOWED = {
     "formats": FORMATS,
     "edge": FORMATS | {"edge"},
     "models": MODELS,
-    "export": MODELS | {"export"},
+    "export": MODELS | {"adapt", "export"},
     "data": ONDEVICE | {"data"},
     "recipes": ONDEVICE | {"models", "data", "recipes"},
     "adapt": MODELS | {"adapt"},

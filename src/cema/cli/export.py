@@ -34,6 +34,13 @@ def export(
             show_default="not shrunk",
         ),
     ] = None,
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of images as the model was trained on; the mean of its logits on them is kept.",
+            show_default="no mean logits",
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Refuse past this difference between ONNX and torch.")
     ] = 1e-3,
@@ -42,15 +49,18 @@ def export(
     ] = False,
 ) -> None:
     """Export a torch classifier as the bundle that devices are provisioned with, checked against torch."""
+    from cema.data.image_sequence import FolderImages
     from cema.export.bundle import export_bundle
     from cema.models.left_out import left_out_text
     from cema.models.registry import resolve
 
+    clean_images = None if clean is None else FolderImages(clean)
     report = export_bundle(
         resolve(model, weights=weights),
         out,
         public_keys=public_key,
         upload_side=upload_side,
+        clean_images=clean_images,
         tolerance=tolerance,
         overwrite=overwrite,
     )
@@ -62,5 +72,13 @@ def export(
         f"norm state        {report.norm_layers} layers, {report.norm_bytes / 1e3:.1f} kB\n"
         f"max difference    {report.max_abs_difference:.2e} against torch (refused past {tolerance:g})"
     )
+    if report.statistics_note is None:
+        typer.echo(
+            f"statistics        {report.statistics_layers} layers, {report.statistics_bytes / 1e3:.1f} kB"
+        )
+    else:
+        typer.echo(f"statistics        none: {report.statistics_note}")
+    if clean_images is not None:
+        typer.echo(f"mean logits       of {len(clean_images)} clean images")
     if report.left_out:
         typer.echo(f"not adapted       {left_out_text(report.left_out)}")

@@ -3,15 +3,17 @@
 The exported graph contains every normalisation layer folded to a scale and a shift (see `cema.models.norm_state`).
 Their values lie in an external file of their own, and an update replaces that file in memory. Whether this works is
 not taken on trust: the graph is compared with torch at the source norm state and at a perturbed one.
+
+A second graph observes statistics of BatchNorm layers (see `cema.export.statistics_graph`). A model for which it cannot
+be made is exported without.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,14 +21,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import nn
 
 from cema._util.version import __version__
-from cema.errors import ExportError, LogitsError, ModelError
+from cema.errors import CemaError, ExportError, LogitsError, ModelError
 from cema.export.onnx_graph import (
     INPUT_NAME,
     OUTPUT_NAME,
     build_graph,
     move_norm_parameters,
 )
-from cema.formats.bundle import Bundle, check_golden, norm_layout, write_bundle
+from cema.export.session import open_session
+from cema.export.statistics import make_statistics, source_statistics
+from cema.formats.bundle import Bundle, BundleStatistics, check_golden, norm_layout, write_bundle
 from cema.formats.bundle_manifest import NORM_FILE, pack_norm
 from cema.formats.keys import load_public_key
 from cema.models.checks import check_module, varied_inputs
@@ -44,6 +48,8 @@ from cema.models.norm_state import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
     from cema.formats.bundle_manifest import NormTensor
     from cema.models.spec import Model
     from cema.ondevice.preprocess import Preprocessing
@@ -52,6 +58,8 @@ __all__ = ["ExportReport", "export_bundle"]
 
 # How far the check moves the norm state: much farther than an update does, near enough to stay finite.
 _PERTURBATION = 0.1
+# Clean images that go through the model at a time.
+_CLEAN_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,12 @@ class ExportReport:
     left_out : mapping of str to str
         Normalisation that no update changes, because it is of no kind that can be adapted: the class, or the function
         that a module calls, by module name.
+    statistics_layers : int
+        Of how many layers a device can observe statistics of its own.
+    statistics_bytes : int
+        The size of ``statistics.onnx``.
+    statistics_note : str or None
+        Why a device can observe none; None where it can.
     """
 
     bundle: Bundle
@@ -82,6 +96,9 @@ class ExportReport:
     model_bytes: int
     seconds: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    statistics_layers: int = 0
+    statistics_bytes: int = 0
+    statistics_note: str | None = None
 
 
 def export_bundle(
@@ -91,6 +108,7 @@ def export_bundle(
     public_keys: Sequence[Path | Ed25519PublicKey],
     labels: Sequence[str] | None = None,
     upload_side: int | None = None,
+    clean_images: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8] | None = None,
     golden: int = 4,
     seed: int = 0,
     tolerance: float = 1e-3,
@@ -110,6 +128,9 @@ def export_bundle(
         In place of the model's own.
     upload_side : int, optional
         The shorter side, in pixels, beyond which an uploaded image is of no further use.
+    clean_images : sequence of ndarray of uint8 (H, W, C), or ndarray of uint8 (N, H, W, C), optional
+        Images of the domain that the model was made for, read a few at a time. The bundle gets the mean of the model's
+        logits over them, with which a device can centre the logits that it sees.
     golden : int, default 4
         How many golden images the bundle carries.
     seed : int, default 0
@@ -130,7 +151,10 @@ def export_bundle(
     ExportError
         When the model does not return logits (`cema.models.checks.check_module`), has no norm layer that can be
         updated, cannot be copied or exported, or the exported graph differs from torch by more than `tolerance`; the
-        message names the layer or operation and what to do.
+        message names the layer or operation and what to do. When there are no clean images, or the model's logits on
+        them are not finite.
+    ImageError
+        When a clean image is none.
     """
     started = time.perf_counter()
     if golden < 1:
@@ -138,15 +162,18 @@ def export_bundle(
             f"expected at least 1 golden image, got {golden}; a device checks updates with them"
         )
     rng = np.random.default_rng(seed)
-    subject = _prepare(model, max(golden, 3), rng)
+    subject = _prepare(model, max(golden, 3), rng, clean_images)
     graph = _graph(subject, rng)
     difference = _check(subject, graph, tolerance, rng)
+    statistics, note = _statistics(subject, graph, tolerance, rng)
     bundle = write_bundle(
         Path(path),
         model=model.name,
         model_bytes=graph,
         norm_state=subject.norm_state,
         norm=subject.layout,
+        statistics=statistics,
+        mean_logits=subject.mean_logits,
         golden_images=subject.images[:golden],
         golden_logits=subject.logits[:golden],
         preprocessing=model.preprocessing,
@@ -168,6 +195,9 @@ def export_bundle(
         model_bytes=len(graph),
         seconds=time.perf_counter() - started,
         left_out=subject.left_out,
+        statistics_layers=0 if statistics is None else len(statistics.layers),
+        statistics_bytes=0 if statistics is None else len(statistics.graph),
+        statistics_note=note,
     )
 
 
@@ -183,9 +213,16 @@ class _Subject:
     inputs: np.ndarray
     logits: np.ndarray
     left_out: dict[str, str]
+    source: dict[str, np.ndarray]
+    mean_logits: list[float] | None
 
 
-def _prepare(model: Model, count: int, rng: np.random.Generator) -> _Subject:
+def _prepare(
+    model: Model,
+    count: int,
+    rng: np.random.Generator,
+    clean: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8] | None,
+) -> _Subject:
     module = _checked_copy(model)
     norm_state = folded_norm_state(module)
     images = _random_images(model.preprocessing, count, rng)
@@ -193,8 +230,18 @@ def _prepare(model: Model, count: int, rng: np.random.Generator) -> _Subject:
     _keep_inputs(module, inputs)
     logits = _torch_logits(module, inputs)
     left_out = left_out_layers(module, torch.from_numpy(inputs[:1]))
-    layout = norm_layout(norm_state)
-    return _Subject(model.name, module, norm_state, layout, images, inputs, logits, left_out)
+    return _Subject(
+        name=model.name,
+        module=module,
+        norm_state=norm_state,
+        layout=norm_layout(norm_state),
+        images=images,
+        inputs=inputs,
+        logits=logits,
+        left_out=left_out,
+        source=source_statistics(module),
+        mean_logits=None if clean is None else _mean_logits(model, module, clean),
+    )
 
 
 def _checked_copy(model: Model) -> nn.Module:
@@ -221,6 +268,43 @@ def _checked_copy(model: Model) -> nn.Module:
         )
     ensure_affine(module)
     return module
+
+
+def _mean_logits(
+    model: Model, module: nn.Module, images: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]
+) -> list[float]:
+    if len(images) == 0:
+        raise ExportError(f"{model.name}: expected at least 1 clean image, got none; leave clean_images out")
+    total = np.zeros(model.classes)
+    for start in range(0, len(images), _CLEAN_BATCH):
+        logits = _torch_logits(module, model.preprocessing(images[start : start + _CLEAN_BATCH]))
+        total += logits.sum(axis=0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise ExportError(f"{model.name}: its logits on the clean images are not finite; check its weights")
+    mean: list[float] = (total / len(images)).tolist()
+    return mean
+
+
+def _statistics(
+    subject: _Subject, graph: bytes, tolerance: float, rng: np.random.Generator
+) -> tuple[BundleStatistics | None, str | None]:
+    """Return what lets devices observe statistics, or None and why there is nothing."""
+    try:
+        made = make_statistics(
+            subject.module,
+            graph,
+            layout=subject.layout,
+            norm_state=subject.norm_state,
+            source=subject.source,
+            inputs=subject.inputs,
+            tolerance=tolerance,
+            change=lambda state: _perturb(state, rng),
+        )
+    except CemaError as error:
+        return None, str(error)
+    except Exception as error:  # whatever the model's own code does with layers of another class
+        return None, f"{type(error).__name__}: {error}"
+    return made, None
 
 
 def _keep_inputs(module: nn.Module, inputs: np.ndarray) -> None:
@@ -289,7 +373,7 @@ def _check(subject: _Subject, graph: bytes, tolerance: float, rng: np.random.Gen
         (subject.norm_state, subject.logits, "at its own norm state"),
         (perturbed, changed, "after a change of the norm state, as an update makes it"),
     ):
-        session = _session(graph, pack_norm(subject.layout, norm_state))
+        session = open_session(graph, {NORM_FILE: pack_norm(subject.layout, norm_state)})
         # One image alone and then the others together, which also tries the dynamic batch.
         parts = (subject.inputs[:1], subject.inputs[1:])
         got = np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: part})[0] for part in parts])
@@ -328,20 +412,3 @@ def _torch_logits(module: nn.Module, inputs: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         logits: np.ndarray = module(torch.from_numpy(inputs.copy())).numpy()
     return logits
-
-
-def _session(graph: bytes, norm: bytes) -> Any:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ExportError("checking an export needs onnxruntime; pip install 'cema[cloud]'")
-    import onnxruntime  # noqa: PLC0415 - only here
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_external_initializers_from_files_in_memory([NORM_FILE], [norm], [len(norm)])
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no class of their own
-        raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the exported graph: {error}; "
-            "try a newer onnxruntime"
-        ) from error

@@ -1,0 +1,206 @@
+"""The part of a bundle that lets devices observe statistics: made, and compared with torch."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cema.adapt.norm import AdaptiveBatchNorm, normalising, prepare
+from cema.errors import ExportError, LogitsError
+from cema.export.onnx_graph import INPUT_NAME, OUTPUT_NAME
+from cema.export.session import open_session
+from cema.export.statistics_graph import KNOWN_NAME, OBSERVED_NAME, RATE_NAME, statistics_graph
+from cema.formats.bundle import BundleStatistics, check_golden
+from cema.formats.bundle_files import MODEL_FILE
+from cema.formats.bundle_manifest import NORM_FILE, pack_norm
+from cema.models.norm_state import has_running_statistics, load_folded, norm_layers
+from cema.ondevice.folding import StatisticsLayer, check_statistics, unfold
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cema.formats.bundle_manifest import NormTensor
+
+__all__ = ["make_statistics", "source_statistics"]
+
+_RATES = (0.0, 0.5, 1.0)
+_BATCHES = (1, 3)
+
+
+def source_statistics(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return mean and variance, float32 (2, C), of every norm layer that keeps running ones, by its name."""
+    layers: dict[str, Any] = dict(norm_layers(module))
+    return {
+        name: torch.stack([layer.running_mean, layer.running_var]).to(torch.float32).numpy()
+        for name, layer in layers.items()
+        if has_running_statistics(layer)
+    }
+
+
+def make_statistics(
+    module: nn.Module,
+    graph: bytes,
+    *,
+    layout: Sequence[NormTensor],
+    norm_state: Mapping[str, np.ndarray],
+    source: Mapping[str, np.ndarray],
+    inputs: np.ndarray,
+    tolerance: float,
+    change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+) -> BundleStatistics:
+    """Make the graph that observes statistics, and compare it with torch.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The exported model, in any norm state; not changed.
+    graph : bytes
+        ``model.onnx``.
+    layout, norm_state
+        Of the bundle.
+    source : mapping of str to ndarray of float32 (2, C)
+        As `source_statistics` returns it.
+    inputs : ndarray of float32 (N, C, H, W)
+        At least 3.
+    tolerance : float
+        As for the other checks of an export.
+    change : callable
+        Returns another norm state of the same shapes, for the check.
+
+    Returns
+    -------
+    BundleStatistics
+
+    Raises
+    ------
+    ExportError
+        When there are no layers to observe, or the graph computes something else than torch.
+    """
+    adaptable = copy.deepcopy(module)
+    _, layers = prepare(adaptable)
+    used = _used(adaptable, layers, inputs)
+    if not used:
+        raise ExportError("the model has no BatchNorm with running statistics that can be adapted")
+    observing, found = statistics_graph(
+        graph, layout, {name: float(layer.eps) for name, layer in used.items()}
+    )
+    values = check_statistics(np.concatenate([source[layer.layer] for layer in found], axis=1), found)
+    affine = unfold(norm_state, values, found)
+    statistics = BundleStatistics(found, observing, values)
+    check = _Check(adaptable, layers, found, layout, graph, statistics)
+    for state, known in ((affine, values), (change(affine), _changed(values))):
+        check.run(state, known, inputs, tolerance)
+    return statistics
+
+
+def _used(
+    module: nn.Module, layers: Mapping[str, AdaptiveBatchNorm], inputs: np.ndarray
+) -> dict[str, AdaptiveBatchNorm]:
+    """Return the layers that the model calls, rather than computing with their tensors itself."""
+    called: set[int] = set()
+    handles = [layer.register_forward_hook(lambda it, *_: called.add(id(it))) for layer in layers.values()]
+    with torch.no_grad():
+        module(torch.from_numpy(inputs[:1].copy()))
+    for handle in handles:
+        handle.remove()
+    return {name: layer for name, layer in layers.items() if id(layer) in called}
+
+
+def _changed(statistics: np.ndarray) -> np.ndarray:
+    """Return other statistics that are known: shifted by half a standard deviation, and twice as wide."""
+    mean, variance = statistics
+    return np.stack([mean + 0.5 * np.sqrt(variance), 2.0 * variance]).astype(np.float32)
+
+
+@dataclass
+class _Check:
+    """Runs the graph and torch with the same parameters, statistics and inputs."""
+
+    module: nn.Module
+    layers: Mapping[str, AdaptiveBatchNorm]
+    found: Sequence[StatisticsLayer]
+    layout: Sequence[NormTensor]
+    model: bytes
+    statistics: BundleStatistics
+
+    def run(
+        self, affine: Mapping[str, np.ndarray], known: np.ndarray, inputs: np.ndarray, tolerance: float
+    ) -> None:
+        """Raise ExportError unless logits and statistics are torch's."""
+        norm = pack_norm(self.layout, affine)
+        session = open_session(self.statistics.graph, {NORM_FILE: norm, MODEL_FILE: self.model})
+        # Also the layers that are not observed: what the norm state has for them is right as it is.
+        load_folded(self.module, affine)
+        for rate in _RATES:
+            for batch in (inputs[:count] for count in _BATCHES):
+                feeds = {INPUT_NAME: batch, KNOWN_NAME: known, RATE_NAME: np.array(rate, np.float32)}
+                logits, observed = session.run([OUTPUT_NAME, OBSERVED_NAME], feeds)
+                expected, seen = self._torch(batch, known, rate)
+                try:
+                    check_golden(logits, expected, tolerance)
+                    self._compare(observed, seen, tolerance)
+                except LogitsError as error:
+                    raise ExportError(
+                        f"the graph that observes statistics differs from torch at a rate of {rate:g} for "
+                        f"{len(batch)} images: {error}"
+                    ) from error
+
+    def _torch(self, batch: np.ndarray, known: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+        parts = list(zip(self.found, self._split(known), strict=True))
+        layers = [self.layers[layer.layer] for layer, _ in parts]
+        with torch.no_grad(), _blending(layers, [torch.from_numpy(part.copy()) for _, part in parts], rate):
+            logits = self.module(torch.from_numpy(batch.copy())).numpy()
+        observed = [
+            part if layer.observed is None else torch.stack(layer.observed).numpy()
+            for layer, (_, part) in zip(layers, parts, strict=True)
+        ]
+        return logits, np.concatenate(observed, axis=1)
+
+    def _split(self, statistics: np.ndarray) -> list[np.ndarray]:
+        ends = np.cumsum([layer.size for layer in self.found])[:-1]
+        return np.split(statistics, ends, axis=1)
+
+    def _compare(self, got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+        """Compare statistics layer by layer, each relative to the size of the layer's input."""
+        for layer, ours, theirs in zip(self.found, self._split(got), self._split(expected), strict=True):
+            power = float((theirs[0].astype(np.float64) ** 2 + theirs[1]).max())
+            size = np.array([[np.sqrt(power)], [power]]) + np.finfo(np.float32).tiny
+            difference = float((np.abs(ours.astype(np.float64) - theirs) / size).max())
+            if not difference <= tolerance:
+                raise LogitsError(
+                    f"{layer.layer}: its statistics differ by {difference:.3g} (relative), at most {tolerance:.3g} "
+                    "is allowed"
+                )
+
+
+@contextmanager
+def _blending(
+    layers: Sequence[AdaptiveBatchNorm], known: Sequence[torch.Tensor], rate: float
+) -> Iterator[None]:
+    """Let each layer normalise with a mixture of what is known and of its batch."""
+    for layer, (mean, variance) in zip(layers, known, strict=True):
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+        layer.merge = _mixture(mean, variance, rate)
+    try:
+        with normalising(layers, "follow"):
+            yield
+    finally:
+        for layer in layers:
+            layer.merge = None
+
+
+def _mixture(
+    known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    def merge(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        between = rate * (1.0 - rate) * (mean - known_mean) ** 2
+        return torch.lerp(known_mean, mean, rate), torch.lerp(known_variance, variance, rate) + between
+
+    return merge
