@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from cema.edge.session import open_session, releasing_options
 from cema.edge.system import return_free_memory, run_behind
 from cema.errors import FormatError, LogitsError
 from cema.formats.bundle import Bundle, check_golden
@@ -43,27 +42,12 @@ class Runtime:
     def __init__(self, bundle: Bundle, norm: bytes | None = None, *, threads: int = 1) -> None:
         manifest = bundle.manifest
         norm = bundle.pack_norm(bundle.norm_state()) if norm is None else norm
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_external_initializers_from_files_in_memory([manifest.norm_file], [norm], [len(norm)])
-        try:
-            # By its path: of bytes in memory ONNX Runtime keeps a copy for a moment, and the process its pages.
-            path = os.fspath(bundle.model_path)
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise FormatError(
-                f"{bundle.model_path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}; "
-                "export it again"
-            ) from error
-        self._norm = norm  # the session may read the buffer as long as it lives; nothing says that it copies
+        self._session = open_session(bundle.model_path, {manifest.norm_file: norm}, threads=threads)
         self._input, self._output = manifest.input_name, manifest.output_name
         self._classes = manifest.classes
         inputs = manifest.preprocessing
         self._shape = (1, inputs.channels, inputs.height, inputs.width)
-        self._releasing = onnxruntime.RunOptions()
-        self._releasing.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._releasing = releasing_options()
         self._holds = False
 
     def run(self, batch: npt.NDArray[np.float32], *, release: bool = False) -> npt.NDArray[np.float32]:
