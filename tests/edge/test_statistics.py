@@ -17,51 +17,23 @@ from edge_support import (
     SIDE,
     images,
     norm_state,
-    onnx_bytes,
     reference,
     weights,
 )
+from observing_bundle import TOTAL, observing_bundle, some_statistics
 from recorded_folders import RECORDED
 from statistics_reference import Blending, convolve
 
 from cema.edge.runtime import build_runtime
 from cema.edge.statistics import StatisticsRuntime
 from cema.errors import FormatError, LogitsError
-from cema.export.statistics_graph import statistics_graph
-from cema.formats.bundle import Bundle, BundleStatistics, check_golden, norm_layout, write_bundle
+from cema.formats.bundle import Bundle, check_golden
 from cema.ondevice.folding import fold
-
-EPS = {"bn0": 1e-5, "bn1": 1e-5}
-TOTAL = sum(CHANNELS)
-
-
-def some_statistics(seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.normal(0, 0.5, TOTAL), rng.uniform(0.3, 3, TOTAL)]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> Bundle:
-    """The small model of the other tests, with its norm state taken for folded."""
-    state, golden = norm_state(), images(4, seed=99)
-    layout, model = norm_layout(state), onnx_bytes(state)
-    graph, layers = statistics_graph(model, layout, EPS)
-    return write_bundle(
-        tmp_path_factory.mktemp("observing") / "bundle",
-        model="small",
-        model_bytes=model,
-        norm_state=state,
-        norm=layout,
-        statistics=BundleStatistics(layers, graph, some_statistics()),
-        golden_images=golden,
-        golden_logits=reference(state, golden).astype(np.float32),
-        preprocessing=PREPROCESSING,
-        classes=CLASSES,
-        input_name="input",
-        output_name="logits",
-        created_by="tests",
-        public_keys=[key.public_key()],
-    )
+    return observing_bundle(tmp_path_factory.mktemp("observing") / "bundle", key)
 
 
 def blended(norm: Blending, batch: np.ndarray) -> np.ndarray:
@@ -77,7 +49,7 @@ def blended(norm: Blending, batch: np.ndarray) -> np.ndarray:
 def test_logits_and_statistics_are_those_of_the_blend(bundle: Bundle, rate: float, count: int) -> None:
     affine, known = norm_state(3, spread=0.4), some_statistics(3)
     batch = PREPROCESSING(images(count, 5))
-    logits, observed = StatisticsRuntime(bundle, affine).observe(batch, known, rate)
+    logits, observed = StatisticsRuntime(bundle).under(affine).observe(batch, known, rate)
     norm = Blending(affine, bundle.manifest.statistics, known, rate)
     expected = blended(norm, batch)
     assert logits.dtype == observed.dtype == np.float32
@@ -89,7 +61,7 @@ def test_logits_and_statistics_are_those_of_the_blend(bundle: Bundle, rate: floa
 
 def test_a_second_pass_with_what_the_first_one_observed_gives_the_same(bundle: Bundle) -> None:
     """At a rate of 1 nothing of what was known is left, and each layer observed what its input is for good."""
-    runtime = StatisticsRuntime(bundle, norm_state(2), threads=2)
+    runtime = StatisticsRuntime(bundle, threads=2).under(norm_state(2))
     batch = PREPROCESSING(images(6, 1))
     logits, observed = runtime.observe(batch, some_statistics(7), 1.0)
     # The statistics fold into the model, and the model answers as the graph did.
@@ -104,13 +76,13 @@ def test_a_second_pass_with_what_the_first_one_observed_gives_the_same(bundle: B
 def test_with_what_the_bundle_has_it_is_the_source_model(bundle: Bundle) -> None:
     known = bundle.statistics()
     assert known is not None
-    runtime = StatisticsRuntime(bundle, bundle.affine_state())
+    runtime = StatisticsRuntime(bundle).under(bundle.affine_state())
     logits, _ = runtime.observe(PREPROCESSING(bundle.golden_images), known, 0.0)
     check_golden(logits, bundle.golden_logits, bundle.manifest.tolerance)
 
 
 def test_several_threads_may_observe_at_once(bundle: Bundle) -> None:
-    runtime, known = StatisticsRuntime(bundle, norm_state(1)), some_statistics(1)
+    runtime, known = StatisticsRuntime(bundle).under(norm_state(1)), some_statistics(1)
     batches = [PREPROCESSING(images(3, seed)) for seed in range(6)]
     alone = [runtime.observe(batch, known, 0.5) for batch in batches]
     together: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -133,7 +105,7 @@ def test_the_session_needs_the_model_s_file_only_while_it_is_built(bundle: Bundl
 
     copy = tmp_path / "copy"
     shutil.copytree(bundle.path, copy)
-    runtime = StatisticsRuntime(Bundle.load(copy), norm_state())
+    runtime = StatisticsRuntime(Bundle.load(copy)).under(norm_state())
     batch, known = PREPROCESSING(images(2)), some_statistics()
     before, _ = runtime.observe(batch, known, 0.5)
     # In place, as a careless copy over a bundle in use does it.
@@ -153,25 +125,27 @@ def test_the_memory_of_intermediate_results_is_given_back(
             return super().run(outputs, inputs, options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Noting)
-    StatisticsRuntime(bundle, norm_state()).observe(PREPROCESSING(images(2)), some_statistics(), 0.5)
+    StatisticsRuntime(bundle).under(norm_state()).observe(PREPROCESSING(images(2)), some_statistics(), 0.5)
     assert asked == ["cpu:0"]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, np.nan, np.inf])
 def test_rates_that_are_none_are_refused(bundle: Bundle, rate: float) -> None:
     with pytest.raises(ValueError, match="rate: expected a number from 0 to 1"):
-        StatisticsRuntime(bundle, norm_state()).observe(PREPROCESSING(images(1)), some_statistics(), rate)
+        StatisticsRuntime(bundle).under(norm_state()).observe(
+            PREPROCESSING(images(1)), some_statistics(), rate
+        )
 
 
 def test_an_empty_batch_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="at least 1 image"):
-        StatisticsRuntime(bundle, norm_state()).observe(
+        StatisticsRuntime(bundle).under(norm_state()).observe(
             np.empty((0, 3, SIDE, SIDE), np.float32), some_statistics(), 0.5
         )
 
 
 def test_known_statistics_that_cannot_be_are_refused(bundle: Bundle) -> None:
-    runtime, batch = StatisticsRuntime(bundle, norm_state()), PREPROCESSING(images(1))
+    runtime, batch = StatisticsRuntime(bundle).under(norm_state()), PREPROCESSING(images(1))
     negative, missing = some_statistics(), some_statistics()
     negative[1, 3], missing[0, 0] = -1e-3, np.nan
     for known in (negative, missing, some_statistics()[:, 1:], some_statistics()[0]):
@@ -188,13 +162,13 @@ def test_parameters_that_do_not_fit_are_refused(bundle: Bundle) -> None:
         {"bn0.scale": state["bn0.scale"]},
     ):
         with pytest.raises(FormatError, match="bn"):
-            StatisticsRuntime(bundle, bad)
+            StatisticsRuntime(bundle).under(bad)
 
 
 def test_a_bundle_without_statistics_is_refused() -> None:
     older = Bundle.load(RECORDED / "bundle")
     with pytest.raises(FormatError, match="expected a bundle with statistics"):
-        StatisticsRuntime(older, older.affine_state())
+        StatisticsRuntime(older).under(older.affine_state())
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "statistics.onnx"])
@@ -211,7 +185,7 @@ def test_files_that_cannot_be_loaded_say_so(
     if content is not None:
         (copy / name).write_bytes(content)
     with pytest.raises(FormatError, match=r"again"):
-        StatisticsRuntime(damaged, norm_state())
+        StatisticsRuntime(damaged).under(norm_state())
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -227,7 +201,7 @@ def test_what_is_not_finite_is_refused(bundle: Bundle, monkeypatch: pytest.Monke
             return results
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Spoiling)
-    runtime = StatisticsRuntime(bundle, norm_state())
+    runtime = StatisticsRuntime(bundle).under(norm_state())
     batch, known = PREPROCESSING(images(2)), some_statistics()
     runtime.observe(batch, known, 0.5)
     spoil.append(place)
@@ -236,13 +210,14 @@ def test_what_is_not_finite_is_refused(bundle: Bundle, monkeypatch: pytest.Monke
 
 
 def test_images_beyond_float32_are_refused(bundle: Bundle) -> None:
-    runtime = StatisticsRuntime(bundle, norm_state())
+    runtime = StatisticsRuntime(bundle).under(norm_state())
     with pytest.raises(LogitsError, match="finite"):
         runtime.observe(np.full((2, 3, SIDE, SIDE), 3e38, np.float32), some_statistics(), 0.5)
 
 
 def test_a_model_that_gives_other_shapes_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = StatisticsRuntime(bundle, norm_state())
-    monkeypatch.setattr(runtime, "_classes", CLASSES + 1)
+    session = StatisticsRuntime(bundle)
+    runtime = session.under(norm_state())
+    monkeypatch.setattr(session, "_classes", CLASSES + 1)
     with pytest.raises(LogitsError, match="expected logits of shape"):
         runtime.observe(PREPROCESSING(images(2)), some_statistics(), 0.5)

@@ -90,7 +90,7 @@ def compare(bundle: Bundle, model: Model, network: Network, *, batches: tuple[in
     weights = {name: value.double().numpy() for name, value in model.module.state_dict().items()}
     layers = bundle.manifest.statistics
     for affine, known in ((bundle.affine_state(), bundle.statistics()), others(bundle)):
-        runtime = StatisticsRuntime(bundle, affine)
+        runtime = StatisticsRuntime(bundle).under(affine)
         for count in batches:
             x = inputs_of(model, count)
             for rate in RATES:
@@ -182,7 +182,7 @@ def test_a_small_variance_around_a_large_mean_is_kept(tmp_path: Path) -> None:
     bundle = export(model, tmp_path).bundle
     rng = np.random.default_rng(0)
     x = (1000 + 0.1 * rng.normal(size=(4, 3, SIDE, SIDE))).astype(np.float32)
-    runtime = StatisticsRuntime(bundle, bundle.affine_state())
+    runtime = StatisticsRuntime(bundle).under(bundle.affine_state())
     # What is known is of another size: at a rate of 1 nothing of it may be left.
     known = np.array([[0, 0, 0], [1e4, 1e4, 1e4]], np.float32)
     logits, observed = runtime.observe(x, known, 1.0)
@@ -242,7 +242,7 @@ class Hooked:
 def compare_with_torch(model: Model, bundle: Bundle, *, tolerance: float, batches: tuple[int, ...]) -> None:
     hooked = Hooked(model.module, bundle)
     for affine, known in ((bundle.affine_state(), bundle.statistics()), others(bundle)):
-        runtime = StatisticsRuntime(bundle, affine)
+        runtime = StatisticsRuntime(bundle).under(affine)
         for count in batches:
             x = inputs_of(model, count)
             for rate in RATES:
@@ -283,7 +283,7 @@ def test_inputs_of_every_rank(tmp_path: Path, norm: nn.Module, shape: tuple[int,
     bundle = export(model, tmp_path).bundle
     compare_with_torch(model, bundle, tolerance=1e-4, batches=(1, 2, 5))
     if np.prod(shape[1:], dtype=int) == 1:
-        runtime, (_, known) = StatisticsRuntime(bundle, bundle.affine_state()), others(bundle)
+        runtime, (_, known) = StatisticsRuntime(bundle).under(bundle.affine_state()), others(bundle)
         np.testing.assert_array_equal(runtime.observe(inputs_of(model, 1), known, 1.0)[1], known)
 
 
@@ -335,7 +335,7 @@ def test_layers_that_the_cloud_does_not_observe_keep_the_source_statistics(tmp_p
     changed = {key for key, value in affine.items() if not np.array_equal(value, folded[key])}
     assert changed == {f"{name}.{kind}" for name in ("first", "act") for kind in ("scale", "shift")}
     hooked = Hooked(model.module, bundle)
-    runtime, x = StatisticsRuntime(bundle, affine), inputs_of(model, 3)
+    runtime, x = StatisticsRuntime(bundle).under(affine), inputs_of(model, 3)
     for rate in RATES:
         logits, observed = runtime.observe(x, bundle.statistics(), rate)
         expected, seen = hooked.run(affine, bundle.statistics(), rate, x)
@@ -353,7 +353,7 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     x = model.preprocessing(list(np.repeat(np.repeat(images, 32, 1), 32, 2)))
     hooked = Hooked(model.module, bundle)
     affine, known = bundle.affine_state(), bundle.statistics()
-    runtime = StatisticsRuntime(bundle, affine)
+    runtime = StatisticsRuntime(bundle).under(affine)
     for rate in (0.0, 0.2):
         logits, observed = runtime.observe(x, known, rate)
         expected, seen = hooked.run(affine, known, rate, x)
@@ -370,7 +370,9 @@ def test_at_a_rate_of_0_it_is_the_folded_model(tmp_path: Path) -> None:
     x = inputs_of(model, 3)
     folded = fold(affine, known, bundle.manifest.statistics)
     session = open_session(bundle.model_path.read_bytes(), {"norm.bin": bundle.pack_norm(folded)})
-    close(StatisticsRuntime(bundle, affine).observe(x, known, 0.0)[0], session.run(None, {"images": x})[0])
+    close(
+        StatisticsRuntime(bundle).under(affine).observe(x, known, 0.0)[0], session.run(None, {"images": x})[0]
+    )
 
 
 # --- the file
@@ -407,7 +409,7 @@ def test_the_model_is_the_same_with_and_without(tmp_path: Path) -> None:
     assert first.statistics_path.read_bytes() == second.statistics_path.read_bytes()
     assert b"site-packages" not in first.statistics_path.read_bytes()
     graph = onnx.load(first.statistics_path, load_external_data=False).graph
-    assert [value.name for value in graph.input] == ["images", "known", "rate"]
+    assert [value.name for value in graph.input] == ["images", "norm", "known", "rate"]
     assert [value.name for value in graph.output] == ["logits", "observed"]
     assert len({name for node in graph.node for name in node.output}) == sum(
         len(n.output) for n in graph.node

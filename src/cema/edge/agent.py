@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,12 +29,14 @@ from cema.errors import CemaError
 from cema.formats.bundle import Bundle
 from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
+from cema.ondevice.adaptation import DeviceAdaptation
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
 
 if TYPE_CHECKING:
     from cema.edge.client import CloudClient
+    from cema.edge.own_model import OwnModel
     from cema.edge.uploader import Uploader
 
 __all__ = ["EdgeAgent"]
@@ -107,11 +110,13 @@ class EdgeAgent:
             # The spool is ours, so nobody else writes in the folder.
             self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
-            source = Active(build_runtime(self.bundle, threads=config.threads))
+            self._adaptation = self._make_adaptation()
+            self._own = self._make_own_model() if self._adaptation.own_statistics else None
+            source = self._source()
             self._active = resumed.active or source
             self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
             self._recorder = self._make_recorder()
-            self._threads: list[BackgroundThread] = [self._recorder]
+            self._threads: list[BackgroundThread] = [self._recorder, *([self._own] if self._own else [])]
             if config.cloud is not None:
                 self._connect(config.cloud, resumed)
             undo.pop_all()
@@ -196,6 +201,9 @@ class EdgeAgent:
             dropped=self._spool.grouped("dropped."),
             rejected_updates=self._spool.grouped("rejected_update."),
             swaps=counters.get("swaps", 0),
+            own_statistics=self._adaptation.own_statistics,
+            read=counters.get("read", 0),
+            domain_changes=self._adaptation.changes,
             selection=selection,
             e_max=selection.get("e_max"),
             spool_bytes=self._spool.bytes,
@@ -275,10 +283,47 @@ class EdgeAgent:
             chosen = installed if self._guard is None else self._guard.choose(installed, part)
             active = active or chosen
             if len(part):
-                logits.append(active.runtime.run(part))
+                logits.append(self._answer(active, part))
         if not logits:
             logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
         return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def _answer(self, active: Active, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits of preprocessed inputs, after what the device does about their domain by itself."""
+        own, affine = self._own, active.affine
+        reading = self._adaptation.before(inputs, affine)
+        if own is None or affine is None:
+            run = active.model.run
+            return self._adaptation.after(inputs, run(inputs), run)
+        logits = own.run(affine, inputs, reading)
+        return self._adaptation.after(inputs, logits, partial(own.again, affine))
+
+    def _source(self) -> Active:
+        """Return the model that the device was provisioned with."""
+        if self._own is None:
+            return Active(build_runtime(self.bundle, threads=self._config.threads))
+        return Active(None, affine=self.bundle.affine_state())
+
+    def _make_adaptation(self) -> DeviceAdaptation:
+        manifest = self.bundle.manifest
+        mean = np.zeros(manifest.classes) if manifest.mean_logits is None else np.array(manifest.mean_logits)
+        return DeviceAdaptation(
+            self._config.adaptation, statistics=self.bundle.statistics(), mean_logits=mean
+        )
+
+    def _make_own_model(self) -> OwnModel:
+        # Loaded only where a bundle has statistics.
+        from cema.edge.own_model import OwnModel  # noqa: PLC0415
+
+        return OwnModel(
+            self.bundle,
+            self._adaptation,
+            count=self._spool.count,
+            threads=self._config.threads,
+            clock=self._clock,
+            backoff=Backoff(base=1.0, cap=300.0),
+            on_change=self._notify,
+        )
 
     def _make_recorder(self) -> Encoder:
         upload = self._config.upload
@@ -345,8 +390,9 @@ class EdgeAgent:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
         self._swapped = True
         self._notify()
-        if self._guard is not None:  # the source model waits from now on, with no more than its weights
-            run_behind(self._guard.source.runtime.release)
+        source = None if self._guard is None else self._guard.source.runtime
+        if source is not None:  # it waits from now on, with no more than its weights
+            run_behind(source.release)
 
     def _updater_stepped(self) -> None:
         if self._swapped:  # nothing refers to the model that was replaced, once the step has ended

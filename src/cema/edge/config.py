@@ -22,7 +22,11 @@ from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.ondevice.adaptation import AdaptationConfig
+from cema.ondevice.own_statistics import StatisticsConfig
+from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.selection.config import SelectionConfig
+from cema.ondevice.unsure import ViewsConfig
 
 __all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
 
@@ -142,12 +146,16 @@ class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ----------
     limit : float
         The squared distance above which the source model serves; 0 switches the guard off.
+    change_limit : float
+        The squared distance from the first inputs of a domain above which the domain has changed, and statistics of the
+        device's own and its mean logits begin anew (:class:`cema.ondevice.own_domain.OwnDomain`); 0 for never.
     """
 
     limit: float = 36.0
+    change_limit: float = 36.0
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "limit", finite=True)
+        require_at_least(self, 0, "limit", "change_limit", finite=True)
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,7 +171,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         How many images go through the model at once.
     cloud : CloudLink or None
         None: select and spool, and talk to nobody.
-    selection, upload, update, guard
+    selection, upload, update, guard, statistics, views, recentre
         See the sections' classes.
     """
 
@@ -176,6 +184,19 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     upload: UploadConfig = UploadConfig()
     update: UpdateConfig = UpdateConfig()
     guard: GuardConfig = GuardConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    views: ViewsConfig = ViewsConfig()
+    recentre: RecentreConfig = RecentreConfig()
+
+    @property
+    def adaptation(self) -> AdaptationConfig:
+        """What the device does about a domain by itself."""
+        return AdaptationConfig(
+            change_limit=self.guard.change_limit,
+            statistics=self.statistics,
+            views=self.views,
+            recentre=self.recentre,
+        )
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "threads", "batch")

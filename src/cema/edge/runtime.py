@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from cema.edge.session import open_session, releasing_options
 from cema.edge.system import return_free_memory, run_behind
-from cema.errors import FormatError, LogitsError
+from cema.errors import CemaError, FormatError, LogitsError
 from cema.formats.bundle import Bundle, check_golden
-from cema.formats.payload import Payload
+from cema.formats.payload import NormState, Payload
 from cema.formats.update import UpdateManifest
 from cema.ondevice.drift import Domain, statistics_size
 
@@ -129,19 +129,30 @@ class Active:
 
     Attributes
     ----------
-    runtime : Runtime
+    runtime : Runtime or None
+        None where the device folds statistics of its own into `affine` (`cema.edge.own_model`).
     version : int
         0 is the norm state the device was provisioned with.
     digest : str or None
         SHA-256 of the update's payload.
     domain : Domain or None
         What the inputs looked like that it was made from.
+    affine : dict of str to ndarray or None
+        Its norm parameters, unfolded; None where statistics are folded into them for good.
     """
 
-    runtime: Runtime
+    runtime: Runtime | None
     version: int = 0
     digest: str | None = None
     domain: Domain | None = None
+    affine: NormState | None = None
+
+    @property
+    def model(self) -> Runtime:
+        """What runs; for one that was built."""
+        if self.runtime is None:
+            raise CemaError(f"version {self.version} has no session of its own; run it with own statistics")
+        return self.runtime
 
 
 def pack_payload(bundle: Bundle, payload: Payload) -> bytes:

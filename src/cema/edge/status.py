@@ -70,6 +70,12 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         By reason.
     swaps : int
         Updates that came to serve while the agent ran.
+    own_statistics : bool
+        Whether the device's own statistics are used, where an update allows it.
+    read : int
+        Images that statistics were read from.
+    domain_changes : int
+        How often the device saw, since it was started, that the domain had changed, and began anew.
     selection : dict of str to float
         The numbers that decide now about what is sent; what the selection rule calls them.
     e_max : float or None
@@ -97,6 +103,9 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     rejected_updates: dict[str, int]
     swaps: int
+    own_statistics: bool
+    read: int
+    domain_changes: int
     selection: dict[str, float]
     e_max: float | None
     spool_bytes: int

@@ -15,10 +15,10 @@ from cema.adapt.norm import AdaptiveBatchNorm, normalising, prepare
 from cema.errors import ExportError, LogitsError
 from cema.export.onnx_graph import INPUT_NAME, OUTPUT_NAME
 from cema.export.session import open_session
-from cema.export.statistics_graph import KNOWN_NAME, OBSERVED_NAME, RATE_NAME, statistics_graph
+from cema.export.statistics_graph import KNOWN_NAME, NORM_NAME, OBSERVED_NAME, RATE_NAME, statistics_graph
 from cema.formats.bundle import BundleStatistics, check_golden
 from cema.formats.bundle_files import MODEL_FILE
-from cema.formats.bundle_manifest import NORM_FILE, pack_norm
+from cema.formats.bundle_manifest import pack_norm
 from cema.models.norm_state import has_running_statistics, load_folded, norm_layers
 from cema.ondevice.folding import StatisticsLayer, check_statistics, unfold
 
@@ -133,13 +133,18 @@ class _Check:
         self, affine: Mapping[str, np.ndarray], known: np.ndarray, inputs: np.ndarray, tolerance: float
     ) -> None:
         """Raise ExportError unless logits and statistics are torch's."""
-        norm = pack_norm(self.layout, affine)
-        session = open_session(self.statistics.graph, {NORM_FILE: norm, MODEL_FILE: self.model})
+        norm = np.frombuffer(pack_norm(self.layout, affine), "<f4").astype(np.float32)
+        session = open_session(self.statistics.graph, {MODEL_FILE: self.model})
         # Also the layers that are not observed: what the norm state has for them is right as it is.
         load_folded(self.module, affine)
         for rate in _RATES:
             for batch in (inputs[:count] for count in _BATCHES):
-                feeds = {INPUT_NAME: batch, KNOWN_NAME: known, RATE_NAME: np.array(rate, np.float32)}
+                feeds = {
+                    INPUT_NAME: batch,
+                    NORM_NAME: norm,
+                    KNOWN_NAME: known,
+                    RATE_NAME: np.array(rate, np.float32),
+                }
                 logits, observed = session.run([OUTPUT_NAME, OBSERVED_NAME], feeds)
                 expected, seen = self._torch(batch, known, rate)
                 try:

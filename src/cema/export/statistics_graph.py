@@ -23,7 +23,7 @@ import numpy as np
 from cema.errors import ExportError
 from cema.export.embedded import refer_to_weights
 from cema.formats.bundle_files import MODEL_FILE
-from cema.formats.bundle_manifest import NORM_FILE
+from cema.formats.bundle_manifest import NORM_FILE, layout_bytes
 from cema.ondevice.folding import StatisticsLayer
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     from cema.formats.bundle_manifest import NormTensor
 
-__all__ = ["KNOWN_NAME", "OBSERVED_NAME", "RATE_NAME", "statistics_graph"]
+__all__ = ["KNOWN_NAME", "NORM_NAME", "OBSERVED_NAME", "RATE_NAME", "statistics_graph"]
 
-KNOWN_NAME, RATE_NAME, OBSERVED_NAME = "known", "rate", "observed"
+NORM_NAME, KNOWN_NAME, RATE_NAME, OBSERVED_NAME = "norm", "known", "rate", "observed"
 # From here on the axes of a reduction are an input.
 _OPSET = 18
+_FLOAT = 4  # bytes
 
 
 def statistics_graph(
@@ -55,11 +56,11 @@ def statistics_graph(
     Returns
     -------
     graph : bytes
-        ``statistics.onnx``. Beside the inputs and outputs of ``model.onnx`` it has the inputs ``known``, float32
-        (2, K), and ``rate``, float32 (), and the output ``observed``, float32 (2, K): mean and unbiased variance of
-        what each layer was last given, or what was known where that was one value per channel. Its norm parameters lie
-        where those of ``model.onnx`` do, and are weight and bias for the observed layers. Its weights lie in the file
-        ``model.onnx``.
+        ``statistics.onnx``. Beside the inputs and outputs of ``model.onnx`` it has the inputs ``norm``, float32 (F,),
+        ``known``, float32 (2, K), and ``rate``, float32 (), and the output ``observed``, float32 (2, K): mean and
+        unbiased variance of what each layer was last given, or what was known where that was one value per channel.
+        ``norm`` has the parameters as they lie in ``norm.bin``, with weight and bias for the observed layers. Its
+        weights lie in the file ``model.onnx``.
     layers : tuple of StatisticsLayer
         The layers observed, in the order of `layout`: those that are all BatchNormalization in the graph. Those that
         are not keep what is folded into their parameters.
@@ -80,7 +81,7 @@ def statistics_graph(
         raise ExportError("no layer with running statistics is a BatchNormalization in the exported graph")
     sizes = {place.key: place.size for place in layout}
     layers = tuple(StatisticsLayer(layer=name, size=sizes[f"{name}.scale"], eps=eps[name]) for name in found)
-    _Builder(onnx, proto.graph).observe({layer: found[layer.layer] for layer in layers})
+    _Builder(onnx, proto.graph).observe({layer: found[layer.layer] for layer in layers}, layout)
     refer_to_weights(proto, model_bytes, MODEL_FILE)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data, layers
@@ -140,13 +141,15 @@ class _Builder:
             self._prefix += "_"
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
+        self._taken: set[str] = set()
         self._count = 0
 
-    def observe(self, layers: Mapping[StatisticsLayer, Sequence[int]]) -> None:
+    def observe(self, layers: Mapping[StatisticsLayer, Sequence[int]], layout: Sequence[NormTensor]) -> None:
         """Let the nodes at some places normalise with a blend, and put out what they observe."""
         tensor = self.onnx.TensorProto.FLOAT
         total = sum(layer.size for layer in layers)
         make = self.onnx.helper.make_tensor_value_info
+        self._take_norm(layout)
         known = self._split_known([layer.size for layer in layers])
         parts = dict(zip(layers, known, strict=True))
         owners = {place: layer for layer, places in layers.items() for place in places}
@@ -157,6 +160,8 @@ class _Builder:
                 node, observed[layer] = self._blend(node, layer, parts[layer])  # noqa: PLW2901 - put in its place
             self._nodes.append(node)
         self._add("Concat", [observed[layer] for layer in layers], outputs=[OBSERVED_NAME], axis=1)
+        size = layout_bytes(layout) // _FLOAT
+        self.graph.input.extend([make(NORM_NAME, tensor, [size])])
         self.graph.input.extend([make(KNOWN_NAME, tensor, [2, total]), make(RATE_NAME, tensor, [])])
         self.graph.output.append(make(OBSERVED_NAME, tensor, [2, total]))
         nodes = [self._copy(node) for node in self._nodes]
@@ -190,6 +195,20 @@ class _Builder:
         made.input[3], made.input[4] = blended
         several = add("Greater", [freedom, self._constant(np.array(0, np.int64))])
         return made, add("Where", [several, seen, known])
+
+    def _take_norm(self, layout: Sequence[NormTensor]) -> None:
+        """Take norm parameters from an input in place of a file, so that a session serves every update."""
+        keys, places = _norm_keys(self.graph, layout), {place.key: place for place in layout}
+        for tensor in self.graph.initializer:
+            if tensor.name not in keys:
+                continue
+            place = places[keys[tensor.name]]
+            start = place.offset // _FLOAT
+            bounds = [self._constant(np.array([at], np.int64)) for at in (start, start + place.size)]
+            flat = self._add("Slice", [NORM_NAME, *bounds])
+            shape = self._constant(np.array(tensor.dims, np.int64))
+            self._add("Reshape", [flat, shape], outputs=[tensor.name])
+            self._taken.add(tensor.name)
 
     def _split_known(self, sizes: Sequence[int]) -> list[str]:
         outputs = [self._name() for _ in sizes]
@@ -225,6 +244,7 @@ class _Builder:
         """Drop the statistics that nothing uses any more, and add the constants."""
         used = {name for node in self.graph.node for name in (*node.input, *_names_inside(node))}
         used |= {output.name for output in self.graph.output}
+        used -= self._taken
         kept = [self._copy(tensor) for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend([*kept, *self._constants.values()])
@@ -237,7 +257,7 @@ class _Builder:
 
     def _free_names(self) -> None:
         """Refuse a model with values that are called as the new inputs and outputs are."""
-        taken = sorted(self._names & {KNOWN_NAME, RATE_NAME, OBSERVED_NAME})
+        taken = sorted(self._names & {NORM_NAME, KNOWN_NAME, RATE_NAME, OBSERVED_NAME})
         if taken:
             raise ExportError(
                 f"the model has something of its own called {' and '.join(taken)}, as an input or output of the graph "
