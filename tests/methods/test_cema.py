@@ -19,11 +19,12 @@ from cema.errors import ConfigError, ModelError
 from cema.formats.image import CodecConfig, decode_image, encode_image
 from cema.formats.payload import decode_payload, encode_payload
 from cema.methods.base import MethodContext, NotApplicable
-from cema.methods.cema import Cema, CemaConfig, reference_defaults
+from cema.methods.cema import Cema, CemaConfig, paper_defaults, reference_defaults
 from cema.methods.registry import make_adapter
 from cema.models.norm_state import load_folded
 from cema.models.registry import resolve
 from cema.models.spec import Model
+from cema.ondevice.own_statistics import StatisticsConfig
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.entropy_band import EntropyBand
@@ -31,7 +32,14 @@ from cema.ondevice.selection.entropy_band import EntropyBand
 Photos = Callable[[int], list[np.ndarray]]
 QUICK = AdaptConfig(fresh=8, replayed=8, capacity=64, replay_from=16, window=24)
 # Everything is selected, so that small random models have something to learn from; no guard unless it is tested.
-EAGER = CemaConfig(adapt=QUICK, e_min=0.0, e_max=1.0, group=1000, guard=0.0)
+EAGER = CemaConfig(
+    adapt=QUICK,
+    e_min=0.0,
+    e_max=1.0,
+    group=1000,
+    guard=0.0,
+    statistics=StatisticsConfig(source="update"),
+)
 
 
 @pytest.fixture
@@ -213,6 +221,16 @@ def test_the_reference_is_without_what_this_project_added() -> None:
     assert (adapt.preset, adapt.statistics, adapt.replay_scope) == ("reference", "step", "all")
 
 
+def test_the_paper_is_without_what_this_project_added() -> None:
+    config = paper_defaults()
+    adapt = config.adapt
+    assert (config.guard, config.change_limit, config.floor, adapt.change_limit) == (0.0, 0.0, 0.0, 0.0)
+    assert (config.statistics.source, config.views.count, config.recentre.mode) == ("update", 1, "off")
+    assert (adapt.preset, adapt.replay_scope, adapt.replayed, adapt.passes) == ("poster", "all", 96, 1)
+    # Both of the paper's thresholds, and no second filter.
+    assert (config.e_min, config.e_max, config.d_margin) == (0.02, 0.4, 0.0)
+
+
 def test_the_reference_answers_its_first_batch_as_bn_does(
     edge: Model, foundation: Model, photos: Photos
 ) -> None:
@@ -222,7 +240,7 @@ def test_the_reference_answers_its_first_batch_as_bn_does(
     cema = Cema(edge, reference_defaults(), context=context)
     # The update's numbers are rounded to float16; and a batch's variance is unbiased in running statistics.
     np.testing.assert_allclose(cema.step(images).logits, expected, rtol=0.05, atol=0.05)
-    again = Cema(edge, CemaConfig(), context=context)
+    again = Cema(edge, CemaConfig(statistics=StatisticsConfig(source="update")), context=context)
     np.testing.assert_allclose(again.step(images).logits, predict(edge, None, images), rtol=1e-3, atol=1e-4)
 
 
@@ -260,7 +278,7 @@ def noisy() -> tuple[list[np.ndarray], np.ndarray]:
     return images, digits.test_labels[:600]
 
 
-@pytest.mark.parametrize("defaults", [CemaConfig, reference_defaults])
+@pytest.mark.parametrize("defaults", [CemaConfig, paper_defaults, reference_defaults])
 def test_on_noisy_digits_it_clearly_beats_the_source(noisy: Any, defaults: Callable[[], CemaConfig]) -> None:
     images, labels = noisy
     edge, foundation = resolve("digits-cnn"), resolve("digits-cnn-foundation")

@@ -49,6 +49,7 @@ _ORDER = (
     "roid",
     "cmf",
     "cema",
+    "cema-paper",
     "cema-reference",
 )
 
