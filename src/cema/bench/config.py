@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -300,6 +301,8 @@ class BenchFile(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def parse_setting(text: str) -> dict[str, dict[str, Any]]:
     """Read ``METHOD.SETTING=VALUE``; a setting within a setting has another dot.
 
+    The value is JSON, or a table or list as TOML has it on one line; anything else is text.
+
     Raises
     ------
     ConfigError
@@ -309,6 +312,8 @@ def parse_setting(text: str) -> dict[str, dict[str, Any]]:
     --------
     >>> parse_setting("cema.adapt.edge_lr=1e-3")
     {'cema': {'adapt': {'edge_lr': 0.001}}}
+    >>> parse_setting("cema.options={share=0.1}")
+    {'cema': {'options': {'share': 0.1}}}
     """
     name, equals, value = text.partition("=")
     # The dots before a colon are those of a package or file that a method stands in.
@@ -317,14 +322,23 @@ def parse_setting(text: str) -> dict[str, dict[str, Any]]:
     path = [f"{where}{colon}{method}".strip(), *(step.strip() for step in steps)]
     if not equals or len(path) < 2 or not all(path):
         raise ConfigError(f"--set: expected METHOD.SETTING=VALUE such as tent.lr=0.001, got {text!r}")
-    try:
-        parsed: Any = json.loads(value)
-    except json.JSONDecodeError:
-        parsed = value
+    parsed: Any = _parse_value(value)
     for step in reversed(path):
         parsed = {step: parsed}
     settings: dict[str, dict[str, Any]] = parsed
     return settings
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if not text.lstrip().startswith(("{", "[")):
+            return text
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
 from cema.ondevice.adaptation import DeviceAdaptation
 from cema.ondevice.preprocess import Images
+from cema.ondevice.selection.base import NotesChanges
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
 
@@ -93,6 +94,8 @@ class EdgeAgent:
         self._selecting = threading.Lock()
         self._closed = False
         self._swapped = False
+        self._guarded = False  # whether the source model predicted the last call in an update's place
+        self._changes = 0  # of the domain, by the device's own watch
         self._uploader: Uploader | None = None
         self._link: CloudClient | None = None
         self.bundle = Bundle.load(Path(config.bundle))
@@ -157,11 +160,16 @@ class EdgeAgent:
         active, logits = self._forward(installed, images)
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
+        guarded = active is not installed
         with self._selecting:
+            changes = self._adaptation.changes
+            new = (guarded and not self._guarded) or changes > self._changes
+            if new and isinstance(self._selector, NotesChanges):
+                self._selector.changed()
+            self._guarded, self._changes = guarded, changes
             selected = self._selector.select(logits, entropy)
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
-        guarded = active is not installed
         if guarded:
             self._spool.count("guarded", len(labels))
         self._recorder.offer(

@@ -25,6 +25,7 @@ from cema.ondevice.batch import Batch
 from cema.ondevice.folding import neutral_statistics, unfold
 from cema.ondevice.own_statistics import StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
+from cema.ondevice.selection.base import NotesChanges
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
@@ -278,8 +279,12 @@ class Cema:
         if self.config.first_inferred and not self._batches:
             self._start_at(images)
         self._receive()
-        logits, forwards = self._devices[edge].predict(images)
-        selected = self._selectors[edge].select(logits, softmax_entropy(logits))
+        device, selector = self._devices[edge], self._selectors[edge]
+        before = device.changes
+        logits, forwards = device.predict(images)
+        if device.changes > before and isinstance(selector, NotesChanges):
+            selector.changed()  # as the agent does
+        selected = selector.select(logits, softmax_entropy(logits))
         before = self.uplink.bytes
         self._queue.extend(self.uplink.send([images[i] for i in np.flatnonzero(selected).tolist()]))
         reports = self._learn()

@@ -143,11 +143,17 @@ class SimulatedDevice:
             config, statistics=network.source.statistics, mean_logits=network.mean_logits
         )
         self._statistics = network.source.statistics
+        self._drifts = 0
 
     @property
     def drifted(self) -> bool:
         """Whether the source model's parameters predict until inputs are like the update's again."""
         return self._watch.drifted
+
+    @property
+    def changes(self) -> int:
+        """How often the domain changed, by the device's own watch or by that over its update."""
+        return self._adaptation.changes + self._drifts
 
     def install(self, arrived: Arrived) -> None:
         """Run a new update from now on."""
@@ -164,7 +170,9 @@ class SimulatedDevice:
 
     def _forward(self, inputs: np.ndarray) -> np.ndarray:
         if self.config.guard:
+            before = self._watch.drifted
             self._watch.observe(input_statistics(inputs))
+            self._drifts += self._watch.drifted and not before
         network, serving = self._network, self._network.source if self._watch.drifted else self._arrived
         own = self._adaptation.own_statistics and not serving.folded
         reading = self._adaptation.before(inputs, serving.affine)

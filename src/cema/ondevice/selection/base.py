@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Selector", "SelectorFactory"]
+__all__ = ["NotesChanges", "Selector", "SelectorFactory"]
 
 
 class Selector(Protocol):
@@ -49,6 +49,23 @@ class Selector(Protocol):
 
     def describe(self) -> dict[str, float]:
         """Return the numbers that decide now, by name, for status and metrics."""
+        ...
+
+
+@runtime_checkable
+class NotesChanges(Protocol):
+    """What a rule may have beside `Selector`: it is told when the device enters another domain.
+
+    A rule without this method works as well.
+    """
+
+    def changed(self) -> None:
+        """Take note that the next call's samples are the first of another domain.
+
+        The agent calls it where its guard begins to let the source model predict
+        (`cema.ondevice.drift.DriftMonitor`): the inputs are no longer those that the update was made for. Without a
+        guard, and before the first update, it is never called.
+        """
         ...
 
 

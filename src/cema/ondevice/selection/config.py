@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from cema.ondevice.selection.budget_options import budget_options
+
 __all__ = ["Average", "SelectionConfig"]
 
 Average: TypeAlias = Literal["running", "exponential"]
@@ -18,10 +20,12 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes
     ----------
     rule : str
-        ``entropy-band`` (`cema.ondevice.selection.entropy_band.EntropyBand`), ``package.module:Class`` or
-        ``path/to/file.py:Class`` (`cema.ondevice.selection.base.Selector`).
+        ``entropy-band`` (`cema.ondevice.selection.entropy_band.EntropyBand`), ``budget``
+        (`cema.ondevice.selection.budget.Budget`), ``package.module:Class`` or ``path/to/file.py:Class``
+        (`cema.ondevice.selection.base.Selector`).
     options : dict
-        Keyword arguments of a rule of one's own. All further settings are those of ``entropy-band``.
+        Settings of ``budget`` (`cema.ondevice.selection.budget_options.BudgetOptions`), or keyword arguments of a rule
+        of one's own. All further settings are those of ``entropy-band``.
     e_min, e_max : float
         ``E_min`` and the initial ``E_max^0``, as fractions of ``ln C``: ``0 <= e_min < e_max <= 1``.
     decay : float
@@ -81,3 +85,5 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"options: expected none for the rule entropy-band, got {sorted(self.options)}; its settings stand "
                 "beside rule"
             )
+        if self.rule == "budget":
+            budget_options(self.options)
