@@ -147,6 +147,14 @@ def test_sets_of_corruptions_have_names() -> None:
         ("cema.adapt.preset=reference", {"cema": {"adapt": {"preset": "reference"}}}),
         ("cotta.symmetric=true", {"cotta": {"symmetric": True}}),
         ("a.b=x=y", {"a": {"b": "x=y"}}),
+        ('cema.rule="budget"', {"cema": {"rule": "budget"}}),
+        ('cema.options={"share": 0.1}', {"cema": {"options": {"share": 0.1}}}),
+        (
+            "cema.options={share=0.1, order='random'}",
+            {"cema": {"options": {"share": 0.1, "order": "random"}}},
+        ),
+        ("a.b=['x', 'y']", {"a": {"b": ["x", "y"]}}),
+        ("a.b={not a table", {"a": {"b": "{not a table"}}),
     ],
 )
 def test_settings_on_the_command_line(text: str, expected: dict[str, Any]) -> None:
@@ -254,6 +262,15 @@ def test_settings_go_over_the_table_and_delay_reaches_cema() -> None:
         ({"tentt": {"lr": 1}}, "unknown method 'tentt'.*did you mean tent"),
         ({"tent": {"lr": "fast"}}, "settings of tent"),
         ({"tent": {"lr": -1}}, "settings of tent"),
+        (
+            {"cema": {"rule": "budget", "options": {"share": 2}}},
+            r"settings of cema: options\.share: expected",
+        ),
+        (
+            {"cema": {"rule": "budget", "options": {"shar": 2}}},
+            r"settings of cema: options\.shar: .*mean share",
+        ),
+        ({"cema": {"options": {"share": 0.1}}}, "settings of cema: options: expected none"),
     ],
 )
 def test_a_wrong_setting_is_named(given: dict[str, Any], message: str) -> None:

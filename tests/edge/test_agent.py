@@ -506,6 +506,16 @@ def test_a_token_in_the_configuration_is_judged_too() -> None:
         ("[upload]", "[upload]\nquality = 101", "quality"),
         ("[upload]", '[upload]\nsubsampling = "422"', "subsampling"),
         ("[upload]", '[selection]\naverage = "mean"\n[upload]', "average"),
+        (
+            "[upload]",
+            '[selection]\nrule = "budget"\noptions = { share = 2 }\n[upload]',
+            r"options\.share: expected a number in \(0, 1\], got 2.*key `selection`",
+        ),
+        (
+            "[upload]",
+            '[selection]\nrule = "budget"\noptions = { order = "best" }\n[upload]',
+            r"options\.order: .*'best'",
+        ),
         ('bundle = "b"', r'bundle = "C:\new\bundle"', r"key `bundle`.*single quotes"),
         ('state = "s"', r'state = "C:\Users\x"', "single quotes"),
         ('"token"', r'"C:\token"', r"key `cloud.token_file`.*single quotes"),

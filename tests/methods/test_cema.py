@@ -185,6 +185,29 @@ def test_the_guard_goes_back_to_the_source_where_inputs_change(
     assert not guarded.drifted[0]
 
 
+def test_a_budget_is_kept_and_its_burst_begins_again_where_the_guard_acts(
+    edge: Model, foundation: Model, photos: Photos
+) -> None:
+    dark = [[image // 4 for image in images] for images in stream(photos, 4, 32)]
+    bright = [255 - image // 4 for image in photos(32)]
+    uploads = {}
+    for guard in (0.0, 36.0):
+        config = CemaConfig(
+            adapt=QUICK,
+            guard=guard,
+            rule="budget",
+            options={"share": 0.25, "order": "entropy", "burst": 2.0, "burst_for": 32},
+        )
+        cema = Cema(edge, config, context=MethodContext(foundation=foundation))
+        counts = [cema.step(images).uploads for images in dark]
+        assert counts[0] <= 16
+        assert sum(counts) <= 16 + 3 * 8
+        uploads[guard] = cema.step(bright).uploads
+        assert cema.drifted == (guard > 0,)
+    assert uploads[0.0] <= 10
+    assert 15 <= uploads[36.0] <= 17
+
+
 def test_the_same_stream_gives_the_same_answers(edge: Model, foundation: Model, photos: Photos) -> None:
     runs = [Cema(edge, EAGER, context=MethodContext(foundation=foundation, seed=s)) for s in (1, 1, 2)]
     for images in stream(photos, 8):

@@ -21,16 +21,9 @@ from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.entropy_band import EntropyBand
 from cema.ondevice.selection.rules import make_selector
-from cema.ondevice.selection.usefulness import (
-    prototype_scores,
-    quota_scores,
-    rank_within,
-    uniform_numbers,
-)
 from cema.testing.selectors import SelectorSuite, logits
 
 ORDERS: tuple[Order, ...] = get_args(Order)
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
 CALLS = st.lists(st.sampled_from([0, 1, 1, 1, 2, 7, 33, 64, 200]), min_size=1, max_size=40)
 
 
@@ -75,25 +68,28 @@ def budget(classes: int = 10, **options: Any) -> Budget:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    calls=CALLS,
-    share=st.floats(0.001, 1.0),
-    order=st.sampled_from(ORDERS),
-    burst=st.sampled_from([1.0, 1.5, 5.0]),
-    burst_for=st.sampled_from([1, 40, 256]),
-    group=st.sampled_from([1, 8, 64]),
-    alike=st.booleans(),
+    CALLS,
+    st.builds(
+        BudgetOptions,
+        share=st.floats(0.001, 1.0),
+        order=st.sampled_from(ORDERS),
+        burst=st.sampled_from([1.0, 1.5, 5.0]),
+        burst_for=st.sampled_from([1, 40, 256]),
+        group=st.sampled_from([1, 8, 64]),
+    ),
+    st.booleans(),
 )
 def test_no_split_into_calls_sends_more_than_the_share(
-    calls: list[int], share: float, order: Order, burst: float, burst_for: int, group: int, alike: bool
+    calls: list[int], options: BudgetOptions, alike: bool
 ) -> None:
-    selector = budget(share=share, order=order, burst=burst, burst_for=burst_for, group=group)
+    selector = Budget(10, options)
+    share, most = Fraction(options.share), Fraction(min(1.0, options.burst * options.share))
     seen = sent = 0
     for seed, count in enumerate(calls):
         batch = np.ones((count, 10), np.float32) if alike else logits(count, seed)
         sent += int(selector.select(batch, softmax_entropy(batch)).sum())
         seen += count
-        extra = Fraction(min(1.0, burst * share)) - Fraction(share)
-        assert sent <= Fraction(share) * seen + extra * min(seen, burst_for) + Fraction(seen, 10**9)
+        assert sent <= share * seen + (most - share) * min(seen, options.burst_for) + Fraction(seen, 10**9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,11 +109,12 @@ def test_a_domain_that_never_stops_changing_sends_less_than_twice_the_share_and_
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("calls", [[1], [7], [64], [1, 64, 7, 200, 1]], ids=str)
-@pytest.mark.parametrize("share", [*SHARES, 0.005, 0.8])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.8])
 def test_nearly_all_of_the_share_is_spent(order: Order, calls: list[int], share: float) -> None:
-    stream = logits(4000, seed=1)
+    stream = logits(2000, seed=1)
     sent = run(budget(share=share, order=order), stream, calls).sum()
-    assert 0.88 * share * 4000 - 3 <= sent <= share * 4000
+    # What is saved up at the end: half a bucket, and for each of the three parts of "mixed" up to one token.
+    assert 0.95 * share * 2000 - 5 <= sent <= share * 2000
 
 
 @pytest.mark.parametrize("calls", [[1], [7], [64], [500]], ids=str)
@@ -159,6 +156,17 @@ def test_the_threshold_follows_a_stream_whose_entropies_fall() -> None:
     selected = run(budget(share=0.1, order="entropy"), np.concatenate([hard, easy]), [1])
     assert selected[1000:1300].sum() >= 5
     assert 180 < selected[2000:].sum() <= 207
+
+
+def test_what_is_saved_up_is_bounded() -> None:
+    """Entropies that only fall are never the highest: tokens are saved, and then lost."""
+    selector = budget(share=0.1, order="entropy", group=64)
+    saved = []
+    for scale in np.linspace(1.0, 40.0, 600):
+        batch = np.array([[scale] + 9 * [0.0]], np.float32)
+        selector.select(batch, softmax_entropy(batch))
+        saved.append(selector.describe()["tokens"])
+    assert 6.4 < max(saved) <= 7.4
 
 
 def test_at_random_is_random() -> None:
@@ -383,37 +391,3 @@ def test_options_are_read_as_toml_has_them() -> None:
     assert selector.select(logits(64), softmax_entropy(logits(64))).sum() == 32
     with pytest.raises(ConfigError, match="2 classes"):
         Budget(1)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0, 2.0])), max_size=30))
-def test_ranks_are_counted(pairs: list[tuple[int, float]]) -> None:
-    labels = np.array([label for label, _ in pairs], np.int64)
-    values = np.array([value for _, value in pairs], np.float64)
-    counted = [sum(other == label and more > value for other, more in pairs) for label, value in pairs]
-    assert rank_within(values, labels).tolist() == counted
-    scores = quota_scores(values, labels, math.log(10))
-    assert np.ceil(scores - 1e-9).tolist() == [
-        math.ceil(0.999 * v / math.log(10) - r) for r, v in zip(counted, values, strict=True)
-    ]
-
-
-def test_prototypes_are_ordered_by_hand() -> None:
-    entropy = np.array([0.1, 0.2, 0.3, 2.0, 2.1, 0.1])
-    labels = np.array([0, 0, 1, 0, 1, 0])
-    likeness = np.array([0.2, 0.5, 0.9, 0.99, 0.1, 0.3])
-    # Sure ones first, best of each class; 0.3 is above the median of 0.25.
-    assert np.argsort(-prototype_scores(entropy, labels, likeness)).tolist() == [1, 5, 0, 3, 2, 4]
-    assert prototype_scores(np.empty(0), np.empty(0, np.int64), np.empty(0)).shape == (0,)
-
-
-def test_random_numbers_are_those_of_splitmix64() -> None:
-    def mix(z: int) -> int:
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        return z ^ (z >> 31)
-
-    expected = [(mix((mix(5) + i * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53 for i in range(1000, 1008)]
-    assert uniform_numbers(5, 1000, 8).tolist() == expected
-    many = np.sort(uniform_numbers(0, 0, 20_000))
-    assert np.abs(many - (np.arange(20_000) + 0.5) / 20_000).max() < 1.63 / math.sqrt(20_000)

@@ -97,14 +97,16 @@ class Budget:
         # Samples until the burst ends, and until another may begin.
         self._burst_left = self._options.burst_for
         self._no_burst_for = self._pause()
-        self._forget()
+        # Of the latest samples: entropy, predicted class, and likeness to the mean prediction; and that prediction.
+        self._recent: Float64 = np.empty((3, 0))
+        self._mean: Float64 | None = None
 
     def changed(self) -> None:
         """Take note that the domain has changed: compare with new samples only, and begin another burst if one is due.
 
         See `cema.ondevice.selection.base.NotesChanges`.
         """
-        self._forget()
+        self._recent, self._mean = np.empty((3, 0)), None
         if not self._no_burst_for:
             self._burst_left = self._options.burst_for
             self._no_burst_for = self._pause()
@@ -160,12 +162,6 @@ class Budget:
             )
         return z, values
 
-    def _forget(self) -> None:
-        """Compare with nothing."""
-        # Of the latest samples: entropy, predicted class, and likeness to the mean prediction.
-        self._recent: Float64 = np.empty((3, 0))
-        self._mean: Float64 | None = None
-
     def _take_in(self, logits: Float64, entropy: Float64) -> None:
         """Remember what the scores are made of."""
         likeness = np.zeros(len(entropy))
@@ -177,15 +173,15 @@ class Budget:
     def _likeness(self, logits: Float64) -> Float64:
         """Move the mean prediction, and return each prediction's cosine with it."""
         mass = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p = mass / mass.sum(axis=1, keepdims=True)
-        mean = p.mean(axis=0)
+        p: Float64 = mass / mass.sum(axis=1, keepdims=True)
+        mean: Float64 = p.mean(axis=0)
         if self._mean is not None:
             kept = (1.0 - 1.0 / (_REMEMBERED * self._options.group)) ** len(p)
             mean = kept * self._mean + (1.0 - kept) * mean
         self._mean = mean
         norms = np.linalg.norm(p, axis=1) * np.linalg.norm(mean)
-        cosine: Float64 = p @ mean / np.maximum(norms, _SMALLEST_NORM)
-        return np.clip(cosine, 0.0, 1.0)
+        cosine: Float64 = np.clip(p @ mean / np.maximum(norms, _SMALLEST_NORM), 0.0, 1.0)
+        return cosine
 
     def _rate(self, lane: _Lane) -> int:
         return lane.earned_in_burst if self._burst_left else lane.earned
@@ -213,7 +209,8 @@ class Budget:
 
     def _scores(self, order: Order) -> Float64:
         """Return the scores of the latest samples, this call's last."""
-        entropy, labels, likeness = self._recent[0], self._recent[1].astype(np.int64), self._recent[2]
+        entropy: Float64 = self._recent[0]
+        labels, likeness = self._recent[1].astype(np.int64), self._recent[2]
         if order == "quota":
             return quota_scores(entropy, labels, math.log(self._classes))
         if order == "prototype":

@@ -69,7 +69,8 @@ def quota_scores(entropy: Float64, labels: Int64, ceiling: float) -> Float64:
     ndarray of float64 (N,)
         ``-rank + 0.999 E / ln C``, with the rank within the class.
     """
-    return _FRACTION * entropy / ceiling - rank_within(entropy, labels)
+    scores: Float64 = _FRACTION * entropy / ceiling - rank_within(entropy, labels)
+    return scores
 
 
 def prototype_scores(entropy: Float64, labels: Int64, likeness: Float64) -> Float64:
@@ -97,7 +98,8 @@ def prototype_scores(entropy: Float64, labels: Int64, likeness: Float64) -> Floa
     unsure = entropy > np.median(entropy)
     # Two labels for each class: the sure ones and the unsure ones are ranked apart.
     ranks = rank_within(likeness, 2 * labels + unsure) + len(entropy) * unsure
-    return _FRACTION * likeness - ranks
+    scores: Float64 = _FRACTION * likeness - ranks
+    return scores
 
 
 def uniform_numbers(seed: int, first: int, count: int) -> Float64:
@@ -126,7 +128,8 @@ def uniform_numbers(seed: int, first: int, count: int) -> Float64:
     """
     places = np.arange(count, dtype=np.uint64) + np.uint64(first % 2**64)
     start = _mix(np.array([seed], np.uint64))
-    return (_mix(start + places * np.uint64(_STEP)) >> np.uint64(11)) * 2.0**-53
+    drawn = _mix(start + places * np.uint64(_STEP)) >> np.uint64(11)
+    return drawn.astype(np.float64) * 2.0**-53
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
