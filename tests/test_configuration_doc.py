@@ -15,10 +15,13 @@ from msgspec import inspect
 from cema._util.toml import load_toml
 from cema.cloud.config import CloudConfig
 from cema.edge.config import EdgeConfig
+from cema.ondevice.selection.budget_options import BudgetOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 TOP = "Top level"
 FILES: dict[str, type[EdgeConfig] | type[CloudConfig]] = {"edge.toml": EdgeConfig, "cloud.toml": CloudConfig}
+# Tables whose keys depend on another setting.
+OPTIONS: dict[str, dict[str, type[BudgetOptions]]] = {"edge.toml": {"[selection.options]": BudgetOptions}}
 Rows = dict[tuple[str, str], str]
 
 
@@ -55,9 +58,12 @@ def keys(struct: inspect.StructType, table: str = TOP, prefix: str = "") -> Iter
 
 
 def expected(file: str) -> Rows:
-    struct = inspect.type_info(FILES[file])
-    assert isinstance(struct, inspect.StructType)
-    return {(table, key): default for table, key, default in keys(struct)}
+    rows: Rows = {}
+    for table, kind in {TOP: FILES[file], **OPTIONS.get(file, {})}.items():
+        struct = inspect.type_info(kind)
+        assert isinstance(struct, inspect.StructType)
+        rows |= {(where, key): default for where, key, default in keys(struct, table)}
+    return rows
 
 
 def part(file: str) -> str:
@@ -110,7 +116,8 @@ def test_every_key_has_its_row_and_no_row_is_left_over(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_example_is_accepted(file: str, tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```toml\n(.*?)^```", part(file), re.MULTILINE | re.DOTALL)
-    (tmp_path / file).write_text(example)
+def test_the_examples_are_accepted_together(file: str, tmp_path: Path) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", part(file), re.MULTILINE | re.DOTALL)
+    assert examples
+    (tmp_path / file).write_text("".join(examples))
     load_toml(tmp_path / file, FILES[file])

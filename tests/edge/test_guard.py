@@ -18,6 +18,7 @@ from cema.errors import ConfigError
 from cema.formats.bundle import Bundle
 from cema.formats.payload import encode_payload, round_norm_state
 from cema.ondevice.drift import Domain, input_statistics
+from cema.ondevice.selection.budget import Budget
 from cema.ondevice.selection.config import SelectionConfig
 
 Make = Callable[..., EdgeConfig]
@@ -112,9 +113,21 @@ def test_the_agent_falls_back_and_says_so(
         assert agent.predict(scenes(8, 5, dark=True)).guarded
 
 
-def test_a_selector_is_told_where_the_guard_begins_to_act(
-    make_config: Make, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey
+def test_a_selector_is_told_once_where_the_guard_begins_to_act(
+    make_config: Make,
+    cloud: Cloud,
+    bundle: Bundle,
+    key: Ed25519PrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    told: list[Budget] = []
+    note = Budget.changed
+
+    def changed(selector: Budget) -> None:
+        told.append(selector)
+        note(selector)
+
+    monkeypatch.setattr(Budget, "changed", changed)
     options = {"share": 0.25, "order": "random", "burst": 2.0, "burst_for": 8}
     selection = SelectionConfig(rule="budget", options=options)
     with EdgeAgent(make_config(cloud, selection=selection)) as agent:
@@ -123,9 +136,11 @@ def test_a_selector_is_told_where_the_guard_begins_to_act(
         cloud.publish(update_for(bundle, key, 1, scenes(96, 0)))
         assert agent.wait_for_version(1, 20)
         assert not agent.predict(scenes(8, 3)).guarded
+        assert not told
         guarded = [agent.predict(scenes(4, seed, dark=True)) for seed in (4, 5, 6, 7)]
         assert all(prediction.guarded for prediction in guarded)
-        # 8 x 0.5 + 16 x 0.25 samples' worth by then, and 8 x 0.5 + 8 x 0.25 after the change, if it was noted once.
+        assert len(told) == 1
+        # 8 x 0.5 + 16 x 0.25 samples' worth by then, and 8 x 0.5 + 8 x 0.25 after the change.
         status = agent.status()
         assert status.selection["tokens"] + status.selected == 4 + 4 + 4 + 2
 

@@ -335,7 +335,7 @@ def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"share": 0.2}, {"order": "random"}, {"seed": 1}, {"burst": 2.0}, {"group": 8}]
+    "other", [{"share": 0.2}, {"order": "entropy"}, {"seed": 1}, {"burst": 2.0}, {"group": 8}]
 )
 def test_a_state_of_other_settings_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="made with the settings"):
@@ -370,7 +370,7 @@ def test_logits_that_are_none_are_refused_and_change_nothing(batch: Any, entropy
         ({"share": 1.5}, r"^options\.share: "),
         ({"share": math.nan}, r"^options\.share: "),
         ({"share": "0.1"}, r"^options\.share: Expected `float`, got `str`"),
-        ({"order": "quotas"}, r"^options\.order: .*'quotas'"),
+        ({"order": "quotas"}, r"^options\.order: expected one of entropy, .*'quotas'; did you mean quota"),
         ({"burst": 0.5}, r"^options\.burst: "),
         ({"burst": math.inf}, r"^options\.burst: "),
         ({"burst_for": 0}, r"^options\.burst_for: "),

@@ -41,7 +41,7 @@ class BudgetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     share: float = 0.1
-    order: Order = "quota"
+    order: Order = "random"
     burst: float = 1.0
     burst_for: int = 256
     group: int = 64
@@ -50,9 +50,7 @@ class BudgetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require(0 < self.share <= 1, "share", "a number in (0, 1]", self.share)
-        if self.order not in ORDERS:
-            hint = did_you_mean(str(self.order), ORDERS)
-            raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {self.order!r}{hint}")
+        _check_order(self.order)
         fits = math.isfinite(self.burst) and self.burst >= 1
         require(fits, "burst", "a finite number of at least 1 (1: no burst)", self.burst)
         require_at_least(self, 1, "burst_for", "group")
@@ -89,9 +87,19 @@ def budget_options(options: Mapping[str, Any]) -> BudgetOptions:
                 f"options.{name}: expected one of {', '.join(known)} for the rule budget{hint}; correct the name"
             )
         try:
+            if name == "order":
+                _check_order(options[name])
             # One by one, so that the message names the option whatever is wrong with it.
             msgspec.convert({name: options[name]}, BudgetOptions)
-        except msgspec.ValidationError as error:
+        except (ValueError, msgspec.ValidationError) as error:
             what = str(error).partition(" - at `")[0].removeprefix(f"{name}: ")
             raise ValueError(f"options.{name}: {what}") from error
     return msgspec.convert(dict(options), BudgetOptions)
+
+
+def _check_order(order: Any) -> None:
+    if order not in ORDERS:
+        hint = did_you_mean(str(order), ORDERS)
+        raise ValueError(
+            f"order: expected one of {', '.join(ORDERS)}, got {order!r}{hint}; correct the setting"
+        )
