@@ -297,6 +297,7 @@ def _statistics(
             norm_state=subject.norm_state,
             source=subject.source,
             inputs=subject.inputs,
+            logits=subject.logits,
             tolerance=tolerance,
             change=lambda state: _perturb(state, rng),
         )

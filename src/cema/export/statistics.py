@@ -51,6 +51,7 @@ def make_statistics(
     norm_state: Mapping[str, np.ndarray],
     source: Mapping[str, np.ndarray],
     inputs: np.ndarray,
+    logits: np.ndarray,
     tolerance: float,
     change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
 ) -> BundleStatistics:
@@ -68,6 +69,8 @@ def make_statistics(
         As `source_statistics` returns it.
     inputs : ndarray of float32 (N, C, H, W)
         At least 3.
+    logits : ndarray of float32 (N, classes)
+        What the source model answers to them.
     tolerance : float
         As for the other checks of an export.
     change : callable
@@ -96,6 +99,7 @@ def make_statistics(
     check = _Check(adaptable, layers, found, layout, graph, statistics)
     for state, known in ((affine, values), (change(affine), _changed(values))):
         check.run(state, known, inputs, tolerance)
+    check.source(affine, values, inputs, logits, tolerance)
     return statistics
 
 
@@ -133,18 +137,12 @@ class _Check:
         self, affine: Mapping[str, np.ndarray], known: np.ndarray, inputs: np.ndarray, tolerance: float
     ) -> None:
         """Raise ExportError unless logits and statistics are torch's."""
-        norm = np.frombuffer(pack_norm(self.layout, affine), "<f4").astype(np.float32)
-        session = open_session(self.statistics.graph, {MODEL_FILE: self.model})
+        session = self._session()
         # Also the layers that are not observed: what the norm state has for them is right as it is.
         load_folded(self.module, affine)
         for rate in _RATES:
             for batch in (inputs[:count] for count in _BATCHES):
-                feeds = {
-                    INPUT_NAME: batch,
-                    NORM_NAME: norm,
-                    KNOWN_NAME: known,
-                    RATE_NAME: np.array(rate, np.float32),
-                }
+                feeds = self._feeds(affine, batch, known, rate)
                 logits, observed = session.run([OUTPUT_NAME, OBSERVED_NAME], feeds)
                 expected, seen = self._torch(batch, known, rate)
                 try:
@@ -155,6 +153,32 @@ class _Check:
                         f"the graph that observes statistics differs from torch at a rate of {rate:g} for "
                         f"{len(batch)} images: {error}"
                     ) from error
+
+    def source(
+        self,
+        affine: Mapping[str, np.ndarray],
+        known: np.ndarray,
+        inputs: np.ndarray,
+        logits: np.ndarray,
+        tolerance: float,
+    ) -> None:
+        """Raise ExportError unless the graph is the source model with its parameters and statistics."""
+        (got,) = self._session().run([OUTPUT_NAME], self._feeds(affine, inputs, known, 0.0))
+        try:
+            check_golden(got, logits, tolerance)
+        except LogitsError as error:
+            raise ExportError(
+                f"the graph that observes statistics differs from the source model at a rate of 0: {error}"
+            ) from error
+
+    def _session(self) -> Any:
+        return open_session(self.statistics.graph, {MODEL_FILE: self.model})
+
+    def _feeds(
+        self, affine: Mapping[str, np.ndarray], batch: np.ndarray, known: np.ndarray, rate: float
+    ) -> dict[str, np.ndarray]:
+        norm = np.frombuffer(pack_norm(self.layout, affine), "<f4").astype(np.float32)
+        return {INPUT_NAME: batch, NORM_NAME: norm, KNOWN_NAME: known, RATE_NAME: np.array(rate, np.float32)}
 
     def _torch(self, batch: np.ndarray, known: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
         parts = list(zip(self.found, self._split(known), strict=True))
