@@ -195,6 +195,7 @@ def test_a_budget_is_kept_and_its_burst_begins_again_where_the_guard_acts(
         config = CemaConfig(
             adapt=QUICK,
             guard=guard,
+            change_limit=0.0,
             rule="budget",
             options={"share": 0.25, "order": "entropy", "burst": 2.0, "burst_for": 32},
         )
