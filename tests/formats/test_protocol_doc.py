@@ -71,6 +71,12 @@ def private_key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(binary("private-key"))
 
 
+def payload_format(payload: bytes) -> str:
+    """Return what the metadata say, read without the code that is tested."""
+    header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    return str(header["__metadata__"]["format"])
+
+
 def example_sample() -> Sample:
     fields = json.loads(block("sample"))
     return Sample(**fields | {"image": bytes.fromhex(fields["image"])})
@@ -161,9 +167,9 @@ def test_the_media_type_and_the_formats_are_named() -> None:
     rows = re.findall(r"^\| \w[^|]* \| ([^|]+) \| `(cema\.[^`]+)` \|$", PAGE, re.MULTILINE)
     assert rows[0][0] == f"`{CONTENT_TYPE}`"
     frame = msgspec.msgpack.decode(binary("frame"))
-    header = json.loads(binary("payload")[8 : 8 + int.from_bytes(binary("payload")[:8], "little")])
     bundle = json.loads(block("bundle"))
-    formats = [frame["format"], manifest().format, header["__metadata__"]["format"], bundle["format"]]
+    payloads = [payload_format(binary(name)) for name in ("payload", "payload-unfolded")]
+    formats = [frame["format"], manifest().format, *payloads, bundle["format"]]
     assert [name for _, name in rows] == formats
     assert f"Content-Type: {CONTENT_TYPE}" in PAGE
 
@@ -393,6 +399,22 @@ def test_the_payload_holds_what_the_page_says() -> None:
         key: value.tolist() for key, value in norm_state.items()
     }
     assert decoded.golden_logits.tolist() == golden.tolist()
+
+
+def test_the_unfolded_payload_holds_what_the_page_says() -> None:
+    affine = {"bn.scale": np.array([3, 0.5], np.float32), "bn.shift": np.array([-1, 0.25], np.float32)}
+    golden, statistics = np.array([[2.0, -1.0]], np.float32), np.array([[0.5, -1], [2, 0.5]])
+    payload = encode_payload(affine, golden, unfolded=True, statistics=statistics)
+    assert payload == binary("payload-unfolded")
+    assert f"A payload of {len(payload)} bytes with `bn.scale` = (3, 0.5)" in PAGE
+    decoded = decode_payload(payload)
+    assert decoded.unfolded
+    np.testing.assert_array_equal(decoded.statistics, statistics)
+    assert {key: value.tolist() for key, value in decoded.norm_state.items()} == {
+        key: value.tolist() for key, value in affine.items()
+    }
+    folded = decode_payload(binary("payload"))
+    assert (folded.unfolded, folded.statistics) == (False, None)
 
 
 def test_the_envelope_is_what_the_code_signs() -> None:

@@ -167,7 +167,7 @@ def test_malformed_golden_logits_are_refused(logits: np.ndarray) -> None:
         ),
         (
             {"a.scale": np.zeros(2, np.float32), "golden.logits": np.zeros((1, 2), np.float32)},
-            {"format": "cema.payload/2"},
+            {"format": "cema.payload/3"},
         ),
         ({"a.scale": np.zeros(2, np.float32), "golden.logits": np.zeros((1, 2), np.float32)}, None),
     ],

@@ -2,7 +2,11 @@
 
 One tensor per norm parameter (``{layer}.scale``, ``{layer}.shift``) and ``golden.logits``, each float16 or
 float32, with the metadata ``{"format": "cema.payload/1"}``; and, where the update was made from some domain's
-samples, ``domain.mean`` and ``domain.covariance`` in float32.
+samples, ``environment.mean`` and ``environment.covariance`` in float32.
+
+``cema.payload/2`` has the same tensors; but for the layers that the bundle's manifest lists in ``statistics``, scale
+and shift are weight and bias: the device folds statistics into them (`cema.ondevice.folding`). It may have
+``statistics.mean`` and ``statistics.variance``, those that the parameters were learned with.
 """
 
 from __future__ import annotations
@@ -24,8 +28,9 @@ __all__ = ["NormState", "Payload", "check_norm_state", "decode_payload", "encode
 NormState = dict[str, npt.NDArray[np.float32]]
 """Norm parameters by key, ``{layer}.scale`` and ``{layer}.shift``: float32 (size,), finite."""
 
-_FORMAT, _GOLDEN = "cema.payload/1", "golden.logits"
+_FOLDED, _UNFOLDED, _GOLDEN = "cema.payload/1", "cema.payload/2", "golden.logits"
 _MEAN, _COVARIANCE = "environment.mean", "environment.covariance"
+_STATISTICS = ("statistics.mean", "statistics.variance")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,11 +45,19 @@ class Payload:
         What the model must predict for the bundle's golden images with these parameters.
     domain : Domain or None
         What the inputs looked like that it was made from; None for parameters that go with any.
+    unfolded : bool
+        Whether scale and shift of the bundle's layers with statistics are weight and bias; `golden_logits` are then
+        those of the norm state with the bundle's own statistics folded into it.
+    statistics : ndarray of float32 (2, K) or None
+        The means and variances that the parameters were learned with, in the order of the bundle's layers with
+        statistics; None where the update does not tell.
     """
 
     norm_state: NormState
     golden_logits: npt.NDArray[np.float32]
     domain: Domain | None = None
+    unfolded: bool = False
+    statistics: npt.NDArray[np.float32] | None = None
 
 
 def check_norm_state(norm_state: Mapping[str, npt.NDArray[Any]]) -> NormState:
@@ -89,6 +102,8 @@ def encode_payload(
     *,
     domain: Domain | None = None,
     tolerance: float = 1e-3,
+    unfolded: bool = False,
+    statistics: npt.NDArray[Any] | None = None,
 ) -> bytes:
     r"""Encode a norm state and the predictions it must give.
 
@@ -102,16 +117,25 @@ def encode_payload(
     when a device compares its logits with the golden ones. The default keeps every tensor of ordinary size in
     float16.
 
+    The statistics of all layers are one tensor, and a channel may be far smaller than another. So they are stored
+    in float16 only when that moves no variance by more than ``tolerance / 2`` of itself, or no mean by more than
+    ``tolerance / 2`` times the larger of its magnitude and its standard deviation.
+
     Parameters
     ----------
     norm_state : mapping of str to ndarray (size,)
         Norm parameters by key.
     golden_logits : ndarray (G, C)
-        The logits of the golden images, computed with `round_norm_state` of `norm_state`.
+        The logits of the golden images, computed with `round_norm_state` of `norm_state`, into which, where it is
+        `unfolded`, the bundle's own statistics are folded.
     domain : Domain, optional
         What the inputs looked like that it was made from.
     tolerance : float, default 1e-3
         As above; 0 stores in float16 only what it holds exactly.
+    unfolded : bool, default False
+        Whether scale and shift of the bundle's layers with statistics are weight and bias: ``cema.payload/2``.
+    statistics : ndarray of float (2, K), optional
+        The statistics that an unfolded norm state was learned with, in the order of these layers.
 
     Returns
     -------
@@ -121,7 +145,8 @@ def encode_payload(
     Raises
     ------
     FormatError
-        If the norm state or the logits are malformed or not finite.
+        If the norm state, the logits or the statistics are malformed or not finite, or there are statistics for a
+        norm state that is folded.
     """
     golden = np.asarray(golden_logits)
     if golden.dtype.kind != "f" or golden.ndim != 2 or golden.size == 0:
@@ -132,7 +157,14 @@ def encode_payload(
     tensors[_GOLDEN] = _shortest(_finite32(_GOLDEN, golden), tolerance)
     if domain is not None:
         tensors |= {_MEAN: domain.mean, _COVARIANCE: domain.covariance}
-    return safetensors.numpy.save(tensors, metadata={"format": _FORMAT})
+    if statistics is not None:
+        if not unfolded:
+            raise FormatError(
+                "expected no statistics beside a folded norm state: they are in it; leave them out"
+            )
+        rows = zip(_STATISTICS, _shortest_statistics(_check_statistics(statistics), tolerance), strict=True)
+        tensors |= dict(rows)
+    return safetensors.numpy.save(tensors, metadata={"format": _UNFOLDED if unfolded else _FOLDED})
 
 
 def decode_payload(data: bytes) -> Payload:
@@ -160,8 +192,10 @@ def decode_payload(data: bytes) -> Payload:
     except Exception as error:
         raise FormatError(f"expected a payload in safetensors, got {len(data)} bytes: {error}") from error
     format_ = (header.get("__metadata__") or {}).get("format")
-    if format_ != _FORMAT:
-        raise FormatError(f"expected the payload format {_FORMAT!r}, got {format_!r}: upgrade the older side")
+    if format_ not in (_FOLDED, _UNFOLDED):
+        raise FormatError(
+            f"expected the payload format {_FOLDED!r} or {_UNFOLDED!r}, got {format_!r}: upgrade the older side"
+        )
     for key, tensor in tensors.items():
         if tensor.dtype not in (np.float16, np.float32):
             raise FormatError(f"expected {key!r} in float16 or float32, got {tensor.dtype}")
@@ -170,7 +204,42 @@ def decode_payload(data: bytes) -> Payload:
         shape = "none" if golden is None else f"shape {golden.shape}"
         raise FormatError(f"expected a tensor {_GOLDEN!r} of shape (G, C), got {shape}")
     domain = _environment(tensors.pop(_MEAN, None), tensors.pop(_COVARIANCE, None))
-    return Payload(check_norm_state(tensors), _finite32(_GOLDEN, golden), domain)
+    unfolded = format_ == _UNFOLDED
+    statistics = _statistics(*(tensors.pop(key, None) for key in _STATISTICS)) if unfolded else None
+    return Payload(check_norm_state(tensors), _finite32(_GOLDEN, golden), domain, unfolded, statistics)
+
+
+def _statistics(
+    mean: npt.NDArray[Any] | None, variance: npt.NDArray[Any] | None
+) -> npt.NDArray[np.float32] | None:
+    if mean is None and variance is None:
+        return None
+    if mean is None or variance is None or mean.ndim != 1 or mean.shape != variance.shape:
+        shapes = [None if tensor is None else tensor.shape for tensor in (mean, variance)]
+        raise FormatError(f"expected {' and '.join(_STATISTICS)} as vectors of one size, got {shapes}")
+    return _check_statistics(np.stack([mean.astype(np.float32), variance.astype(np.float32)]))
+
+
+def _check_statistics(statistics: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    values = np.asarray(statistics)
+    if values.dtype.kind != "f" or values.ndim != 2 or len(values) != 2 or values.size == 0:
+        raise FormatError(f"expected statistics as floats (2, K), got {values.dtype} of shape {values.shape}")
+    checked = _finite32("statistics", values)
+    if (checked[1] < 0).any():
+        raise FormatError(f"expected no negative variance in the statistics, got {checked[1].min()}")
+    return checked
+
+
+def _shortest_statistics(statistics: npt.NDArray[np.float32], tolerance: float) -> list[npt.NDArray[Any]]:
+    """Return means and variances in float16 where that is close enough (see `encode_payload`), else in float32."""
+    exact = statistics.astype(np.float64)
+    mean, variance = exact
+    sizes = np.maximum(np.abs(mean), np.sqrt(variance)), variance
+    with np.errstate(over="ignore", under="ignore"):
+        short = statistics.astype(np.float16)
+    loss = np.abs(exact - short.astype(np.float64))
+    close = [(row <= 0.5 * tolerance * size).all() for row, size in zip(loss, sizes, strict=True)]
+    return [short[i] if close[i] else statistics[i] for i in range(2)]
 
 
 def _environment(mean: npt.NDArray[Any] | None, covariance: npt.NDArray[Any] | None) -> Domain | None:
