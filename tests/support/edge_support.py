@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 
 from cema.edge.background import Clock
-from cema.formats.bundle import Bundle, norm_layout, write_bundle
+from cema.formats.bundle import Bundle, BundleStatistics, norm_layout, write_bundle
 from cema.formats.payload import encode_payload, round_norm_state
 from cema.formats.sample import Sample, decode_samples, sample_id
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
+from cema.ondevice.folding import StatisticsLayer
 from cema.ondevice.preprocess import Preprocessing
 
 COHORT = "north"
@@ -116,7 +117,34 @@ def images(n: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def make_bundle(path: Path, key: Ed25519PrivateKey) -> Bundle:
+# Not in the order of the network, nor in that of the norm state.
+LAYERS = tuple(
+    StatisticsLayer(layer=f"bn{i}", size=CHANNELS[i], eps=eps) for i, eps in ((1, 1e-3), (0, 1e-5))
+)
+
+
+def some_statistics(seed: int = 0) -> npt.NDArray[np.float32]:
+    """Means and variances of `LAYERS`, (2, K)."""
+    rng = np.random.default_rng(seed)
+    total = sum(CHANNELS)
+    return np.stack([rng.normal(0, 0.5, total), rng.uniform(0.3, 3, total)]).astype(np.float32)
+
+
+def folded(
+    affine: Mapping[str, npt.NDArray[Any]], statistics: npt.NDArray[Any]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Fold statistics of `LAYERS` by the formula, in float64."""
+    state, start = {key: np.asarray(value, np.float64) for key, value in affine.items()}, 0
+    for layer in LAYERS:
+        mean, variance = np.asarray(statistics, np.float64)[:, start : start + layer.size]
+        start += layer.size
+        scale = state[f"{layer.layer}.scale"] / np.sqrt(variance + layer.eps)
+        state[f"{layer.layer}.scale"] = scale
+        state[f"{layer.layer}.shift"] = state[f"{layer.layer}.shift"] - mean * scale
+    return state
+
+
+def make_bundle(path: Path, key: Ed25519PrivateKey, statistics: BundleStatistics | None = None) -> Bundle:
     state = norm_state()
     golden = images(4, seed=99)
     return write_bundle(
@@ -133,7 +161,13 @@ def make_bundle(path: Path, key: Ed25519PrivateKey) -> Bundle:
         created_by="tests",
         public_keys=[key.public_key()],
         upload_side=SIDE,
+        statistics=statistics,
     )
+
+
+def make_bundle_with_statistics(path: Path, key: Ed25519PrivateKey) -> Bundle:
+    """The same model, its norm state taken for folded with `some_statistics`, and a graph that nobody runs."""
+    return make_bundle(path, key, BundleStatistics(LAYERS, b"observes nothing", some_statistics()))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,9 @@ from cema.formats.bundle import Bundle, check_golden
 from cema.formats.payload import NormState, Payload
 from cema.formats.update import UpdateManifest
 from cema.ondevice.drift import Domain, statistics_size
+from cema.ondevice.folding import fold
 
-__all__ = ["Active", "Runtime", "build_active", "build_runtime", "pack_payload"]
+__all__ = ["Active", "PackedPayload", "Runtime", "build_active", "build_runtime", "pack_payload"]
 
 
 class Runtime:
@@ -115,12 +117,15 @@ def build_runtime(
     """
     runtime = Runtime(bundle, norm, threads=threads)
     expected = bundle.golden_logits if golden_logits is None else golden_logits
-    prepare, images = bundle.manifest.preprocessing, bundle.golden_images
-    # One by one: the session keeps, for as long as it lives, the memory that the largest batch so far has taken.
-    got = np.concatenate([runtime.run(prepare(images[i : i + 1]), release=True) for i in range(len(images))])
-    check_golden(got, expected, bundle.manifest.tolerance)
+    check_golden(_on_golden_images(runtime, bundle), expected, bundle.manifest.tolerance)
     return_free_memory()
     return runtime
+
+
+def _on_golden_images(runtime: Runtime, bundle: Bundle) -> npt.NDArray[np.float32]:
+    prepare, images = bundle.manifest.preprocessing, bundle.golden_images
+    # One by one: the session keeps, for as long as it lives, the memory that the largest batch so far has taken.
+    return np.concatenate([runtime.run(prepare(images[i : i + 1]), release=True) for i in range(len(images))])
 
 
 @dataclass(frozen=True)
@@ -137,15 +142,18 @@ class Active:
         SHA-256 of the update's payload.
     domain : Domain or None
         What the inputs looked like that it was made from.
-    affine : dict of str to ndarray or None
-        Its norm parameters, unfolded; None where statistics are folded into them for good.
+    affine : dict of str to ndarray of float32 (size,), or None
+        Its weights and biases apart from statistics; None for an update that has statistics folded into them.
+    statistics : ndarray of float32 (2, K) or None
+        Those that `affine` was learned with, where the update tells.
     """
 
     runtime: Runtime | None
     version: int = 0
     digest: str | None = None
     domain: Domain | None = None
-    affine: NormState | None = None
+    affine: NormState | None = field(default=None, compare=False)
+    statistics: npt.NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def model(self) -> Runtime:
@@ -155,23 +163,73 @@ class Active:
         return self.runtime
 
 
-def pack_payload(bundle: Bundle, payload: Payload) -> bytes:
-    """Return a payload's norm state as the runtime takes it; FormatError when it does not fit the bundle."""
-    domain, inputs = payload.domain, bundle.manifest.preprocessing
+class PackedPayload(NamedTuple):
+    """A payload's norm state as the runtime takes it.
+
+    Attributes
+    ----------
+    golden : bytes
+        That with which the payload's golden logits hold.
+    serving : bytes
+        That which is to serve: the same, or with the payload's own statistics in place of the bundle's.
+    """
+
+    golden: bytes
+    serving: bytes
+
+
+def pack_payload(bundle: Bundle, payload: Payload) -> PackedPayload:
+    """Lay out a payload's norm state for the runtime.
+
+    A payload in which weights and biases are apart from statistics is folded: with the bundle's statistics for the
+    golden batch, and to serve with its own, if it has any.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    payload : Payload
+
+    Returns
+    -------
+    PackedPayload
+
+    Raises
+    ------
+    FormatError
+        When it does not fit the bundle, or a parameter is not finite once it is folded.
+    """
+    _check_domain(bundle, payload.domain)
+    if not payload.unfolded:
+        norm = bundle.pack_norm(payload.norm_state)
+        return PackedPayload(norm, norm)
+    source, layers = bundle.statistics(), bundle.manifest.statistics
+    if source is None:
+        raise FormatError(
+            "expected an update with statistics folded into it, got one with weights and biases apart, and this "
+            f"device's bundle {bundle.path} has no statistics to fold: export the bundle again, and provision the "
+            "device and its cohort with it"
+        )
+    norm = bundle.pack_norm(fold(payload.norm_state, source, layers))
+    if payload.statistics is None:
+        return PackedPayload(norm, norm)
+    return PackedPayload(norm, bundle.pack_norm(fold(payload.norm_state, payload.statistics, layers)))
+
+
+def _check_domain(bundle: Bundle, domain: Domain | None) -> None:
+    inputs = bundle.manifest.preprocessing
     size = statistics_size(inputs.channels, inputs.height, inputs.width)
     if domain is not None and domain.mean.size != size:
         raise FormatError(
             f"expected an environment of {size} statistics, got {domain.mean.size}: the cloud and this device "
             "describe inputs differently; bring both to one version of CEMA"
         )
-    return bundle.pack_norm(payload.norm_state)
 
 
 def build_active(
     bundle: Bundle,
     manifest: UpdateManifest,
     payload: Payload,
-    norm: bytes,
+    norm: PackedPayload,
     *,
     threads: int = 1,
     behind: bool = True,
@@ -183,7 +241,7 @@ def build_active(
     bundle : Bundle
     manifest : UpdateManifest
     payload : Payload
-    norm : bytes
+    norm : PackedPayload
     threads : int, default 1
     behind : bool, default True
         Leave the processor to predictions meanwhile (`cema.edge.system.run_behind`). With more than one thread the
@@ -198,11 +256,30 @@ def build_active(
     FormatError
         When ONNX Runtime cannot load the model.
     LogitsError
-        When the golden batch comes out wrong.
+        When the golden batch comes out wrong, or with the payload's statistics not finite.
     """
 
     def build() -> Runtime:
-        return build_runtime(bundle, norm, payload.golden_logits, threads=threads)
+        runtime = build_runtime(bundle, norm.golden, payload.golden_logits, threads=threads)
+        if norm.serving == norm.golden:
+            return runtime
+        # One at a time: a device may not have the memory for both.
+        del runtime
+        return _build_unchecked(bundle, norm.serving, threads)
 
     runtime = run_behind(build) if behind and threads == 1 else build()
-    return Active(runtime, manifest.version, manifest.payload, payload.domain)
+    affine = payload.norm_state if payload.unfolded else None
+    return Active(
+        runtime, manifest.version, manifest.payload, payload.domain, affine, statistics=payload.statistics
+    )
+
+
+def _build_unchecked(bundle: Bundle, norm: bytes, threads: int) -> Runtime:
+    """Build a runtime for which there are no golden logits; of those it gives one can only ask that they be finite."""
+    runtime = Runtime(bundle, norm, threads=threads)
+    if not np.isfinite(_on_golden_images(runtime, bundle)).all():
+        raise LogitsError(
+            "expected finite logits on the golden images with the update's statistics, got NaN or infinity"
+        )
+    return_free_memory()
+    return runtime
