@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from edge_support import PREPROCESSING, images, weights
+from edge_support import PREPROCESSING, Cloud, images, make_update, norm_state, reference, weights
 from observing_bundle import TOTAL, observing_bundle
 from statistics_reference import Blending, convolve
 
@@ -18,6 +18,7 @@ from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig, GuardConfig
 from cema.errors import LogitsError
 from cema.formats.bundle import Bundle
+from cema.formats.payload import encode_payload, round_norm_state
 from cema.ondevice.own_statistics import StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.unsure import ViewsConfig
@@ -36,9 +37,9 @@ def observing(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) 
 def agent(make_config: Make, observing: Bundle) -> Iterator[Callable[..., EdgeAgent]]:
     agents: list[EdgeAgent] = []
 
-    def start(**changes: Any) -> EdgeAgent:
+    def start(cloud: Cloud | None = None, **changes: Any) -> EdgeAgent:
         settings = {"statistics": OWN, "guard": GuardConfig(change_limit=0.0)} | changes
-        config = msgspec.structs.replace(make_config(**settings), bundle=str(observing.path))
+        config = msgspec.structs.replace(make_config(cloud, **settings), bundle=str(observing.path))
         agents.append(EdgeAgent(config))
         return agents[-1]
 
@@ -148,13 +149,13 @@ def test_statistics_of_updates_are_a_setting(agent: Callable[..., EdgeAgent], ob
 def test_many_threads_may_read(agent: Callable[..., EdgeAgent]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    device = agent()
+    device = agent(statistics=msgspec.structs.replace(OWN, every=10_000))
     with ThreadPoolExecutor(8) as pool:
         predictions = list(pool.map(lambda seed: device.predict(images(2, seed)), range(64)))
     assert all(np.isfinite(prediction.logits).all() for prediction in predictions)
     status = device.status()
     assert status.predicted == 128
-    assert 24 <= status.read <= 24 + 2 * 8 + 2 * 24
+    assert 24 <= status.read <= 24 + 2 * 8
     assert folded(device)
 
 
@@ -216,6 +217,59 @@ def test_views_and_centred_logits_are_what_the_benchmark_computes(
         batch = PREPROCESSING(images(4, seed))
         expected = same.after(batch, plain(batch), plain)
         np.testing.assert_allclose(device.predict(images(4, seed)).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_update_serves_at_once_under_own_statistics(
+    agent: Callable[..., EdgeAgent], observing: Bundle, cloud: Cloud, key: Ed25519PrivateKey
+) -> None:
+    every = msgspec.structs.replace(OWN, every=10_000)
+    device = agent(statistics=every, cloud=cloud)
+    for seed in range(3):
+        device.predict(images(8, seed))
+    assert folded(device)
+    state = round_norm_state(norm_state(4, spread=0.4))
+    golden = reference(unfolded_reference(state, observing), observing.golden_images).astype(np.float32)
+    cloud.publish(make_update(observing, key, 3, payload=encode_payload(state, golden, unfolded=True)))
+    assert device.wait_for_version(3, 20)
+    assert device._active.runtime is None
+    # It answers with the window so far and the images of the call, read under the new parameters.
+    known = device._adaptation._own.window.blend(8)  # type: ignore[union-attr]
+    pixels = images(8, 9)
+    prediction = device.predict(pixels)
+    expected = answer(Blending(state, observing.manifest.statistics, *known), PREPROCESSING(pixels))
+    np.testing.assert_allclose(prediction.logits, expected, rtol=1e-3, atol=1e-3)
+    assert (prediction.version, device.status().read) == (3, 32)
+    assert folded(device)
+    assert device.predict(pixels).version == 3
+    device.close()
+    # The next start resumes it.
+    again = agent(statistics=every, cloud=cloud)
+    assert again.predict(pixels).version == 3
+
+
+def test_an_update_that_does_not_give_its_golden_logits_never_serves(
+    agent: Callable[..., EdgeAgent], observing: Bundle, cloud: Cloud, key: Ed25519PrivateKey
+) -> None:
+    device = agent(cloud=cloud)
+    state = round_norm_state(norm_state(4, spread=0.4))
+    wrong = encode_payload(state, observing.golden_logits, unfolded=True)
+    cloud.publish(make_update(observing, key, 3, payload=wrong))
+    assert device._wait(lambda: device.status().rejected_updates == {"golden_mismatch": 1}, 20)
+    assert device.predict(images(8)).version == 0
+
+
+def unfolded_reference(state: dict[str, np.ndarray], bundle: Bundle) -> dict[str, np.ndarray]:
+    """Fold the bundle's statistics by the formula, in float64."""
+    statistics, start = bundle.statistics(), 0
+    assert statistics is not None
+    result: dict[str, np.ndarray] = {}
+    for layer in bundle.manifest.statistics:
+        mean, variance = statistics[:, start : start + layer.size].astype(np.float64)
+        start += layer.size
+        scale = state[f"{layer.layer}.scale"] / np.sqrt(variance + layer.eps)
+        result[f"{layer.layer}.scale"] = scale
+        result[f"{layer.layer}.shift"] = state[f"{layer.layer}.shift"] - mean * scale
+    return result
 
 
 def agent_run(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:

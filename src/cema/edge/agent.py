@@ -109,12 +109,17 @@ class EdgeAgent:
             undo.callback(self._spool.close)
             self._state.load_selector(manifest.base, config.selection.rule, self._selector)
             cohort = config.cloud.cohort if config.cloud else None
-            resumed = self._state.load_update(self.bundle, cohort=cohort, threads=config.threads)
+            self._adaptation = self._make_adaptation()
+            self._own = self._make_own_model() if self._adaptation.own_statistics else None
+            resumed = self._state.load_update(
+                self.bundle,
+                cohort=cohort,
+                threads=config.threads,
+                check=self._own.check if self._own else None,
+            )
             # The spool is ours, so nobody else writes in the folder.
             self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
-            self._adaptation = self._make_adaptation()
-            self._own = self._make_own_model() if self._adaptation.own_statistics else None
             source = self._source()
             self._active = resumed.active or source
             self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
@@ -388,6 +393,7 @@ class EdgeAgent:
             clock=self._clock,
             backoff=self._own_backoff(),
             on_change=self._updater_stepped,
+            check=self._own.check if self._own else None,
         )
         self._threads += [self._uploader, updater]
 

@@ -138,10 +138,10 @@ class OwnModel(BackgroundThread):
 
     def again(self, affine: NormState, batch: Float32) -> Float32:
         """Return logits as `run` does, of inputs that are not to be read: views of others."""
-        folded = self._folded
-        if folded is not None and folded.affine is affine:
+        folded, statistics = self._folded, self._adaptation.statistics()
+        if folded is not None and folded.affine is affine and folded.statistics is statistics:
             return folded.runtime.run(batch)
-        return self._unfolded(affine).run(batch, self._adaptation.statistics())
+        return self._unfolded(affine).run(batch, statistics)
 
     def step(self) -> Pause:
         """Fold what was read, if that is worth it and not done."""

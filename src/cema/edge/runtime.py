@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from cema.formats.update import UpdateManifest
 from cema.ondevice.drift import Domain, statistics_size
 from cema.ondevice.folding import fold
 
-__all__ = ["Active", "PackedPayload", "Runtime", "build_active", "build_runtime", "pack_payload"]
+__all__ = ["Active", "Check", "PackedPayload", "Runtime", "build_active", "build_runtime", "pack_payload"]
 
 
 class Runtime:
@@ -128,6 +129,10 @@ def _on_golden_images(runtime: Runtime, bundle: Bundle) -> npt.NDArray[np.float3
     return np.concatenate([runtime.run(prepare(images[i : i + 1]), release=True) for i in range(len(images))])
 
 
+Check: TypeAlias = Callable[[NormState, npt.NDArray[np.float32]], None]
+"""Tries weights and biases on the golden batch: given them and its logits; LogitsError when others come out."""
+
+
 @dataclass(frozen=True)
 class Active:
     """The model that serves: replaced as a whole, by one assignment.
@@ -233,6 +238,7 @@ def build_active(
     *,
     threads: int = 1,
     behind: bool = True,
+    check: Check | None = None,
 ) -> Active:
     """Build what a verified update describes; `norm` comes from `pack_payload`.
 
@@ -246,6 +252,9 @@ def build_active(
     behind : bool, default True
         Leave the processor to predictions meanwhile (`cema.edge.system.run_behind`). With more than one thread the
         build takes its share all the same: the session's own threads would stay slow.
+    check : callable, optional
+        Tries weights and biases on the golden batch, where the device folds statistics of its own into them: then no
+        session is built for an update that has them apart.
 
     Returns
     -------
@@ -267,7 +276,11 @@ def build_active(
         del runtime
         return _build_unchecked(bundle, norm.serving, threads)
 
-    runtime = run_behind(build) if behind and threads == 1 else build()
+    runtime: Runtime | None = None
+    if check is not None and payload.unfolded:
+        check(payload.norm_state, payload.golden_logits)
+    else:
+        runtime = run_behind(build) if behind and threads == 1 else build()
     affine = payload.norm_state if payload.unfolded else None
     return Active(
         runtime, manifest.version, manifest.payload, payload.domain, affine, statistics=payload.statistics

@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from cema._util.files import keep_private, write_atomic
-from cema.edge.runtime import Active, build_active, pack_payload
+from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
@@ -172,7 +172,9 @@ class StateFolder:
             return None
         return payload if hashlib.sha256(payload).hexdigest() == digest else None
 
-    def load_update(self, bundle: Bundle, *, cohort: str | None, threads: int = 1) -> Resumed:
+    def load_update(
+        self, bundle: Bundle, *, cohort: str | None, threads: int = 1, check: Check | None = None
+    ) -> Resumed:
         """Verify and build the remembered update.
 
         Its expiry is compared with the moment it was verified: expiry keeps stale updates from being
@@ -184,6 +186,8 @@ class StateFolder:
         cohort : str or None
             None (no cloud is configured): the cohort it was accepted for.
         threads : int, default 1
+        check : callable, optional
+            See `cema.edge.runtime.build_active`.
         """
         floor, error = 0, None
         try:
@@ -201,7 +205,7 @@ class StateFolder:
             _verify(record, bundle, cohort, now=record.verified_at)
             payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
             norm = pack_payload(bundle, payload)
-            active = build_active(bundle, manifest, payload, norm, threads=threads, behind=False)
+            active = build_active(bundle, manifest, payload, norm, threads=threads, behind=False, check=check)
             return Resumed(active, floor)
         except FileNotFoundError:
             error = f"state: the payload of version {floor} is missing; it will be downloaded again"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient, Reply
 from cema.edge.retry import Backoff, LinkError
-from cema.edge.runtime import Active, build_active, pack_payload
+from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
 from cema.errors import CemaError, FormatError, LogitsError, UpdateRejected
@@ -74,6 +74,8 @@ class Updater(BackgroundThread):
         above a minute it is not asked to. After samples were sent the next question comes sooner.
     threads : int
         For the sessions that are built.
+    check : callable or None
+        See `cema.edge.runtime.build_active`.
     clock, backoff, on_change
         See :class:`~cema.edge.background.BackgroundThread`.
     """
@@ -93,6 +95,7 @@ class Updater(BackgroundThread):
         clock: Clock,
         backoff: Backoff,
         on_change: Callable[[], None],
+        check: Check | None = None,
     ) -> None:
         super().__init__("updater", clock=clock, backoff=backoff, on_change=on_change)
         self._link, self._bundle, self._cohort, self._state = link, bundle, cohort, state
@@ -102,6 +105,7 @@ class Updater(BackgroundThread):
         self._counters = counters
         self._poll_seconds = poll_seconds
         self._threads = threads
+        self._check = check
         self._etag: str | None = None
         self._settled = ""  # digest of the envelope there is nothing more to do about
         self._verdict: str | None = None  # what was wrong with it
@@ -228,7 +232,9 @@ class Updater(BackgroundThread):
         except FormatError as error:
             raise UpdateRejected("malformed", str(error)) from error
         try:
-            active = build_active(self._bundle, manifest, payload, norm, threads=self._threads)
+            active = build_active(
+                self._bundle, manifest, payload, norm, threads=self._threads, check=self._check
+            )
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
         self._accept(offer, data, active)

@@ -39,7 +39,7 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     source: Literal["own", "update"] = "own"
     prior: float = 16.0
-    samples: int = 192
+    samples: int = 512
     read: int = 64
     every: int = 2048
 
