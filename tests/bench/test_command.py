@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 from cema.bench.config import DIGITS_PAIR, BenchConfig, ModelPair
 from cema.bench.execute import RunContext
 from cema.bench.plots import write_plots
+from cema.bench.protocols import PROTOCOLS, sequence
 from cema.bench.runner import make_plan
 from cema.bench.tables import summarise
+from cema.bench.visits import visits_of
 from cema.cli.app import app
 from cema.data.digits import load_digits
 from cema.errors import CemaError
@@ -142,7 +144,7 @@ def test_a_benchmark_differs_from_itself_by_nothing(finished: tuple[Path, str]) 
     [
         (["--methods", "tentt"], "did you mean tent"),
         (["--corruptions", "fogg"], "did you mean fog"),
-        (["--protocol", "none"], "continual, correlated, gradual, mixed, reset"),
+        (["--protocol", "none"], "continual, continual-correlated, correlated, gradual"),
         (["--preset", "none"], "cifar10-c, digits-c, imagenet-c-cnn, imagenet-c-transformer"),
         (["--severities", "high"], "--severities"),
         (["--severities", "7"], "1 to 5"),
@@ -173,7 +175,7 @@ def test_the_help_names_every_option() -> None:
     done = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     options = "preset config data model foundation weights foundation-weights methods corruptions severities protocol"
-    options += " samples batch-size seeds device jobs set out quick edges delay rates show-settings"
+    options += " samples visits batch-size seeds device jobs set out quick edges delay rates show-settings"
     assert all(f"--{option}" in done.stdout for option in options.split())
     assert "compare" in done.stdout
 
@@ -278,8 +280,9 @@ def test_a_worker_that_dies_costs_its_run_only(
     assert len(results_of(out)["cells"]) == 8
 
 
-@pytest.mark.parametrize("protocol", ["continual", "gradual", "mixed", "correlated"])
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "reset"])
 def test_every_protocol_runs(tmp_path: Path, bench_cache: Path, protocol: str) -> None:
+    visits = 3 if sequence(protocol) == "recurring" else 1
     config = BenchConfig(
         data="digits",
         pair=(DIGITS_PAIR,),
@@ -290,6 +293,7 @@ def test_every_protocol_runs(tmp_path: Path, bench_cache: Path, protocol: str) -
         batch_size=16,
         edges=2,
         protocol=protocol,
+        visits=3,
     )
     plan = make_plan(config, cache=bench_cache)
     context = RunContext(plan.config, bench_cache)
@@ -300,11 +304,66 @@ def test_every_protocol_runs(tmp_path: Path, bench_cache: Path, protocol: str) -
     }
     for method in ("source", "tent"):
         mine = [cell for cell in cells if cell["method"] == method]
-        assert sum(cell["samples"] for cell in mine) == 2 * 96
-        assert sum(cell["uploads"] for cell in mine) == (2 * 96 if method == "tent" else 0)
+        assert sum(cell["samples"] for cell in mine) == 2 * 96 * visits
+        assert sum(cell["uploads"] for cell in mine) == (2 * 96 * visits if method == "tent" else 0)
     assert all(cell["batch_size"] == 16 and cell["edges"] == 2 for cell in cells)
     names = {path.stem for path in write_plots(tmp_path, summarise(cells), cells)}
-    assert ("stream" in names) == (protocol != "correlated")
+    assert ("stream" in names) == (protocol != "correlated" and visits == 1)
+    assert ("visits" in names) == (visits > 1)
+
+
+def test_a_recurring_stream_is_told_by_visit(tmp_path: Path, cema_bench: Cema) -> None:
+    common = ("--data", "digits", "--corruptions", "snow,spatter", "--severities", "3", "--samples", "80")
+    common += ("--methods", "source,tent", "--jobs", "1", "--set", "tent.lr=0.3", "--batch-size", "32")
+    out, once = tmp_path / "out", tmp_path / "once"
+    done = cema_bench(*common, "--protocol", "recurring", "--visits", "3", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "recurring (3 visits)" in done.stdout
+    results = results_of(out)
+    assert results["settings"]["visits"] == 3
+    cells = {(cell["method"], cell["corruption"]): cell for cell in results["cells"]}
+    for cell in cells.values():
+        assert (cell["samples"], cell["images"], len(cell["visits"])) == (240, 80, 3)
+        assert np.mean(cell["visits"]) == pytest.approx(cell["accuracy"])
+    # A model that never changes sees the same images at each visit.
+    assert all(len(set(cells["source", name]["visits"])) == 1 for name in ("snow", "spatter"))
+    # The first visits are the continual stream.
+    assert cema_bench(*common, "--protocol", "continual", "--out", str(once)).returncode == 0
+    for cell in results_of(once)["cells"]:
+        assert cells[cell["method"], cell["corruption"]]["visits"][0] == cell["accuracy"]
+    # At such a rate Tent collapses, and both tables say so.
+    worse = [
+        a > b
+        for name in ("snow", "spatter")
+        for a, b in zip(cells["source", name]["visits"], cells["tent", name]["visits"], strict=True)
+    ]
+    assert sum(worse) >= 4
+    assert f"{sum(worse)} of 6" in done.stdout
+    assert f"| {sum(worse)} of 6 |" in (out / "tables.md").read_text()
+    rows = list(csv.DictReader((out / "visits.csv").read_text().splitlines()))
+    mine = [row for row in rows if (row["method"], row["corruption"]) == ("tent", "spatter")]
+    assert [float(row["accuracy"]) for row in mine] == pytest.approx(cells["tent", "spatter"]["visits"])
+    assert [float(row["source"]) for row in mine] == pytest.approx(cells["source", "spatter"]["visits"])
+    assert "below source" in (once / "tables.md").read_text()
+
+
+def test_a_method_that_does_not_apply_has_no_visits(bench_cache: Path) -> None:
+    name = "bench_models:layer_norm"
+    config = BenchConfig(
+        data="digits",
+        pair=(ModelPair(model=name, foundation=name),),
+        methods=("bn",),
+        corruptions=("clean",),
+        samples=32,
+        protocol="recurring",
+        visits=2,
+    )
+    plan = make_plan(config, cache=bench_cache)
+    (cell,) = RunContext(plan.config, bench_cache).execute(plan.runs[0])
+    assert (cell["samples"], cell["images"]) == (64, 32)
+    assert cell["accuracy"] is cell["visits"] is None
+    (table,) = visits_of([cell])
+    assert table.rows["bn"].means == ()
 
 
 def test_a_method_that_does_not_apply_says_why(

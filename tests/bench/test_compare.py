@@ -48,6 +48,13 @@ def test_the_average_has_the_error_of_a_mean(cell: Cell) -> None:
     assert average.error == pytest.approx(math.sqrt(49 + 50) / 2)
 
 
+def test_further_visits_show_the_same_images(cell: Cell) -> None:
+    a = [cell(accuracy=50.0, samples=1000, images=100, visits=[50.0] * 10)]
+    b = [cell(accuracy=60.0, samples=400)]
+    assert compare(a, b).all()[0].error == pytest.approx(100 * math.sqrt(0.0031))
+    assert compare(b, a).all()[0].error == pytest.approx(100 * math.sqrt(0.0031))
+
+
 def test_a_benchmark_does_not_differ_from_itself(cell: Cell) -> None:
     cells = [cell(seed=s, corruption=n) for s in range(2) for n in ("fog", "snow")]
     found = compare(cells, cells)

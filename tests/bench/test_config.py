@@ -33,14 +33,15 @@ def config(**changes: Any) -> BenchConfig:
 def test_the_later_goes_over_the_earlier(tmp_path: Path) -> None:
     path = tmp_path / "bench.toml"
     path.write_text(
-        'data = "digits"\nseverities = [1]\nsamples = 5\n'
+        'data = "digits"\nseverities = [1]\nsamples = 5\nprotocol = "recurring"\nvisits = 4\n'
         '[[pair]]\nmodel = "a"\nfoundation = "b"\nweights = "w.safetensors"\n'
         "[settings.tent]\nlr = 0.5\n[settings.cema.adapt]\nfresh = 8\nreplayed = 4\n"
     )
-    options = BenchFile(samples=7, settings={"cema": {"adapt": {"fresh": 16}}})
+    options = BenchFile(samples=7, visits=2, settings={"cema": {"adapt": {"fresh": 16}}})
     made = BenchConfig.make(preset("digits-c"), BenchFile.load(path), options)
     assert (made.severities, made.samples, made.batch_size) == ((1,), 7, 64)
     assert made.pair[0].weights == str(tmp_path / "w.safetensors")
+    assert (made.protocol, made.visits) == ("recurring", 2)
     assert made.settings == {"tent": {"lr": 0.5}, "cema": {"adapt": {"fresh": 16, "replayed": 4}}}
 
 
@@ -99,6 +100,7 @@ def test_whose_rates_may_be_said_in_a_file(tmp_path: Path) -> None:
         ({"samples": 0}, "samples"),
         ({"crops": 0}, "crops"),
         ({"edges": 0}, "edges"),
+        ({"visits": 0}, "visits"),
         ({"delay": -1}, "delay"),
         ({"concentration": 0.0}, "concentration"),
         ({"pair": ()}, "pair"),

@@ -194,6 +194,58 @@ def test_a_tally_by_hand() -> None:
     assert (fog["curve"], snow["curve"]) == ([[5, 80.0]], [[10, 60.0]])
 
 
+def test_each_visit_is_scored_by_itself() -> None:
+    segments = streams("recurring", ["fog", "snow"], [3], visits=3)[0]
+    schedule = make_schedule("recurring", segments, [0] * 4, batch=4, seed=0)
+    scorer = Scorer(schedule)
+    for batch, right in enumerate((4, 0, 3, 1, 2, 2)):
+        scorer.book(batch, np.arange(4) < right, (1, 10, 4, 0), 0.5)
+    fog, snow = scorer.cells()
+    assert fog["visits"] == [100.0, 75.0, 50.0]
+    assert snow["visits"] == [0.0, 25.0, 50.0]
+    assert (fog["accuracy"], snow["accuracy"]) == (75.0, 25.0)
+    assert (fog["samples"], fog["images"], fog["uploads"], fog["bytes_up"]) == (12, 4, 3, 30)
+    # A point for each visit, at its end in the stream.
+    assert fog["curve"] == [[4, 100.0], [12, 75.0], [20, 50.0]]
+    once = make_schedule("continual", segments[:2], [0] * 4, batch=4, seed=0)
+    assert not {"visits", "images"} & Scorer(once).cells()[0].keys()
+
+
+def test_no_point_of_a_curve_is_of_two_visits() -> None:
+    segments = streams("recurring", ["fog", "snow"], [3], visits=8)[0]
+    schedule = make_schedule("recurring", segments, [0] * 300, batch=300, seed=0)
+    scorer = Scorer(schedule)
+    for batch in range(16):
+        scorer.book(batch, np.full(300, batch % 4 == 0), (0, 0, 0, 0), 0.0)
+    fog, _ = scorer.cells()
+    # Twenty points are two for each of eight visits.
+    assert [accuracy for _, accuracy in fog["curve"]] == [100.0, 100.0, 0.0, 0.0] * 4
+
+
+def test_the_number_of_visits_counts_where_there_are_any() -> None:
+    def keys(**changes: Any) -> list[str]:
+        return [run.key for run in plan(**changes)]
+
+    assert keys() == keys(visits=3)
+    assert keys(protocol="continual") == keys(protocol="continual", visits=3)
+    assert not set(keys(protocol="recurring")) & set(keys(protocol="recurring", visits=3))
+    assert all("visits" not in run.facts for run in plan())
+    assert keys(protocol="recurring") == keys(protocol="recurring", concentration=0.5)
+    for protocol in ("recurring-correlated", "continual-correlated", "mixed-correlated", "correlated"):
+        assert not set(keys(protocol=protocol)) & set(keys(protocol=protocol, concentration=0.5))
+
+
+def test_other_visits_of_the_same_cells_are_refused(tmp_path: Path) -> None:
+    with ResultsFolder(tmp_path) as folder:
+        for run in plan(protocol="recurring"):
+            folder.add(run, cells_of(run))
+    with (
+        ResultsFolder(tmp_path) as folder,
+        pytest.raises(ConfigError, match=r"visits \(10 there, 3 now\)"),
+    ):
+        folder.check(plan(protocol="recurring", visits=3))
+
+
 def test_a_curve_has_few_points_of_many_samples() -> None:
     segments = streams("continual", ["fog", "snow"], [3])[0]
     for count, points in ((40, 1), (120, 2), (1000, 20), (5000, 20)):

@@ -79,6 +79,14 @@ def test_seeds_do_not_make_a_difference_surer(cell: Cell) -> None:
     assert once.chance() == often.chance()
 
 
+def test_nor_do_visits(cell: Cell) -> None:
+    (once,) = summarise([cell(samples=100)])
+    (often,) = summarise([cell(samples=1000, images=100)])
+    assert once.chance() == often.chance()
+    assert often.rows["source"]["fog"].error == once.rows["source"]["fog"].error == 5.0
+    assert often.rows["source"]["fog"].samples == 1000
+
+
 def test_the_stated_difference_is_exceeded_by_chance_in_one_case_of_twenty(cell: Cell) -> None:
     (table,) = summarise([cell(accuracy=50.0, samples=500)])
     points = float(table.chance().split("below ")[1].split()[0])

@@ -5,10 +5,10 @@ seeds with differences :math:`d_s` in accuracy,
 
 .. math:: \mathrm{SE}^2 = \frac{p_A (1 - p_A)}{N_A} + \frac{p_B (1 - p_B)}{N_B} + \frac{s_d^2}{n}
 
-with N the samples of one seed, p the mean accuracies and :math:`s_d` the standard deviation of the differences (0 for
-one seed). The first two terms do not shrink with seeds, which show the same images in other orders. They take the two
-sets of images for independent; where both saw the same ones the difference is known better than this says. The error
-of an average over k corruptions is :math:`\sqrt{\sum \mathrm{SE}^2} / k`.
+with N the images of one seed, p the mean accuracies and :math:`s_d` the standard deviation of the differences (0 for
+one seed). The first two terms do not shrink with seeds and visits, which show the same images in other orders. They
+take the two sets of images for independent; where both saw the same ones the difference is known better than this
+says. The error of an average over k corruptions is :math:`\sqrt{\sum \mathrm{SE}^2} / k`.
 
 Where photographs gave several images each, the square of the standard error over photographs
 (`cema.bench.standard_error`) takes the place of p (1 - p) / N. All corruptions then show the same few photographs, so
@@ -156,8 +156,14 @@ def _sampling(cells: Sequence[Mapping[str, Any]]) -> float:
     if len(errors) == len(cells):
         return float(np.mean(np.square(errors)))
     accuracy = float(np.mean([cell["accuracy"] for cell in cells]))
-    independent = float(np.mean([cell.get("photographs") or cell["samples"] for cell in cells]))
+    independent = float(np.mean([cell.get("photographs") or _images(cell) for cell in cells]))
     return binomial_error(accuracy, independent) ** 2
+
+
+def _images(cell: Mapping[str, Any]) -> int:
+    """Return how many different images a cell is of: further visits show the same ones again."""
+    images: int = cell.get("images", cell["samples"])
+    return images
 
 
 def _few_photographs(row: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]]) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 from cema._util.checks import require
 from cema._util.names import did_you_mean, merged
 from cema._util.toml import load_toml, resolve_path
-from cema.bench.protocols import CLEAN, PROTOCOLS
+from cema.bench.protocols import CLEAN, PROTOCOLS, VISITS
 from cema.data.c_bar import C_BAR_CORRUPTIONS, LEVELS
 from cema.data.corruptions import CORRUPTIONS, VALIDATION_CORRUPTIONS, Constants
 from cema.errors import ConfigError
@@ -106,15 +106,18 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     severities : tuple of int
         Separated by commas, 1 to 5.
     protocol : str
-        reset, continual, gradual, mixed or correlated. See `cema.bench.protocols.PROTOCOLS`.
+        reset, continual, gradual, mixed, recurring or correlated; also continual-, mixed- or recurring-correlated. See
+        `cema.bench.protocols.PROTOCOLS`.
+    visits : int
+        Times that every corruption comes, for --protocol recurring.
     samples : int, optional
-        Images per corruption; all if unset.
+        Images per corruption, and per visit to it; all if unset.
     batch_size : int
         Images per prediction.
     edges : int
         Devices that share the stream.
     concentration : float
-        Of the labels in time, for --protocol correlated.
+        Of the labels in time, for --protocol correlated and those that end so.
     delay : int, optional
         Batches after which an update of CEMA arrives; the methods' own settings if unset.
     seeds : tuple of int
@@ -153,6 +156,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = (3, 5)
     protocol: str = "reset"
+    visits: int = VISITS
     samples: int | None = None
     batch_size: int = 64
     edges: int = 1
@@ -181,6 +185,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             self._require(len(set(values)) == len(values), name, "each value once")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.edges >= 1, "edges", "at least 1")
+        self._require(self.visits >= 1, "visits", "at least 1")
         self._require(self.samples is None or self.samples >= 1, "samples", "at least 1")
         self._require(self.side is None or self.side >= 0, "side", "at least 0")
         self._require(self.crops >= 1, "crops", "at least 1")

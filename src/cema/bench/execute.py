@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,9 @@ class Scorer:
         self._seconds[batch] = seconds
 
     def cells(self) -> list[dict[str, Any]]:
-        """Return one cell per condition of the stream; with origins, also how sure its accuracy is.
+        """Return one cell per condition of the stream, with the accuracy of each visit where there were several.
+
+        With origins, also how sure its accuracy is.
 
         What a batch cost is shared among the conditions in it by their samples; the shares are rounded so that they
         add up to what the whole stream cost.
@@ -88,6 +90,7 @@ class Scorer:
         cells = []
         for index, condition in enumerate(schedule.conditions):
             places = np.flatnonzero(schedule.condition == index)
+            visits = np.split(places, np.flatnonzero(np.diff(schedule.visit[places])) + 1)
             right = int(self._correct[places].sum())
             cells.append(
                 {
@@ -102,9 +105,12 @@ class Scorer:
                     "forwards": counts[2][index],
                     "backwards": counts[3][index],
                     "seconds": round(float(seconds[index]), 4),
-                    "curve": _curve(self._correct, places),
+                    "curve": _curve(self._correct, visits),
                 }
             )
+            if len(visits) > 1:
+                cells[-1]["images"] = len(np.unique(schedule.sample[places]))
+                cells[-1]["visits"] = [100.0 * int(self._correct[v].sum()) / len(v) for v in visits]
         return cells
 
     def _certainty(self, places: NDArray[np.int64]) -> dict[str, Any]:
@@ -127,9 +133,16 @@ def _round_shares(shares: NDArray[np.float64], total: int) -> list[int]:
     return [int(n) for n in whole]
 
 
-def _curve(correct: NDArray[np.bool_], places: NDArray[np.int64]) -> list[list[float]]:
-    """Return accuracy in percent over the stream: where in it each part of the cell's samples ends, and its mean."""
-    parts = np.array_split(places, max(1, min(CURVE_POINTS, len(places) // CURVE_SAMPLES)))
+def _curve(correct: NDArray[np.bool_], visits: Sequence[NDArray[np.int64]]) -> list[list[float]]:
+    """Return accuracy in percent over the stream: where in it each part of the cell's samples ends, and its mean.
+
+    No part reaches from one visit into another, so that there are at least as many as visits.
+    """
+    most = CURVE_POINTS // len(visits)
+    counts = [max(1, min(most, len(places) // CURVE_SAMPLES)) for places in visits]
+    parts = [
+        part for places, count in zip(visits, counts, strict=True) for part in np.array_split(places, count)
+    ]
     return [[int(part[-1]) + 1, round(100.0 * float(correct[part].mean()), 2)] for part in parts]
 
 
@@ -211,7 +224,7 @@ class RunContext:
             One cell per condition, as ``results.json`` has them. Where the method does not apply, accuracy and costs
             are None, and a note says why.
         """
-        sets = {condition: self.images(condition) for condition in run.segments}
+        sets = {condition: self.images(condition) for condition in dict.fromkeys(run.segments)}
         first = sets[run.segments[0]]
         schedule = make_schedule(
             self.config.protocol,
@@ -301,5 +314,5 @@ class RunContext:
 
 def _nothing(cell: dict[str, Any]) -> dict[str, Any]:
     """Return a cell without what was not measured."""
-    kept = ("corruption", "severity", "samples", "photographs")
+    kept = ("corruption", "severity", "samples", "photographs", "images")
     return {name: value if name in kept else None for name, value in cell.items()} | {"curve": []}

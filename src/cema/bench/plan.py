@@ -15,7 +15,7 @@ import msgspec
 from cema.bench.code_digest import code_digest
 from cema.bench.config import BenchConfig, ModelPair
 from cema.bench.hyperparameters import architecture, method_settings
-from cema.bench.protocols import Condition, streams
+from cema.bench.protocols import Condition, is_correlated, sequence, streams
 from cema.data.class_order import class_columns
 from cema.models.digest import model_digest
 from cema.models.registry import resolve
@@ -198,7 +198,7 @@ def make_runs(
         if pair.class_order is not None:
             models["class_order"] = pair.class_order
         for segments, (method, settings), seed in itertools.product(
-            streams(config.protocol, config.corruptions, config.severities),
+            streams(config.protocol, config.corruptions, config.severities, visits=config.visits),
             pair.settings.items(),
             config.seeds,
         ):
@@ -231,8 +231,11 @@ def _shared_facts(config: BenchConfig) -> dict[str, Any]:
     """Return the settings that all runs have in common: a new one counts unless another fact says it."""
     told: dict[str, Any] = msgspec.to_builtins(config)
     facts = {name: value for name, value in told.items() if name not in _SAID_OTHERWISE}
-    if config.protocol != "correlated":
-        facts["concentration"] = None  # without effect
+    # What is without effect must not make a run another one. Runs of earlier versions know nothing of visits.
+    if not is_correlated(config.protocol):
+        facts["concentration"] = None
+    if sequence(config.protocol) != "recurring":
+        del facts["visits"]
     return facts
 
 

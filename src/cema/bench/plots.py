@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cema.bench.protocols import sequence
 from cema.bench.tables import AVERAGE, Entry, ResultTable, averaged
+from cema.bench.visits import VisitTable, visits_of
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["average_error", "write_plots"]
 
-# Protocols in which the stream changes while a method goes along it.
+# In what sequence of conditions a stream changes while a method goes along it, and is short enough to be drawn whole.
 _CHANGING = ("continual", "gradual", "mixed")
 # Points nearer than this share of the panel's width and height cannot be told apart.
 _NEAR = (0.03, 0.03)
@@ -32,7 +34,8 @@ def write_plots(out: Path, tables: Sequence[ResultTable], cells: Sequence[Mappin
     Parameters
     ----------
     out : Path
-        The folder that gets ``accuracy``, ``uploads`` and, where the stream changes, ``stream``.
+        The folder that gets ``accuracy``, ``uploads`` and, where the stream changes, ``stream``; where it returns to
+        the same corruptions, ``visits`` in its place.
     tables : sequence of ResultTable
         A panel for each.
     cells : sequence of mapping
@@ -47,9 +50,12 @@ def write_plots(out: Path, tables: Sequence[ResultTable], cells: Sequence[Mappin
     if not shown:
         return []
     figures = {"accuracy": _bars(shown), "uploads": _against_bytes(shown)}
-    changing = [cell for cell in cells if cell["protocol"] in _CHANGING and cell["curve"]]
+    changing = [cell for cell in cells if sequence(cell["protocol"]) in _CHANGING and cell["curve"]]
     if changing:
         figures["stream"] = _over_stream(changing)
+    returning = [one for one in visits_of(cells) if one.visits > 1]
+    if returning:
+        figures["visits"] = _over_visits(returning)
     paths = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
@@ -88,7 +94,7 @@ def _colour(method: str) -> str:
     return colour or _PALETTE[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_PALETTE)]
 
 
-def _name(axes: Axes, table: ResultTable) -> None:
+def _name(axes: Axes, table: ResultTable | VisitTable) -> None:
     severity = f", severity {table.severity}" if table.severity else ""
     axes.set_title(f"{table.model}{severity} ({table.dataset}, {table.protocol})", fontsize=10)
 
@@ -189,11 +195,29 @@ def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
                 label=method,
                 linewidth=1.2,
             )
-        if what[2] == "continual":
+        if sequence(what[2]) == "continual":
             _mark_segments(axes, streams[0])
         axes.set(xlabel="samples of the stream", ylabel="accuracy, %")
         axes.set_title(f"{what[1]}, {what[2]}, severity {what[3]} ({what[0]})", fontsize=10)
         axes.legend(fontsize=7, ncols=2, framealpha=0.8)
+    return figure
+
+
+def _over_visits(tables: Sequence[VisitTable]) -> Figure:
+    """Draw mean accuracy by visit, a panel for each table."""
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - as above
+
+    figure, panels = _panels(len(tables), width=8.0, height=3.8)
+    for axes, table in zip(panels, tables, strict=True):
+        for method, row in table.rows.items():
+            if row.means:
+                numbers = range(1, len(row.means) + 1)
+                axes.plot(numbers, row.means, ".-", color=_colour(method), label=method, linewidth=1.2)
+        axes.set(xlabel="visit to every corruption", ylabel="mean accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _name(axes, table)
+        if axes.lines:
+            axes.legend(fontsize=7, ncols=2, framealpha=0.8)
     return figure
 
 

@@ -8,19 +8,29 @@
                severity; here a corruption's images are divided evenly among its segments, each seen once per
                corruption, so that it costs what continual costs
 ``mixed``      the images of all corruptions shuffled together (Niu et al. [2]_)
+``recurring``  continual, several times over, never reset (Hoang et al. [4]_). Every visit to a corruption shows all of
+               its images, each time in another order; the first as continual does
 ``correlated`` as ``reset``, with labels in temporal order: every class spreads by a Dirichlet distribution over the
                slots of the stream, as many as there are classes and at most 100 (Yuan et al. [3]_); a small
                concentration keeps a class together
 ============== ======================================================================================================
 
-A schedule depends on the protocol, the conditions, the number of images (for ``correlated``: their labels), the batch
-size and the seed, and on nothing else; it holds indices and no images.
+``continual-correlated``, ``recurring-correlated`` and ``mixed-correlated`` have labels in temporal order too: within
+each visit to a corruption, the first as ``correlated`` has it (the protocol of Yuan et al. [3]_ and, repeated, that of
+Hoang et al. [4]_), or over the whole stream, in which every image comes under a corruption of its own (Marsden et
+al. [5]_, whose program also fills the slots evenly).
+
+A schedule depends on the protocol, the conditions, the number of images (where labels are in temporal order: their
+labels), the batch size and the seed, and on nothing else; it holds indices and no images.
 
 References
 ----------
 .. [1] Q. Wang et al., "Continual Test-Time Domain Adaptation", CVPR 2022.
 .. [2] S. Niu et al., "Towards Stable Test-Time Adaptation in Dynamic Wild World", ICLR 2023.
 .. [3] L. Yuan et al., "Robust Test-Time Adaptation in Dynamic Scenarios", CVPR 2023.
+.. [4] T.-H. Hoang et al., "Persistent Test-time Adaptation in Recurring Testing Scenarios", NeurIPS 2024.
+.. [5] R. A. Marsden et al., "Universal Test-time Adaptation through Weight Ensembling, Diversity Weighting, and Prior
+       Correction", WACV 2024.
 """
 
 from __future__ import annotations
@@ -32,10 +42,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLEAN", "PROTOCOLS", "Condition", "Schedule", "make_schedule", "streams"]
+__all__ = [
+    "CLEAN",
+    "PROTOCOLS",
+    "VISITS",
+    "Condition",
+    "Schedule",
+    "is_correlated",
+    "make_schedule",
+    "sequence",
+    "streams",
+]
 
 #: The names that ``--protocol`` takes.
-PROTOCOLS: tuple[str, ...] = ("continual", "correlated", "gradual", "mixed", "reset")
+PROTOCOLS: tuple[str, ...] = (
+    "continual",
+    "continual-correlated",
+    "correlated",
+    "gradual",
+    "mixed",
+    "mixed-correlated",
+    "recurring",
+    "recurring-correlated",
+    "reset",
+)
+
+#: How often ``recurring`` visits every corruption, unless another number is asked for.
+VISITS = 10
 
 #: What stands in the place of a corruption for images as they are.
 CLEAN = "clean"
@@ -74,6 +107,8 @@ class Schedule:
         Those that occur, in the order of their first occurrence.
     condition : ndarray of int64 (T,)
         Which of them each sample is seen under.
+    visit : ndarray of int64 (T,)
+        How often that condition was visited before: 0 at its first segment.
     sample : ndarray of int64 (T,)
         Which image of that condition it is.
     bounds : ndarray of int64 (B + 1,)
@@ -84,6 +119,7 @@ class Schedule:
 
     conditions: tuple[Condition, ...]
     condition: Indices
+    visit: Indices
     sample: Indices
     bounds: Indices
     edge: Indices
@@ -101,8 +137,24 @@ class Schedule:
         return slice(int(self.bounds[batch]), int(self.bounds[batch + 1]))
 
 
+def sequence(protocol: str) -> str:
+    """Return in what sequence a protocol visits conditions, however the labels within are ordered.
+
+    Examples
+    --------
+    >>> sequence("recurring-correlated"), sequence("correlated"), sequence("mixed")
+    ('recurring', 'reset', 'mixed')
+    """
+    return protocol.removesuffix("correlated").removesuffix("-") or "reset"
+
+
+def is_correlated(protocol: str) -> bool:
+    """Return whether labels are in temporal order."""
+    return protocol.endswith("correlated")
+
+
 def streams(
-    protocol: str, corruptions: Sequence[str], severities: Sequence[int]
+    protocol: str, corruptions: Sequence[str], severities: Sequence[int], *, visits: int = VISITS
 ) -> list[tuple[Condition, ...]]:
     """Return what each stream visits, segment by segment; each stream is begun by the source model.
 
@@ -114,31 +166,36 @@ def streams(
         In the order they are visited.
     severities : sequence of int
         Each makes streams of its own; only ``gradual`` makes one of them all.
+    visits : int
+        How often ``recurring`` goes through all corruptions, at least 1.
 
     Returns
     -------
     list of tuple of Condition
-        A condition may be visited twice.
+        A condition may be visited more than once.
 
     Raises
     ------
     ValueError
-        If the protocol is unknown.
+        If the protocol is unknown or there are no visits.
 
     Examples
     --------
     >>> [condition.severity for condition in streams("gradual", ["fog"], [3])[0]]
     [1, 2, 3, 2, 1]
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
-    if protocol in {"reset", "correlated"}:
+    _check_protocol(protocol)
+    if visits < 1:
+        raise ValueError(f"visits must be at least 1, got {visits}")
+    kind = sequence(protocol)
+    if kind == "reset":
         return [(Condition(name, severity),) for severity in severities for name in corruptions]
-    if protocol == "gradual":
+    if kind == "gradual":
         top = max(severities)
         ramp = [*range(1, top), *range(top, 0, -1)] if top else [0]
         return [tuple(Condition(name, severity) for name in corruptions for severity in ramp)]
-    return [tuple(Condition(name, severity) for name in corruptions) for severity in severities]
+    rounds = visits if kind == "recurring" else 1
+    return [tuple(Condition(name, severity) for name in corruptions) * rounds for severity in severities]
 
 
 def make_schedule(
@@ -162,14 +219,14 @@ def make_schedule(
     labels : sequence of int
         Labels (N,) of the images, which are the same under every condition.
     batch : int
-        Samples in a batch, at least 1. Except under ``mixed`` no batch holds two segments, so the last of a segment
+        Samples in a batch, at least 1. Unless all are mixed, no batch holds two segments, so the last of a segment
         may be smaller.
     seed : int
         Each segment gets an order of its own from it.
     edges : int
         Devices that share the stream.
     concentration : float
-        Of the Dirichlet distribution of ``correlated``, above 0.
+        Of the Dirichlet distribution where labels are in temporal order, above 0.
 
     Returns
     -------
@@ -181,8 +238,7 @@ def make_schedule(
     ValueError
         If there are no segments or images, or a number is out of range.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    _check_protocol(protocol)
     if not segments or not len(labels):
         raise ValueError(f"a stream needs segments and images, got {len(segments)} and {len(labels)}")
     if batch < 1 or edges < 1 or concentration <= 0:
@@ -190,38 +246,59 @@ def make_schedule(
             "batch and edges must be at least 1 and the concentration above 0, "
             f"got {batch}, {edges} and {concentration}"
         )
+    labels = np.asarray(labels, np.int64)
     conditions = tuple(dict.fromkeys(segments))
-    parts = _orders(protocol, segments, np.asarray(labels, np.int64), seed, concentration)
-    rank = {condition: index for index, condition in enumerate(conditions)}
-    sample = np.concatenate(parts)
-    condition = np.repeat([rank[segment] for segment in segments], [len(part) for part in parts])
+    visits = [segments[:place].count(segment) for place, segment in enumerate(segments)]
+    parts = _orders(protocol, segments, visits, labels, seed=seed, concentration=concentration)
     lengths = [len(part) for part in parts]
-    if protocol == "mixed":
-        order = _generator(seed, "mixed", *conditions).permutation(len(sample))
+    sample = np.concatenate(parts)
+    condition = np.repeat([conditions.index(segment) for segment in segments], lengths)
+    visit = np.repeat(visits, lengths)
+    if sequence(protocol) == "mixed":
+        rng = _generator(seed, protocol, *conditions)
+        if is_correlated(protocol):
+            order = _correlated(labels[sample], concentration, rng)
+        else:
+            order = rng.permutation(len(sample))
         sample, condition, lengths = sample[order], condition[order], [len(sample)]
     bounds = _bounds(lengths, batch)
     edge = np.arange(len(bounds) - 1, dtype=np.int64) % edges
-    return Schedule(conditions, condition.astype(np.int64), sample, bounds, edge)
+    return Schedule(conditions, condition.astype(np.int64), visit.astype(np.int64), sample, bounds, edge)
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
 
 
 def _orders(
-    protocol: str, segments: Sequence[Condition], labels: Indices, seed: int, concentration: float
+    protocol: str,
+    segments: Sequence[Condition],
+    visits: Sequence[int],
+    labels: Indices,
+    *,
+    seed: int,
+    concentration: float,
 ) -> list[Indices]:
     """Return which images each segment shows, in order."""
     count = len(labels)
-    if protocol == "gradual":
+    kind = sequence(protocol)
+    if kind == "gradual":
         orders: list[Indices] = []
         for name in dict.fromkeys(segment.corruption for segment in segments):
-            visits = sum(segment.corruption == name for segment in segments)
+            times = sum(segment.corruption == name for segment in segments)
             order = _generator(seed, protocol, Condition(name, 0)).permutation(count)
-            orders += np.array_split(order, visits)
+            orders += np.array_split(order, times)
         return orders
-    if protocol == "correlated":
-        return [
-            _correlated(labels, concentration, _generator(seed, protocol, segment)) for segment in segments
-        ]
-    # Not the protocol but the condition makes the order: reset and continual show a corruption's images alike.
-    return [_generator(seed, "shuffled", segment).permutation(count) for segment in segments]
+    # Not the protocol but condition and visit make the order: reset and continual show a corruption's images alike.
+    what = "correlated" if is_correlated(protocol) and kind != "mixed" else "shuffled"
+    generators = [
+        _generator(seed, f"{what}-{visit}" if visit else what, segment)
+        for segment, visit in zip(segments, visits, strict=True)
+    ]
+    if what == "correlated":
+        return [_correlated(labels, concentration, rng) for rng in generators]
+    return [rng.permutation(count) for rng in generators]
 
 
 def _correlated(labels: Indices, concentration: float, rng: np.random.Generator) -> Indices:

@@ -17,9 +17,10 @@ from cema.bench.hyperparameters import check_methods
 from cema.bench.plan import Pair, Run, describe_pair, make_runs, with_class_order
 from cema.bench.plots import write_plots
 from cema.bench.progress import ProgressDisplay, print_wide
-from cema.bench.protocols import CLEAN
+from cema.bench.protocols import CLEAN, sequence
 from cema.bench.results import RESULTS, ResultsFolder, data_name, environment, write_results
 from cema.bench.tables import console_table, summarise, write_csv, write_markdown
+from cema.bench.visits import visits_csv, visits_markdown, visits_of, visits_table
 from cema.bench.workers import Failed, Prepare, Task, Workers, available_cores
 from cema.data.base import known_corruptions
 from cema.data.corruptions import Constants
@@ -158,9 +159,11 @@ def run_benchmark(
 def _announce(console: Console, plan: Plan, folder: ResultsFolder, finished: int) -> None:
     config = plan.config
     shown_name = data_name(config.data, plan.dataset.name, plan.dataset.digest)
+    visits = f" ({config.visits} visits)" if sequence(config.protocol) == "recurring" else ""
     console.print(
-        f"{shown_name}, {config.protocol}: {len(config.methods)} methods, {len(config.corruptions)} corruptions "
-        f"at {len(config.severities)} severities, {len(config.pair)} pairs of models, {len(plan.runs)} runs",
+        f"{shown_name}, {config.protocol}{visits}: {len(config.methods)} methods, {len(config.corruptions)} "
+        f"corruptions at {len(config.severities)} severities, {len(config.pair)} pairs of models, "
+        f"{len(plan.runs)} runs",
         highlight=False,
         soft_wrap=True,
     )
@@ -307,12 +310,17 @@ def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
 
 def _write(out: Path, results: dict[str, Any], console: Console) -> None:
     write_results(out / RESULTS, results)
-    tables = summarise(results["cells"])
+    tables, visits = summarise(results["cells"]), visits_of(results["cells"])
     for table in tables:
         print_wide(console, console_table(table))
         console.print(table.chance(), highlight=False, soft_wrap=True)
-    write_markdown(out / "tables.md", tables, results)
+    for one in visits:
+        print_wide(console, visits_table(one))
+        console.print(one.legend, highlight=False, soft_wrap=True)
+    write_markdown(out / "tables.md", tables, results, visits_markdown(visits))
     write_csv(out / "tables.csv", tables)
+    if visits:
+        visits_csv(out / "visits.csv", visits)
     write_plots(out, tables, results["cells"])
     console.print(f"results, tables and plots: {out}", highlight=False, soft_wrap=True)
 

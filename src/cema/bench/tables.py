@@ -27,6 +27,7 @@ __all__ = [
     "ResultTable",
     "averaged",
     "console_table",
+    "markdown_table",
     "summarise",
     "write_csv",
     "write_markdown",
@@ -108,6 +109,8 @@ class Entry:
         How many.
     samples, uploads, bytes_up : float
         Per seed, means; of the average column, per corruption.
+    images : float
+        Different ones among the samples: fewer where a corruption is visited again with the same.
     note : str
         Why the method does not apply.
     photographs, standard_error : float or None
@@ -121,6 +124,7 @@ class Entry:
     samples: float
     uploads: float | None
     bytes_up: float | None
+    images: float
     note: str = ""
     photographs: float | None = None
     standard_error: float | None = None
@@ -141,7 +145,7 @@ class Entry:
         if self.standard_error is not None:
             return self.standard_error
         # A single photograph that gave all images counts once.
-        return binomial_error(self.accuracy or 0.0, self.photographs or self.samples)
+        return binomial_error(self.accuracy or 0.0, self.photographs or self.images)
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class ResultTable:
         ]
         if not entries:
             return ""
-        images = min(entry.samples for entry in entries)
+        images = min(entry.images for entry in entries)
         photographs = [entry.photographs for entry in entries if entry.photographs is not None]
         columns = len(averaged(self.corruptions))
         if photographs:
@@ -263,9 +267,11 @@ def _entry(per_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Entry:
     everything = [cell for group in per_seed for cell in group]
     samples = float(np.mean([cell["samples"] for cell in everything]))
     photographs = _mean(everything, "photographs")
+    images = float(np.mean([cell.get("images", cell["samples"]) for cell in everything]))
     notes = [cell["note"] for cell in everything if cell.get("note")]
     if any(cell["accuracy"] is None for cell in everything):
-        return Entry(None, None, len(per_seed), samples, None, None, notes[0] if notes else "", photographs)
+        note = notes[0] if notes else ""
+        return Entry(None, None, len(per_seed), samples, None, None, images, note, photographs)
     means = [float(np.mean([cell["accuracy"] for cell in group])) for group in per_seed]
     return Entry(
         accuracy=float(np.mean(means)),
@@ -274,6 +280,7 @@ def _entry(per_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Entry:
         samples=samples,
         uploads=float(np.mean([cell["uploads"] for cell in everything])),
         bytes_up=float(np.mean([cell["bytes_up"] for cell in everything])),
+        images=images,
         photographs=photographs,
         standard_error=_mean(everything, "standard_error"),
     )
@@ -327,8 +334,10 @@ def _traffic(entry: Entry | None) -> tuple[str, str]:
     return f"{entry.share:.1f}", f" {human_bytes(entry.bytes_up)}"
 
 
-def write_markdown(path: Path, tables: Sequence[ResultTable], results: Mapping[str, Any]) -> None:
-    """Write all tables as Markdown, those of the accuracies first and each with its uploads beside it."""
+def write_markdown(
+    path: Path, tables: Sequence[ResultTable], results: Mapping[str, Any], further: Sequence[str] = ()
+) -> None:
+    """Write all tables as Markdown, accuracies first and each with its uploads beside it; then further lines."""
     settings = results["settings"]
     lines = [
         f"# {settings['data']}, {settings['protocol']}",
@@ -343,12 +352,12 @@ def write_markdown(path: Path, tables: Sequence[ResultTable], results: Mapping[s
     ]
     for table in tables:
         headings = [SHORT.get(name, name) for name in table.columns]
-        lines += ["", f"## {table.title}", "", *_markdown(["method", *headings], _accuracy_rows(table))]
+        lines += ["", f"## {table.title}", "", *markdown_table(["method", *headings], _accuracy_rows(table))]
         uploads = ["method", "samples", "uploads", "share %", "bytes", "bytes each"]
-        lines += ["", *_markdown(uploads, _upload_rows(table))]
+        lines += ["", *markdown_table(uploads, _upload_rows(table))]
         lines += ["", table.chance()] if table.chance() else []
         lines += ["", *(f"* {note}" for note in table.notes())] if table.notes() else []
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+    write_atomic(path, ("\n".join([*lines, *further]) + "\n").encode())
 
 
 def _accuracy_rows(table: ResultTable) -> list[list[str]]:
@@ -382,7 +391,8 @@ def _upload_rows(table: ResultTable) -> list[list[str]]:
     return rows
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first column is text and whose others are numbers."""
     marks = ["---"] + ["--:"] * (len(headings) - 1)
     return [f"| {' | '.join(row)} |" for row in (headings, marks, *rows)]
 
