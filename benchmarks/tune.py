@@ -1,9 +1,9 @@
 """Find what a method wants on streams as short as those measured here, on corruptions outside the fifteen.
 
 The score is the mean accuracy over the four validation corruptions at severity 5, with one seed. The grids are not of
-one size: seven learning rates for PL, Tent, ETA, EATA and SAR; three for CoTTA; twenty points for CEMA, which has two
-rates; two to four values of what BN with a prior, ONDA and LAME have in place of a rate. Nothing else is tuned, no
-threshold either. Examples::
+one size: seven learning rates for PL, Tent, ETA, EATA, SAR, ROID, CMF and Tent with COME; six for DeYO and EATA with
+COME, four for RoTTA, three for CoTTA; twenty points for CEMA, which has two rates; two to four values of what BN with a
+prior, ONDA and LAME have in place of a rate. Nothing else is tuned, no threshold either. Examples::
 
     python benchmarks/tune.py digits --samples 1000 --method tent --method eta
     python benchmarks/tune.py cifar --data DATA --samples 2000 --jobs 2 --output cifar.json
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from cema.models.spec import Model
 
 RATES = (2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
+FEW_RATES = (2.5e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2)
+ADAM_RATES = (1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2)
 # CEMA has two rates, and its loss is up to 20 times as large as an entropy.
 EDGE_RATES = (2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2)
 FOUNDATION_RATES = (2.5e-4, 2.5e-3, 1e-2, 2.5e-2)
@@ -49,6 +51,13 @@ GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "lame": tuple({"neighbours": k} for k in (1, 3, 5)),
     **{name: tuple({"lr": rate} for rate in RATES) for name in ("pl", "tent", "eta", "eata", "sar")},
     "cotta": tuple({"lr": rate} for rate in (1e-5, 1e-4, 1e-3)),
+    # The first is the paper's for CIFAR-10 and BatchNorm.
+    "tent-come": ({"optimizer": "adam", "lr": 1e-3}, *({"optimizer": "sgd", "lr": r} for r in FEW_RATES)),
+    "eata-come": tuple({"lr": rate} for rate in FEW_RATES),
+    "deyo": tuple({"lr": rate} for rate in FEW_RATES),
+    "roid": tuple({"lr": rate} for rate in ADAM_RATES),
+    "cmf": tuple({"lr": rate} for rate in ADAM_RATES),
+    "rotta": tuple({"lr": rate} for rate in (2.5e-4, 1e-3, 5e-3, 2.5e-2)),
     **{
         name: tuple(
             {"adapt": {"edge_lr": edge, "foundation_lr": foundation}}

@@ -200,6 +200,13 @@ def test_short_streams_have_rates_of_their_own() -> None:
     assert tent("short", "cifar100") == tent("papers", "cifar100")
     short = method_settings("eata", "cifar", "batchnorm", rates="short")
     assert (short["lr"], short["d_margin"], short["fisher_alpha"]) == (0.025, 0.4, 1.0)
+    assert method_settings("deyo", "cifar", "batchnorm", rates="short")["lr"] == 0.005
+    for method in ("roid", "cmf"):
+        short = method_settings(method, "digits", "batchnorm", rates="short")
+        assert (short["optimizer"], short["lr"], short["flip"]) == ("adam", 2.5e-4, 0.0)
+    for row, table in (("rotta", "cifar"), ("eata-come", "digits")):
+        short, papers = (method_settings(row, table, "batchnorm", rates=r) for r in ("short", "papers"))
+        assert short == papers
     given = {"tent": {"lr": 0.7}}
     assert method_settings("tent", "cifar", "batchnorm", rates="short", given=given)["lr"] == 0.7
 

@@ -74,7 +74,6 @@ def test_a_row_has_the_settings_of_the_row_without(without: str) -> None:
     row = f"{without}-come"
     assert default_settings(row) == default_settings(without)
     assert find_method(row).papers == find_method(without).papers
-    assert not find_method(row).short
 
 
 def test_source_images_are_needed_where_eata_needs_them() -> None:

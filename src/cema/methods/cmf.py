@@ -11,7 +11,7 @@ import torch
 
 from cema._util.checks import require_fraction, require_rate
 from cema.methods.base import method
-from cema.methods.roid import PAPERS, ROID, ROIDConfig
+from cema.methods.roid import PAPERS, ROID, SHORT, ROIDConfig
 
 if TYPE_CHECKING:
     from cema.methods.base import MethodContext
@@ -46,7 +46,8 @@ class CMFConfig(ROIDConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         require_rate("noise", self.noise)
 
 
-@method("cmf", config=CMFConfig, cost=5.0, colour="#7aa6ff", papers=PAPERS)
+# The short rates were tuned for each of the two, and are the same.
+@method("cmf", config=CMFConfig, cost=5.0, colour="#7aa6ff", papers=PAPERS, short=SHORT)
 class CMF(ROID):
     r"""ROID's loss and answers; a Kalman filter says what the model is averaged with.
 

@@ -76,7 +76,18 @@ PAPERS: Rates = {
 }
 
 
-@method("deyo", config=DeYOConfig, cost=4.0, colour="#c5b0d5", papers=PAPERS)
+@method(
+    "deyo",
+    config=DeYOConfig,
+    cost=4.0,
+    colour="#c5b0d5",
+    papers=PAPERS,
+    short={
+        "cifar/batchnorm": {"lr": 0.005},
+        "digits/batchnorm": {"lr": 2.5e-4},
+        "digits/layernorm": {"lr": 0.01},
+    },
+)
 class DeYO:
     r"""Destroy Your Object: two filters and two weights, of the entropy and of what a destroyed object costs.
 

@@ -88,9 +88,10 @@ PAPERS: Rates = {
     "cifar100": {"optimizer": "adam", "lr": 1e-3},
     "digits": {"optimizer": "adam", "lr": 1e-3, "flip": 0.0},
 }
+SHORT: Rates = {"cifar/batchnorm": {"lr": 0.01}, "digits/batchnorm": {"lr": 2.5e-4}}
 
 
-@method("roid", config=ROIDConfig, cost=5.0, colour="#0b3d91", papers=PAPERS)
+@method("roid", config=ROIDConfig, cost=5.0, colour="#0b3d91", papers=PAPERS, short=SHORT)
 class ROID:
     r"""Soft likelihood ratio and consistency, weighted by diversity and certainty; weight ensembling; prior correction.
 

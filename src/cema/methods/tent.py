@@ -70,19 +70,14 @@ PAPERS: Rates = {
     },
     **{key: {"lr": 0.001} for key in ("cifar/layernorm", "cifar100/layernorm", "digits/layernorm")},
 }
+SHORT: Rates = {
+    "cifar/batchnorm": {"optimizer": "sgd", "lr": 0.025},
+    "digits/batchnorm": {"optimizer": "sgd", "lr": 2.5e-4},
+    "digits/layernorm": {"optimizer": "sgd", "lr": 2.5e-4},
+}
 
 
-@method(
-    "tent",
-    config=TentConfig,
-    colour="#8c564b",
-    papers=PAPERS,
-    short={
-        "cifar/batchnorm": {"optimizer": "sgd", "lr": 0.025},
-        "digits/batchnorm": {"optimizer": "sgd", "lr": 2.5e-4},
-        "digits/layernorm": {"optimizer": "sgd", "lr": 2.5e-4},
-    },
-)
+@method("tent", config=TentConfig, colour="#8c564b", papers=PAPERS, short=SHORT)
 class Tent:
     """Predict with batch statistics, then minimise the mean entropy of these predictions.
 
