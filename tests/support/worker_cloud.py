@@ -17,6 +17,7 @@ from cema.cloud.config import CloudConfig, CohortConfig
 from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.rounds import open_cohort
+from cema.formats.bundle import Bundle, BundleStatistics, write_bundle
 
 
 @dataclass
@@ -73,6 +74,38 @@ def cloud(factory: Path, tmp_path: Path) -> Iterator[Cloud]:
     made.worker_config(max_backlog=1000)  # tests send all at once, and mean each sample to be learned from
     yield made
     store.close()
+
+
+def rewrite_bundle(path: Path, statistics: BundleStatistics | None) -> Bundle:
+    """Write a bundle again with the same model, and these statistics or none."""
+    bundle = Bundle.load(path)
+    manifest = bundle.manifest
+    return write_bundle(
+        path,
+        model_bytes=bundle.model_path.read_bytes(),
+        norm_state=bundle.norm_state(),
+        norm=manifest.norm,
+        golden_images=bundle.golden_images,
+        golden_logits=bundle.golden_logits,
+        public_keys=bundle.public_keys.values(),
+        statistics=statistics,
+        overwrite=True,
+        **{
+            name: getattr(manifest, name)
+            for name in ("model", "classes", "labels", "input_name", "output_name")
+        },
+        **{
+            name: getattr(manifest, name)
+            for name in ("preprocessing", "upload_side", "tolerance", "created_by")
+        },
+    )
+
+
+@pytest.fixture
+def plain_cloud(cloud: Cloud) -> Cloud:
+    """The same with a bundle without statistics: all that updates carry is folded."""
+    rewrite_bundle(cloud.folder / "bundle", None)
+    return cloud
 
 
 def drain(worker: CohortWorker) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from cema.models.spec import Model
     from cema.ondevice.batch import Batch
     from cema.ondevice.drift import Domain
+    from cema.ondevice.folding import StatisticsLayer
 
-__all__ = ["Learner", "LearnerFactory", "Recall", "StepReport"]
+__all__ = ["HasStatistics", "Learner", "LearnerFactory", "Recall", "StepReport"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -67,6 +68,8 @@ class Learner(Protocol[T_contra]):
     `T_contra` is what stands for a sample: the worker hands sequence numbers of its store, a benchmark the images
     themselves. A call that raises may leave the learner half changed: the worker then makes a new one from the last
     checkpoint.
+
+    A learner may also tell which statistics it has (`HasStatistics`).
     """
 
     @property
@@ -126,6 +129,23 @@ class Learner(Protocol[T_contra]):
 
     def loads(self, data: bytes) -> None:
         """Continue from what `dumps` returned; FormatError, and nothing changed, when it does not fit."""
+        ...
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """A learner that tells statistics apart from what it learned, for devices that have statistics of their own.
+
+    Without these two methods, updates carry `Learner.norm_state` as it is, with statistics folded into it: a device
+    runs it so, and its own statistics do not enter.
+    """
+
+    def statistics(self) -> npt.NDArray[np.float32]:
+        """Return the statistics that are folded into `Learner.norm_state`: means and variances, (2, K), finite."""
+        ...
+
+    def statistics_layers(self) -> tuple[StatisticsLayer, ...]:
+        """Return whose they are, in their order: the model's normalisation layers with running statistics."""
         ...
 
 

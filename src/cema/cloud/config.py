@@ -139,6 +139,9 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     first_version : int
         The next version has at least this number. Raise it after a backup of the store was restored: devices refuse
         numbers that they have seen.
+    statistics : bool
+        Whether updates carry the statistics that they were learned with, where devices have statistics of their own:
+        for devices that are to use the update's instead.
     """
 
     every_steps: int = 1
@@ -148,6 +151,7 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     window: int = 128
     evidence: int = 64
     first_version: int = 1
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

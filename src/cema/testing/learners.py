@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from cema.adapt.algorithms import make_learner
-from cema.adapt.base import Learner, StepReport
+from cema.adapt.base import HasStatistics, Learner, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.errors import FormatError
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
+from cema.ondevice.folding import check_statistics, fold, unfold
 from cema.testing.networks import CLASSES, overflowing_gradients, random_images, small_model
 
 __all__ = ["LearnerSuite"]
@@ -145,6 +146,19 @@ class LearnerSuite:
         norm_state = learner.norm_state()
         assert {key.rpartition(".")[2] for key in norm_state} == {"scale", "shift"}
         assert all(np.isfinite(value).all() and value.dtype == np.float32 for value in norm_state.values())
+
+    def test_statistics_that_it_tells_are_those_in_its_norm_state(self) -> None:
+        learner = self.make()
+        self.feed(learner, 0)
+        if not isinstance(learner, HasStatistics):
+            pytest.skip("it tells none: its updates have statistics folded into them")
+        layers, norm_state = learner.statistics_layers(), learner.norm_state()
+        assert len({layer.layer for layer in layers}) == len(layers)
+        statistics = check_statistics(learner.statistics(), layers)
+        again = fold(unfold(norm_state, statistics, layers), statistics, layers)
+        assert again.keys() == norm_state.keys()
+        for key, value in norm_state.items():
+            np.testing.assert_allclose(again[key], value, rtol=1e-4, atol=1e-5)
 
     def test_gradients_that_are_not_finite_spoil_nothing(self) -> None:
         learner = self.make()

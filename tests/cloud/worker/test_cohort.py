@@ -43,11 +43,11 @@ def accuracy(norm_state: dict[str, np.ndarray], folder: Path, *, drift: bool) ->
         return float((module(torch.from_numpy(PREPROCESSING(images))).argmax(1).numpy() == labels).mean())
 
 
-def test_drifted_samples_make_a_signed_version_that_is_better(cloud: Cloud) -> None:
-    cloud.send(160)
-    assert drain(cloud.open()) == 10
-    bundle = Bundle.load(cloud.folder / "bundle")
-    update = cloud.store.latest_update("north")
+def test_drifted_samples_make_a_signed_version_that_is_better(plain_cloud: Cloud) -> None:
+    plain_cloud.send(160)
+    assert drain(plain_cloud.open()) == 10
+    bundle = Bundle.load(plain_cloud.folder / "bundle")
+    update = plain_cloud.store.latest_update("north")
     assert update is not None
     manifest = verify_update(
         update.envelope,
@@ -55,15 +55,15 @@ def test_drifted_samples_make_a_signed_version_that_is_better(cloud: Cloud) -> N
         cohort="north",
         base=bundle.manifest.base,
         running_version=0,
-        now=cloud.now,
+        now=plain_cloud.now,
     )
     assert manifest.version == update.version >= 3
-    assert manifest.expires == int(cloud.now) + 30 * 86_400
+    assert manifest.expires == int(plain_cloud.now) + 30 * 86_400
     payload = verify_payload(manifest, update.payload)
-    source = accuracy(bundle.norm_state(), cloud.folder, drift=True)
-    assert accuracy(payload.norm_state, cloud.folder, drift=True) > source + 0.1
+    source = accuracy(bundle.norm_state(), plain_cloud.folder, drift=True)
+    assert accuracy(payload.norm_state, plain_cloud.folder, drift=True) > source + 0.1
     # The golden logits are those of the rounded norm state that devices will run.
-    module = resolve("cloud_tiny_models:edge", weights=cloud.folder / "edge.safetensors").module
+    module = resolve("cloud_tiny_models:edge", weights=plain_cloud.folder / "edge.safetensors").module
     load_folded(module, payload.norm_state)
     with torch.inference_mode():
         logits = module(torch.from_numpy(PREPROCESSING(bundle.golden_images))).numpy()
@@ -93,17 +93,17 @@ def test_a_version_says_what_the_inputs_looked_like_that_it_was_made_from(cloud:
     assert average[True].distance(domain, precision) < 36 < average[False].distance(domain, precision)
 
 
-def test_no_version_that_is_ever_published_is_worse_than_the_source(cloud: Cloud) -> None:
-    cloud.publish(every_steps=1)
-    worker = cloud.open()
-    source = accuracy(Bundle.load(cloud.folder / "bundle").norm_state(), cloud.folder, drift=True)
+def test_no_version_that_is_ever_published_is_worse_than_the_source(plain_cloud: Cloud) -> None:
+    plain_cloud.publish(every_steps=1)
+    worker = plain_cloud.open()
+    source = accuracy(Bundle.load(plain_cloud.folder / "bundle").norm_state(), plain_cloud.folder, drift=True)
     for _ in range(8):
-        cloud.send(16)
+        plain_cloud.send(16)
         assert worker.run_once()
-        update = cloud.store.latest_update("north")
+        update = plain_cloud.store.latest_update("north")
         if update is not None:
             state = decode_payload(update.payload).norm_state
-            assert accuracy(state, cloud.folder, drift=True) >= source - 0.02
+            assert accuracy(state, plain_cloud.folder, drift=True) >= source - 0.02
 
 
 def test_images_are_preprocessed_once_for_each_model(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,8 +471,8 @@ def seen(
         (seen(0, 8, 12, count=32, before_update=False), "waiting"),
     ],
 )
-def test_the_gate(cloud: Cloud, window: AgreementWindow, outcome: str) -> None:
-    publisher = make_publisher(cloud, gate=0.02, evidence=64)
+def test_the_gate(plain_cloud: Cloud, window: AgreementWindow, outcome: str) -> None:
+    publisher = make_publisher(plain_cloud, gate=0.02, evidence=64)
     source = publisher.bundle.norm_state()
     state = {key: value * np.float32(1.25) for key, value in source.items()}
     candidate = publisher.consider(state, window, 5.0, Domain.of(np.eye(8)[:, :4]))

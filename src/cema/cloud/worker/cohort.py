@@ -62,6 +62,8 @@ class CohortWorker:
     ------
     CohortUnreadable
         The committed checkpoint does not fit the models or settings.
+    ConfigError
+        The algorithm has not the layers with statistics that the bundle lists.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class CohortWorker:
     def _restore(self) -> None:
         """Go back to the last committed step."""
         self.learner = self._new_learner()
+        self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
         if self._saved is not None:
             self.progress = load_checkpoint(self._saved, self.learner, cohort=self.cohort.name)
@@ -253,7 +256,7 @@ class CohortWorker:
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
-        predictions = self.publisher.predictions(batch, self.learner.norm_state())
+        predictions = self.publisher.predictions(batch, *self.publisher.learned(self.learner))
         report = self.learner.learn([sample.seq for sample in samples], batch)
         labels = report.labels
         if labels is None:
@@ -306,7 +309,7 @@ class CohortWorker:
     def _after_step(self, report: StepReport, begin: float) -> None:
         if not report.step:
             return
-        self.learner.norm_state()  # raises when the step left something that is not finite
+        self.publisher.learned(self.learner)  # raises when the step left something that is not finite
         seconds = time.perf_counter() - begin
         self.progress.since_candidate += 1
         self._count("steps.count", 1)
@@ -329,8 +332,9 @@ class CohortWorker:
             )  # fmt: skip
             self._count("worker.clock_faults", 1)
         self.progress.since_candidate = 0
+        norm_state, statistics = self.publisher.learned(self.learner)
         candidate = self.publisher.consider(
-            self.learner.norm_state(), self.progress.window, now, self.learner.domain()
+            norm_state, self.progress.window, now, self.learner.domain(), statistics
         )
         self._count(f"updates.{candidate.outcome}", 1)
         self._tracer.judged(candidate.outcome, now)

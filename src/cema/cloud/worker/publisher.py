@@ -6,16 +6,19 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cema.adapt.base import Learner
 from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
-from cema.errors import ModelError
+from cema.cloud.worker.learned import Carried, Learned, read_learned
+from cema.errors import FormatError, ModelError
 from cema.formats.bundle import Bundle, check_golden, check_trust
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
@@ -60,6 +63,10 @@ class Candidate:
 class Publisher:
     """Makes one cohort's updates.
 
+    Where the bundle lists layers with statistics, each device has statistics of its own, which the cloud does not know.
+    Updates carry weights and biases apart then, and models are compared with one set of statistics for all: those that
+    the learner has, in place of the devices' own.
+
     Parameters
     ----------
     model
@@ -103,8 +110,10 @@ class Publisher:
         self._golden_inputs = bundle.manifest.preprocessing(bundle.golden_images)
         self._cpu = _Device(copy_module(model))
         self._fast = self._cpu if device == "cpu" else _Device(copy_module(model).to(device))
-        self._source = bundle.norm_state()
-        self._running: NormState = self._source
+        self._layers = bundle.manifest.statistics
+        self._statistics = bundle.statistics()
+        self._source = Carried(bundle.affine_state(), unfolded=bool(self._layers))
+        self._running = self._source
         self._payload = b""  # of the last version; before the first there is nothing to renew
         self.version = 0
         self.created = 0.0
@@ -114,7 +123,8 @@ class Publisher:
     def _check_model(self, model: Model) -> None:
         manifest = self.bundle.manifest
         try:
-            check_golden(self._golden(self._source), self.bundle.golden_logits, manifest.tolerance)
+            golden = self._cpu.logits(self.bundle.norm_state(), self._golden_inputs)
+            check_golden(golden, self.bundle.golden_logits, manifest.tolerance)
         except ValueError as error:
             raise ModelError(
                 f"model {model.name!r} is not what the bundle {self.bundle.path} was exported from "
@@ -124,7 +134,8 @@ class Publisher:
     def resume(self, latest: PublishedUpdate | None) -> None:
         """Continue after the version that devices were last offered."""
         if latest is not None:
-            self._running = decode_payload(latest.payload).norm_state
+            payload = decode_payload(latest.payload)
+            self._running = Carried(payload.norm_state, payload.unfolded)
             self._payload = latest.payload
             self.version = latest.version
             self.created = latest.created
@@ -155,15 +166,35 @@ class Publisher:
         """The number of the next version."""
         return max(self.version + 1, self.config.first_version, self._devices_run + 1)
 
-    def predictions(self, batch: Batch, adapted: NormState) -> list[npt.NDArray[np.int64]]:
+    def learned(self, learner: Learner[Any]) -> Learned:
+        """Return what a learner has learned, as `predictions` and `consider` take it.
+
+        Raises
+        ------
+        ConfigError
+            When its layers with statistics are not the bundle's.
+        FormatError
+            When something that it has learned is not finite.
+        """
+        return read_learned(learner, self._layers)
+
+    def predictions(
+        self,
+        batch: Batch,
+        adapted: Mapping[str, npt.NDArray[np.float32]],
+        statistics: npt.NDArray[np.float32] | None = None,
+    ) -> list[npt.NDArray[np.int64]]:
         """Return the labels (N,) that three models choose for images, each as a device with it would.
 
         Parameters
         ----------
         batch : Batch
             New samples.
-        adapted : dict of str to ndarray
-            The norm state of the model that is being adapted, folded.
+        adapted : mapping of str to ndarray
+            The norm state of the model that is being adapted; weights and biases where `statistics` are given.
+        statistics : ndarray of float32 (2, K), optional
+            What is folded into all three; the bundle's when left out, and `adapted` is folded then. A version from a
+            store from before, into which statistics are folded already, runs as it is.
 
         Returns
         -------
@@ -172,9 +203,10 @@ class Publisher:
             source model. Two that are the same make one pass.
         """
         inputs = batch.inputs(self._preprocessing)
-        rounded = round_norm_state(adapted, tolerance=self.bundle.manifest.tolerance)
+        rounded = Carried.of(Learned(adapted, statistics), self.bundle.manifest.tolerance)
         found: list[tuple[NormState, npt.NDArray[np.int64]]] = []
-        for state in (rounded, self._running, self._source):
+        for carried in (rounded, self._running, self._source):
+            state = self._folded(carried, statistics)
             known = next((labels for earlier, labels in found if _same(earlier, state)), None)
             labels = self._fast.logits(state, inputs).argmax(axis=1) if known is None else known
             found.append((state, labels))
@@ -186,31 +218,39 @@ class Publisher:
         window: AgreementWindow,
         now: float,
         domain: Domain | None = None,
+        statistics: npt.NDArray[np.float32] | None = None,
     ) -> Candidate:
         """Make an update of a norm state, unless devices would be worse off with it.
 
         Parameters
         ----------
         norm_state
-            Folded, float32.
+            Float32; folded, or weights and biases where `statistics` are given.
         window
             How the adapted model, the version that devices run and the source model did on new samples.
         now
             Unix seconds.
         domain
             What the inputs looked like that the norm state was learned from; devices guard themselves with it.
+        statistics
+            What it was learned with, (2, K).
         """
         verdict = decide(window, self.config)
         if verdict.decision == "reverted":
-            source = self._encode(self._source, self._golden(self._source))
-            return Candidate("reverted", self._sign(source, now), verdict.agreement)
+            source = self._source_state()
+            payload = self._encode(source, self._golden(source))
+            return Candidate("reverted", self._sign(payload, now), verdict.agreement)
         if verdict.decision != "publish":
             return Candidate(verdict.decision, None, verdict.agreement)
-        rounded = round_norm_state(norm_state, tolerance=self.bundle.manifest.tolerance)
-        golden = self._golden(rounded)
+        rounded = Carried.of(Learned(norm_state, statistics), self.bundle.manifest.tolerance)
+        try:
+            golden = self._golden(rounded)
+        except FormatError:  # with the bundle's statistics folded in it is beyond float32
+            return Candidate("not_finite", None, verdict.agreement)
         if not np.isfinite(golden).all():
             return Candidate("not_finite", None, verdict.agreement)
-        update = self._sign(self._encode(rounded, golden, domain), now)
+        told = statistics if self.config.statistics else None
+        update = self._sign(self._encode(rounded, golden, domain, told), now)
         return Candidate("published", update, verdict.agreement)
 
     def renew(self, now: float) -> PublishedUpdate:
@@ -224,11 +264,33 @@ class Publisher:
         """Take note that an update is durable and offered from now on."""
         self.resume(update)
 
+    def _source_state(self) -> Carried:
+        """Return the source model as an update carries it."""
+        state, unfolded = self._source
+        if not unfolded:
+            return self._source  # which is rounded only when it is encoded, as it always was
+        return Carried(round_norm_state(state, self.bundle.manifest.tolerance), unfolded)
+
+    def _folded(self, carried: Carried, statistics: npt.NDArray[np.float32] | None = None) -> NormState:
+        """Return what a device runs with some statistics; by default the bundle's."""
+        known = self._statistics if statistics is None else statistics
+        return carried.norm_state if known is None else carried.folded(known, self._layers)
+
     def _encode(
-        self, norm_state: NormState, golden: npt.NDArray[np.float32], domain: Domain | None = None
+        self,
+        carried: Carried,
+        golden: npt.NDArray[np.float32],
+        domain: Domain | None = None,
+        statistics: npt.NDArray[np.float32] | None = None,
     ) -> bytes:
-        tolerance = self.bundle.manifest.tolerance
-        return encode_payload(norm_state, golden, domain=domain, tolerance=tolerance)
+        return encode_payload(
+            carried.norm_state,
+            golden,
+            domain=domain,
+            tolerance=self.bundle.manifest.tolerance,
+            unfolded=carried.unfolded,
+            statistics=statistics,
+        )
 
     def _sign(self, payload: bytes, now: float) -> PublishedUpdate:
         created = int(now)
@@ -251,8 +313,9 @@ class Publisher:
             expires=manifest.expires,
         )
 
-    def _golden(self, norm_state: NormState) -> npt.NDArray[np.float32]:
-        return self._cpu.logits(norm_state, self._golden_inputs)
+    def _golden(self, carried: Carried) -> npt.NDArray[np.float32]:
+        """Return the golden logits: with the bundle's statistics, whichever devices have."""
+        return self._cpu.logits(self._folded(carried), self._golden_inputs)
 
 
 def _same(one: NormState, other: NormState) -> bool:
