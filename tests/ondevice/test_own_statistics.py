@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from cema.ondevice.drift import input_statistics
 from cema.ondevice.own_domain import OwnDomain
-from cema.ondevice.own_statistics import OwnStatistics, StatisticsConfig
+from cema.ondevice.own_statistics import OwnStatistics, Reading, StatisticsConfig
 
 PRIOR = np.array([[0.0], [1.0]], np.float32)
+
+
+def _observe(own: OwnStatistics, count: int) -> Reading | None:
+    return own.begin(count) if own.due(count) else None
 
 
 def _inputs(rng: np.random.Generator, count: int, shift: float = 0.0) -> np.ndarray:
@@ -27,7 +31,7 @@ def _feed(own: OwnStatistics, inputs: np.ndarray, size: int) -> list[bool]:
     read = []
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
-        reading = own.observe(len(part))
+        reading = _observe(own, len(part))
         read.append(reading is not None)
         if reading is not None:
             own.took(reading, np.stack([part.mean((0, 2, 3)), part.var((0, 2, 3))]), len(part))
@@ -75,18 +79,18 @@ def test_a_new_domain_begins_anew() -> None:
 def test_a_pass_that_ends_in_another_domain_is_not_taken() -> None:
     own = _own(samples=48, read=16)
     inputs = _inputs(np.random.default_rng(3), 32)
-    reading = own.observe(len(inputs))
+    reading = _observe(own, len(inputs))
     assert reading is not None
     own.restart()
     assert not own.took(reading, np.ones((2, 1)), 32)
-    again = own.observe(len(inputs))
+    again = _observe(own, len(inputs))
     assert again is not None
     assert not own.took(again, np.full((2, 1), np.nan), 32)
     assert (own.window.count, own.reading) == (0, True)
 
 
 def test_no_images_are_no_call() -> None:
-    assert _own().observe(0) is None
+    assert _observe(_own(), 0) is None
 
 
 @given(st.lists(st.integers(1, 100), max_size=60), st.integers(1, 64), st.integers(1, 500))
@@ -94,7 +98,7 @@ def test_every_image_is_counted_however_calls_are_cut(calls: list[int], read: in
     own = _own(samples=64, read=read, every=every)
     seen = first = unread = 0
     for count in calls:
-        reading = own.observe(count)
+        reading = _observe(own, count)
         assert (reading is not None) == (first < 64 or unread + count >= every or 0 < own._left < 65)
         if reading is None:
             unread += count

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cema._util.checks import require
+from cema.ondevice.label_runs import LabelRuns
 from cema.ondevice.own_domain import OwnDomain
 from cema.ondevice.own_statistics import OwnStatistics, Reading, StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
@@ -76,6 +77,7 @@ class DeviceAdaptation:
         self._own = OwnStatistics(statistics, config.statistics) if own and statistics is not None else None
         self._centre = config.recentre.centre(mean_logits, statistics=self._own is not None)
         self._views = UnsureViews(config.views)
+        self._runs = LabelRuns(len(mean_logits))
         watched = self._own is not None or self._centre is not None
         self._domain = OwnDomain(config.change_limit if watched else 0.0)
         self._parameters: object = None
@@ -110,7 +112,10 @@ class DeviceAdaptation:
                 if self._parameters is not None:
                     self._own.renew()
                 self._parameters = parameters
-            return self._own.observe(len(inputs))
+            if self._own.due(len(inputs)):
+                self._own.window.trust(self._runs.trust())
+                return self._own.begin(len(inputs))
+            return None
 
     def _begin_anew(self) -> None:
         if self._own is not None:
@@ -152,13 +157,15 @@ class DeviceAdaptation:
         run : callable
             Returns the model's logits (M, C) of other inputs (M, C, H, W).
         """
-        if self._centre is None and not self._views:
+        if self._centre is None and not self._views and self._own is None:
             return logits
         with self._lock:
-            shift = np.float32(0.0)
+            answers, shift = logits, np.zeros(1, np.float32)
             if self._centre is not None:
                 self._centre.observe(logits)
-                shift = self._centre.shift()  # type: ignore[assignment]
-            answers = logits - shift
+                shift = self._centre.shift(self._runs.trust())
+                answers = logits - shift
+            # What is predicted now counts from the next call on.
+            self._runs.observe(answers.argmax(axis=1))
             places = self._views.places(answers) if np.isfinite(answers).all() else np.empty(0, np.intp)
         return self._views.average(inputs, answers, places, lambda views: run(views) - shift)

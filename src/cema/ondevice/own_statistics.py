@@ -95,15 +95,19 @@ class OwnStatistics:
         """Whether the next inputs are to be read."""
         return self._left > 0
 
-    def observe(self, count: int) -> Reading | None:
-        """Take note of a call with `count` inputs, and return the pass to make of them if they are to be read."""
+    def due(self, count: int) -> bool:
+        """Take note of a call with `count` inputs, and tell whether they are to be read."""
         if not count:
-            return None
+            return False
         if not self._left:
             self._since += count
             if self._since < self.config.every:
-                return None
+                return False
             self.renew()
+        return True
+
+    def begin(self, count: int) -> Reading:
+        """Return the pass to make of a call with `count` inputs."""
         return Reading(self.window.blend(count), self._turn)
 
     def took(self, reading: Reading, observed: npt.NDArray[Any], count: int) -> bool:

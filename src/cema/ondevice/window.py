@@ -75,6 +75,7 @@ class StatisticsWindow:
         self.size = size
         self._entries: list[tuple[int, Float32]] = []
         self._current: Float32 | None = None
+        self._trust = 1.0
 
     @property
     def count(self) -> int:
@@ -84,6 +85,14 @@ class StatisticsWindow:
     def clear(self) -> None:
         """Forget what was read: the domain changed."""
         self._entries, self._current = [], None
+
+    def trust(self, share: float) -> None:
+        """Let every image that was read, and those to come, count for such a share, in [0, 1], beside the prior.
+
+        Where labels come in long runs, images are worth less than as many independent ones.
+        """
+        if share != self._trust:
+            self._trust, self._current = share, None
 
     def add(self, observed: npt.NDArray[Any], count: int) -> bool:
         """Take in what a pass observed.
@@ -116,8 +125,9 @@ class StatisticsWindow:
     def blend(self, count: int) -> Blend:
         """Return what a pass over `count` images is to mix its statistics with, so that all are those after `add`."""
         entries = self._kept(self.size - count)
-        before = self.weight + sum(known for known, _ in entries)
-        return Blend(self._union(entries), count / (before + count))
+        own = self._trust * count
+        total = self.weight + self._trust * sum(known for known, _ in entries) + own
+        return Blend(self._union(entries), own / total if total else 0.0)
 
     def current(self) -> Float32:
         """Return means and variances of prior and inputs, float32 (2, K): the same array until they change."""
@@ -126,8 +136,9 @@ class StatisticsWindow:
         return self._current
 
     def _union(self, entries: list[tuple[int, Float32]]) -> Float32:
-        prior = [(self.weight, self.prior)] if self.weight or not entries else []
-        return union_of([*prior, *entries]).astype(np.float32)
+        parts = [(self._trust * count, flat) for count, flat in entries if self._trust]
+        prior = [(self.weight, self.prior)] if self.weight or not parts else []
+        return union_of([*prior, *parts]).astype(np.float32)
 
     def _kept(self, room: int) -> list[tuple[int, Float32]]:
         """Return the newest parts, without the oldest as long as the others fill the room."""
