@@ -304,7 +304,7 @@ class EdgeAgent:
     def _answer(self, active: Active, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the logits of preprocessed inputs, after what the device does about their domain by itself."""
         own, affine = self._own, active.affine
-        reading = self._adaptation.before(inputs, affine)
+        reading = self._adaptation.before(inputs, affine, active.statistics)
         if own is None or affine is None:
             run = active.model.run
             return self._adaptation.after(inputs, run(inputs), run)

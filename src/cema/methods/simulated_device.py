@@ -175,7 +175,7 @@ class SimulatedDevice:
             self._drifts += self._watch.drifted and not before
         network, serving = self._network, self._network.source if self._watch.drifted else self._arrived
         own = self._adaptation.own_statistics and not serving.folded
-        reading = self._adaptation.before(inputs, serving.affine)
+        reading = self._adaptation.before(inputs, serving.affine, serving.statistics)
         network.load(serving.affine, self._statistics if own else serving.statistics)
         if not own or reading is None:
             return network.run(inputs)

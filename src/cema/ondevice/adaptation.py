@@ -74,6 +74,7 @@ class DeviceAdaptation:
         mean_logits: npt.NDArray[Any],
     ) -> None:
         own = statistics is not None and statistics.size > 0 and config.statistics.source == "own"
+        self._source = statistics
         self._own = OwnStatistics(statistics, config.statistics) if own and statistics is not None else None
         self._centre = config.recentre.centre(mean_logits, statistics=self._own is not None)
         self._views = UnsureViews(config.views)
@@ -93,7 +94,9 @@ class DeviceAdaptation:
         """How often the domain changed."""
         return self._domain.changes
 
-    def before(self, inputs: Float32, parameters: object) -> Reading | None:
+    def before(
+        self, inputs: Float32, parameters: object, prior: npt.NDArray[Any] | None = None
+    ) -> Reading | None:
         """Take note of a call's inputs, and return the reading to make of them, if one is due.
 
         Parameters
@@ -102,6 +105,8 @@ class DeviceAdaptation:
             Preprocessed.
         parameters : object
             The affine parameters that are about to predict: others than in the call before make a reading due.
+        prior : ndarray of float32 (2, K), optional
+            The statistics that they were learned with; the source model's when left out.
         """
         with self._lock:
             if self._domain.observe_inputs(inputs):
@@ -112,6 +117,9 @@ class DeviceAdaptation:
                 if self._parameters is not None:
                     self._own.renew()
                 self._parameters = parameters
+                known = self._source if prior is None else prior
+                if known is not None:
+                    self._own.window.begin_at(known)
             if self._own.due(len(inputs)):
                 self._own.window.trust(self._runs.trust())
                 return self._own.begin(len(inputs))
@@ -161,11 +169,11 @@ class DeviceAdaptation:
             return logits
         with self._lock:
             answers, shift = logits, np.zeros(1, np.float32)
+            # First: a call of one label throughout is to be known before its mean is taken off.
+            self._runs.observe(logits.argmax(axis=1))
             if self._centre is not None:
                 self._centre.observe(logits)
                 shift = self._centre.shift(self._runs.trust())
                 answers = logits - shift
-            # What is predicted now counts from the next call on.
-            self._runs.observe(answers.argmax(axis=1))
             places = self._views.places(answers) if np.isfinite(answers).all() else np.empty(0, np.intp)
         return self._views.average(inputs, answers, places, lambda views: run(views) - shift)

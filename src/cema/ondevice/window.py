@@ -40,9 +40,9 @@ class StatisticsWindow:
 
     .. math:: m = \sum_i \frac{n_i}{n} m_i, \qquad v = \sum_i \frac{n_i}{n} \big(v_i + (m_i - m)^2\big)
 
-    The prior is the source's, and counts for a fixed number of images however many were read (Schneider et al.,
-    "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020, whose variance lacks
-    the second term).
+    The prior is the source's, or an update's, and counts for a fixed number of images however many were read (Schneider
+    et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020, whose
+    variance lacks the second term).
 
     Parameters
     ----------
@@ -63,6 +63,7 @@ class StatisticsWindow:
     --------
     >>> window = StatisticsWindow(np.array([[0.0], [1.0]]), weight=2, size=4)
     >>> window.add(np.array([[1.0], [1.0]]), 2)
+    True
     >>> window.current().tolist()
     [[0.5], [1.25]]
     """
@@ -85,6 +86,11 @@ class StatisticsWindow:
     def clear(self) -> None:
         """Forget what was read: the domain changed."""
         self._entries, self._current = [], None
+
+    def begin_at(self, prior: npt.NDArray[Any]) -> None:
+        """Take other means and variances (2, K) for the prior: those that an update was learned with."""
+        if prior is not self.prior:
+            self.prior, self._current = np.asarray(prior, np.float32), None
 
     def trust(self, share: float) -> None:
         """Let every image that was read, and those to come, count for such a share, in [0, 1], beside the prior.
