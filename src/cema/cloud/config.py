@@ -141,7 +141,7 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         numbers that they have seen.
     statistics : bool
         Whether updates carry the statistics that they were learned with, where devices have statistics of their own:
-        for devices that are to use the update's instead.
+        they are the prior of those, and serve on devices that are to use the update's instead.
     """
 
     every_steps: int = 1
@@ -151,7 +151,7 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     window: int = 128
     evidence: int = 64
     first_version: int = 1
-    statistics: bool = False
+    statistics: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -127,7 +127,7 @@ def published(candidate: Candidate) -> Payload:
 
 
 def test_updates_carry_the_learners_weights_and_biases_and_devices_take_them(cloud: Cloud) -> None:
-    cloud.publish(every_steps=1, gate=1.0)
+    cloud.publish(every_steps=1, gate=1.0, statistics=False)
     worker = cloud.open()
     for version in range(1, 6):
         cloud.send(16)
@@ -183,8 +183,8 @@ def own_statistics(cloud: Cloud, affine: dict[str, np.ndarray], images: np.ndarr
     return np.concatenate(parts, axis=1)
 
 
-def test_updates_carry_statistics_if_they_are_told_to(cloud: Cloud) -> None:
-    cloud.publish(every_steps=1, gate=1.0, statistics=True)
+def test_updates_carry_the_statistics_that_they_were_learned_with(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1, gate=1.0)
     worker = cloud.open()
     cloud.send(48)
     drain(worker)
