@@ -49,36 +49,55 @@ class LabelRuns:
         require(classes >= 2, "classes", "at least 2 classes", classes)
         require(memory >= 1, "memory", "at least 1 image", memory)
         self.memory = memory
-        self._blocks: deque[list[int]] = (
-            deque()
-        )  # images, pairs of neighbours, and how many of them have one label
-        self._labels: deque[npt.NDArray[np.int64]] = deque()  # those of each block
-        self._shares = np.zeros(classes)
+        self._blocks: deque[_Block] = deque()
+        self._shares = [0] * classes
+        self._images = self._pairs = self._same = 0
         self._last: int | None = None
 
     def observe(self, labels: npt.NDArray[np.int64]) -> None:
         """Take in predicted labels (N,), in the order of the stream."""
-        for start in range(0, len(labels), _BLOCK):
-            self._add(np.asarray(labels[start : start + _BLOCK], np.int64))
+        for label in labels.tolist():
+            if not self._blocks or len(self._blocks[-1].labels) >= _BLOCK:
+                self._blocks.append(_Block())
+            self._add(self._blocks[-1], label)
+        while self._blocks and self._images - len(self._blocks[0].labels) >= self.memory:
+            self._forget(self._blocks.popleft())
 
-    def _add(self, labels: npt.NDArray[np.int64]) -> None:
-        chain = labels if self._last is None else np.concatenate([[self._last], labels])
-        self._last = int(labels[-1])
-        self._blocks.append([len(labels), len(chain) - 1, int((chain[1:] == chain[:-1]).sum())])
-        self._labels.append(labels)
-        np.add.at(self._shares, labels, 1.0)
-        while sum(block[0] for block in self._blocks) - self._blocks[0][0] >= self.memory:
-            self._blocks.popleft()
-            np.subtract.at(self._shares, self._labels.popleft(), 1.0)
+    def _add(self, block: _Block, label: int) -> None:
+        pair, same = self._last is not None, self._last == label
+        block.labels.append(label)
+        block.pairs += pair
+        block.same += same
+        self._images += 1
+        self._pairs += pair
+        self._same += same
+        self._shares[label] += 1
+        self._last = label
+
+    def _forget(self, block: _Block) -> None:
+        self._images -= len(block.labels)
+        self._pairs -= block.pairs
+        self._same -= block.same
+        for label in block.labels:
+            self._shares[label] -= 1
 
     def trust(self) -> float:
         """Return in [0, 1] what share of the latest images is worth independent ones; 1 before there are two."""
-        images, pairs, same = np.sum(self._blocks, axis=0) if self._blocks else (0, 0, 0)
-        if not pairs:
+        if not self._pairs:
             return 1.0
-        chance = float(np.square(self._shares / images).sum())
+        chance = sum((share / self._images) ** 2 for share in self._shares)
         if chance >= 1.0:
             # One label throughout: of one class, or of a model that is at its end. Nothing may be taken off then.
-            return 0.0 if images >= _BLOCK else 1.0
-        r = min(max((same / pairs - chance) / (1.0 - chance), 0.0), 1.0)
+            return 0.0 if self._images >= _BLOCK else 1.0
+        r = min(max((self._same / self._pairs - chance) / (1.0 - chance), 0.0), 1.0)
         return float(((1.0 - r) / (1.0 + r)) ** 2)
+
+
+class _Block:
+    """Up to `_BLOCK` consecutive labels, how many of them have a neighbour before, and how many of these are alike."""
+
+    __slots__ = ("labels", "pairs", "same")
+
+    def __init__(self) -> None:
+        self.labels: list[int] = []
+        self.pairs = self.same = 0
