@@ -222,7 +222,8 @@ def test_views_and_centred_logits_are_what_the_benchmark_computes(
     same = DeviceAdaptation(
         AdaptationConfig(change_limit=0.0, **changes),  # type: ignore[arg-type]
         statistics=observing.statistics(),
-        mean_logits=np.zeros(observing.manifest.classes),
+        mean_logits=None,
+        classes=observing.manifest.classes,
     )
     for seed in range(3):
         batch = PREPROCESSING(images(4, seed))

@@ -47,11 +47,15 @@ def test_damaged_logits_say_nothing() -> None:
 
 
 def test_modes() -> None:
-    def made(mode: str, statistics: bool) -> bool:
-        return RecentreConfig(mode=mode).centre(np.zeros(2), statistics=statistics) is not None  # type: ignore[arg-type]
+    def made(mode: str, *, statistics: bool, known: bool = True) -> bool:
+        config = RecentreConfig(mode=mode)  # type: ignore[arg-type]
+        source = np.zeros(2) if known else None
+        return config.centre(source, classes=2, statistics=statistics) is not None
 
-    assert [made(mode, statistics=True) for mode in ("off", "on", "auto")] == [False, True, False]
-    assert [made(mode, statistics=False) for mode in ("off", "on", "auto")] == [False, True, True]
+    modes = ("off", "on", "auto")
+    assert [made(mode, statistics=True) for mode in modes] == [False, True, False]
+    assert [made(mode, statistics=False) for mode in modes] == [False, True, True]
+    assert [made(mode, statistics=False, known=False) for mode in modes] == [False, True, False]
     with pytest.raises(ValueError, match="weight"):
         RecentreConfig(weight=-1)
     with pytest.raises(ValueError, match="memory"):

@@ -7,9 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from cema.cloud.config import CloudConfig
+from cema.data.digits import load_digits
 from cema.demo.settings import DemoSettings
 from cema.export.bundle import export_bundle
 from cema.formats.bundle import Bundle
@@ -19,6 +21,7 @@ from cema.models.spec import Model
 __all__ = ["COHORT", "Provisioned", "provision"]
 
 COHORT = "demo"
+_CLEAN = 512
 
 CLOUD_TOML = """\
 data = "cloud"
@@ -68,6 +71,11 @@ class Provisioned:
         return path
 
 
+def _clean_images(settings: DemoSettings) -> np.ndarray | None:
+    """Return images from where the model was trained, for its mean logits; None for models of one's own."""
+    return load_digits().train_images[:_CLEAN] if settings.images is None else None
+
+
 def provision(
     settings: DemoSettings, edge: Model, foundation: Model, folder: Path, console: Console
 ) -> Provisioned:
@@ -87,6 +95,7 @@ def provision(
             folder / "bundle",
             public_keys=[keys / "signing.pub"],
             upload_side=max(foundation.preprocessing.height, foundation.preprocessing.width),
+            clean_images=_clean_images(settings),
         )
     console.print(
         f"exported {settings.model}: {report.model_bytes / 1e6:.2f} MB, norm state {report.norm_bytes / 1e3:.1f} kB, "

@@ -319,9 +319,11 @@ class EdgeAgent:
 
     def _make_adaptation(self) -> DeviceAdaptation:
         manifest = self.bundle.manifest
-        mean = np.zeros(manifest.classes) if manifest.mean_logits is None else np.array(manifest.mean_logits)
         return DeviceAdaptation(
-            self._config.adaptation, statistics=self.bundle.statistics(), mean_logits=mean
+            self._config.adaptation,
+            statistics=self.bundle.statistics(),
+            mean_logits=None if manifest.mean_logits is None else np.array(manifest.mean_logits),
+            classes=manifest.classes,
         )
 
     def _make_own_model(self) -> OwnModel:

@@ -237,11 +237,10 @@ class Updater(BackgroundThread):
             )
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
-        self._accept(offer, data, active)
-        self._counters.count("swaps")
+        self._accept(offer, data, active, swaps=1)
         logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
 
-    def _accept(self, offer: _Offer, data: bytes, active: Active) -> None:
+    def _accept(self, offer: _Offer, data: bytes, active: Active, *, swaps: int = 0) -> None:
         # Remembered first: what has served is never followed by something older, even after a power loss.
         try:
             self._state.save_update(offer.envelope, offer.manifest, data, offer.verified_at)
@@ -254,6 +253,7 @@ class Updater(BackgroundThread):
         self._unsaved = None
         self._floor = offer.manifest.version
         self._active = active
+        self._counters.count("swaps", swaps)  # before anybody can see that it serves
         self._activate(self._active)
 
     def _count(self, digest: str, rejection: UpdateRejected) -> None:

@@ -93,6 +93,7 @@ _NEVER = 10**12
 
 
 _OF_UPDATES = StatisticsConfig(source="update")
+_AS_THEY_ARE = RecentreConfig(mode="off")
 
 
 def paper_defaults() -> CemaConfig:
@@ -110,7 +111,9 @@ def paper_defaults() -> CemaConfig:
         replayed=96,
         refreshed=128,
     )
-    return CemaConfig(adapt=adapt, guard=0.0, change_limit=0.0, floor=0.0, statistics=_OF_UPDATES)
+    return CemaConfig(
+        adapt=adapt, guard=0.0, change_limit=0.0, floor=0.0, statistics=_OF_UPDATES, recentre=_AS_THEY_ARE
+    )
 
 
 def reference_defaults() -> CemaConfig:
@@ -135,6 +138,7 @@ def reference_defaults() -> CemaConfig:
         guard=0.0,
         change_limit=0.0,
         statistics=_OF_UPDATES,
+        recentre=_AS_THEY_ARE,
         e_min=0.0,
         group=_NEVER,
         floor=0.0,
@@ -165,7 +169,6 @@ class _Update:
         "digits/batchnorm": {"adapt": {"edge_lr": 0.01}},
         "digits/layernorm": {
             "adapt": {"edge_lr": 1e-3, "foundation_lr": 0.0, "passes": 6},
-            "recentre": {"mode": "on"},
         },
     },
 )

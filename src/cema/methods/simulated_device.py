@@ -90,7 +90,7 @@ class DeviceNetwork:
     device, dtype : str
         See `AdaptableModel`.
     clean : sequence of ndarray of uint8 (H, W, C)
-        Clean images, for the source's mean logits; zeros without any.
+        Clean images, for the source's mean logits, which are not known without any.
     """
 
     def __init__(self, edge: Model, *, device: str, dtype: str, clean: Sequence[np.ndarray] = ()) -> None:
@@ -104,9 +104,9 @@ class DeviceNetwork:
         self._loaded: tuple[object, object] = (None, None)
 
     @torch.no_grad()
-    def _mean_logits(self, clean: Sequence[np.ndarray]) -> np.ndarray:
+    def _mean_logits(self, clean: Sequence[np.ndarray]) -> np.ndarray | None:
         if not len(clean):
-            return np.zeros(self.model.classes)
+            return None
         parts = [as_array(self.model.forward(clean[i : i + 64])) for i in range(0, len(clean), 64)]
         mean: np.ndarray = np.concatenate(parts).astype(np.float64).mean(axis=0)
         return mean
@@ -140,7 +140,10 @@ class SimulatedDevice:
         self._arrived = network.source
         self._watch = DriftMonitor(config.guard)
         self._adaptation = DeviceAdaptation(
-            config, statistics=network.source.statistics, mean_logits=network.mean_logits
+            config,
+            statistics=network.source.statistics,
+            mean_logits=network.mean_logits,
+            classes=network.model.classes,
         )
         self._statistics = network.source.statistics
         self._drifts = 0

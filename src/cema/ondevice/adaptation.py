@@ -62,8 +62,10 @@ class DeviceAdaptation:
         Its settings.
     statistics : ndarray of float32 (2, K), optional
         The source model's means and variances; None for a model whose statistics cannot be read.
-    mean_logits : ndarray of float (C,)
-        The source model's mean logits on clean images; zeros where they are not known.
+    mean_logits : ndarray of float (C,), optional
+        The source model's mean logits on clean images, where they are known.
+    classes : int
+        C.
     """
 
     def __init__(
@@ -71,14 +73,16 @@ class DeviceAdaptation:
         config: AdaptationConfig,
         *,
         statistics: npt.NDArray[Any] | None,
-        mean_logits: npt.NDArray[Any],
+        mean_logits: npt.NDArray[Any] | None,
+        classes: int,
     ) -> None:
-        own = statistics is not None and statistics.size > 0 and config.statistics.source == "own"
+        there = statistics is not None and statistics.size > 0
+        own = there and config.statistics.source == "own"
         self._source = statistics
         self._own = OwnStatistics(statistics, config.statistics) if own and statistics is not None else None
-        self._centre = config.recentre.centre(mean_logits, statistics=self._own is not None)
+        self._centre = config.recentre.centre(mean_logits, classes=classes, statistics=there)
         self._views = UnsureViews(config.views)
-        self._runs = LabelRuns(len(mean_logits))
+        self._runs = LabelRuns(classes)
         watched = self._own is not None or self._centre is not None
         self._domain = OwnDomain(config.change_limit if watched else 0.0)
         self._parameters: object = None

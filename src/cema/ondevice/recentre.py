@@ -22,14 +22,14 @@ class RecentreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes
     ----------
     mode : {"off", "on", "auto"}
-        ``auto`` is on for models without running statistics.
+        ``auto`` is on for models without running statistics whose mean logits on clean images are known.
     weight : float
         Images after which half of the shift is taken off.
     memory : int
         Images after which older ones are forgotten.
     """
 
-    mode: Literal["off", "on", "auto"] = "off"
+    mode: Literal["off", "on", "auto"] = "auto"
     weight: float = 64.0
     memory: int = 1024
 
@@ -39,11 +39,24 @@ class RecentreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         require(fits, "weight", "a finite number of at least 0", self.weight)
         require(self.memory >= 1, "memory", "at least 1 image", self.memory)
 
-    def centre(self, source: npt.NDArray[Any], *, statistics: bool) -> LogitCentre | None:
-        """Make a centre for a model with such mean logits (C,), with or without running statistics; None when off."""
-        if self.mode == "off" or (self.mode == "auto" and statistics):
+    def centre(
+        self, source: npt.NDArray[Any] | None, *, classes: int, statistics: bool
+    ) -> LogitCentre | None:
+        """Make a centre, unless it is off.
+
+        Parameters
+        ----------
+        source : ndarray of float (C,) or None
+            Mean logits on clean images, where they are known; zeros in their place when it is on.
+        classes : int
+            C.
+        statistics : bool
+            Whether the model has running statistics.
+        """
+        if self.mode == "off" or (self.mode == "auto" and (statistics or source is None)):
             return None
-        return LogitCentre(source, weight=self.weight, memory=self.memory)
+        known = np.zeros(classes) if source is None else source
+        return LogitCentre(known, weight=self.weight, memory=self.memory)
 
 
 class LogitCentre:
