@@ -167,6 +167,8 @@ def parse_variant(text: str, options: argparse.Namespace) -> tuple[str, CemaConf
     adapt: dict[str, Any] = {"fresh": NEVER} if name == "source" else {}
     row: dict[str, Any] = {
         "guard": 0.0,
+        # What is chosen here is what the cloud does: devices have the statistics of updates.
+        "statistics": {"source": "update"},
         "group": options.batch,
         "delay": options.delay,
         "replay_steps": options.replay_steps,

@@ -1,6 +1,7 @@
 """CEMA in 100 lines: the whole algorithm on the embedded digits, for reading. Chen et al., ICLR 2024.
 
-python examples/cema_in_100_lines.py [CORRUPTION [SEVERITY]]      # prints its accuracy beside the product's row
+python examples/cema_in_100_lines.py [CORRUPTION [SEVERITY]]
+# prints its accuracy beside the product's row, with statistics that come with updates
 """
 
 import copy
@@ -17,6 +18,7 @@ from cema.methods.registry import make_adapter
 from cema.models.registry import resolve
 
 ALPHA, BETA, FRESH, REPLAYED, REPLAY_FROM, BATCH = 3.0, 3.0, 32, 96, 256, 64
+OF_UPDATES = {"statistics": {"source": "update"}, "change_limit": 0.0}
 MAX, MIN = 0.4 * math.log(10), 0.02 * math.log(10)  # E_max^0 and E_min, in nats
 
 
@@ -119,7 +121,7 @@ if __name__ == "__main__":
     inputs, labels = torch.from_numpy(edge.preprocessing(data.images)), torch.from_numpy(data.labels)
     accuracy, share = cema(edge, foundation, inputs, labels)
     print(f"100 lines    accuracy {accuracy:.1%}, uploaded {share:.1%}")
-    row, correct, uploads = make_adapter("cema", edge, context=MethodContext(foundation)), 0, 0
+    row, correct, uploads = make_adapter("cema", edge, OF_UPDATES, context=MethodContext(foundation)), 0, 0
     for i in range(0, len(labels), BATCH):
         result = row.step(data.images[i : i + BATCH])
         correct += int((result.logits.argmax(1) == data.labels[i : i + BATCH]).sum())

@@ -41,7 +41,7 @@ def test_every_run_depends_on_data_models_and_scoring() -> None:
         ("methods/cotta_views.py", {"cotta", "rotta", "roid", "cmf"}),
         ("methods/eta.py", {"eta", "eata", "eata-come", "rdumb"}),
         ("methods/roid.py", {"roid", "cmf"}),
-        ("methods/cema.py", {"cema", "cema-reference"}),
+        ("methods/cema.py", {"cema", "cema-paper", "cema-reference"}),
         ("adapt/norm.py", set(METHODS)),
         ("bench/protocols.py", set(METHODS)),
         ("bench/standard_error.py", set(METHODS)),

@@ -28,7 +28,7 @@ from cema.methods.base import MethodContext
 from cema.methods.registry import make_adapter
 from cema.models.registry import resolve
 
-SAMPLES = 300
+SAMPLES = 450
 
 # A foundation model that takes ten times as long as the demo's.
 SLOW_FOUNDATION = """

@@ -45,6 +45,7 @@ def test_the_methods_are_those_of_the_tables_in_their_order() -> None:
             "roid",
             "cmf",
             "cema",
+            "cema-paper",
             "cema-reference",
         ),
     ]
