@@ -138,7 +138,7 @@ def test_a_change_of_domain_begins_anew(agent: Callable[..., EdgeAgent], observi
         part = bright[start : start + 8]
         got = device.predict(part).logits
         if device.status().domain_changes and reference is None:
-            assert start < 16
+            assert start < 48
             reference = Reference(observing, runs)
         if reference is None:
             runs.observe(got.argmax(axis=1))

@@ -120,7 +120,8 @@ def test_the_first_inputs_describe_the_domain() -> None:
     one_by_one = OwnDomain(36.0, size=64)
     assert not any(one_by_one.observe_inputs(image[None]) for image in _inputs(rng, 256))
     alarms = [one_by_one.observe_inputs(image[None]) for image in _inputs(rng, 256, shift=2.0)]
-    assert alarms.index(True) < 16
+    # One of four is compared, eight at a time.
+    assert alarms.index(True) < 64
     assert sum(alarms) == 1
     silent = OwnDomain(0.0)
     assert not any(silent.observe(input_statistics(_inputs(rng, 64, shift=i))) for i in range(5))
