@@ -82,7 +82,7 @@ def test_single_images_make_parts_together() -> None:
     window = StatisticsWindow(PRIOR, weight=0, size=80)
     for image in images:
         window.add(_biased(image), 1)
-        assert len(window.state()["counts"]) <= 9
+        assert len(window._entries) <= 9
     assert 80 <= window.count < 90
     kept = images[-window.count :].reshape(-1, 3)
     np.testing.assert_allclose(window.current(), _biased(kept), rtol=1e-4)
@@ -98,44 +98,3 @@ def test_damaged_statistics_are_not_taken(value: float) -> None:
     np.testing.assert_array_equal(window.current(), PRIOR)
     with pytest.raises(FormatError, match="another model"):
         window.add(np.ones((2, 4)), 4)
-
-
-def test_a_state_goes_on_where_it_was() -> None:
-    rng = np.random.default_rng(3)
-    one, other = (StatisticsWindow(PRIOR, weight=4, size=10) for _ in range(2))
-    for count in (3, 6, 2):
-        one.add(np.abs(rng.normal(size=(2, 3))), count)
-    other.load(one.state())
-    np.testing.assert_array_equal(one.current(), other.current())
-    for window in (one, other):
-        window.add(np.ones((2, 3)), 5)
-    np.testing.assert_array_equal(one.current(), other.current())
-    assert other.count == one.count
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"counts": np.array([0])},
-        {"counts": np.array([1.5])},
-        {"entries": np.full((1, 2, 3), np.nan, np.float32)},
-        {"entries": np.full((1, 2, 3), -1.0, np.float32)},
-        {"entries": np.ones((1, 2, 4), np.float32)},
-        {"entries": np.ones((2, 2, 3), np.float32)},
-    ],
-)
-def test_a_state_of_something_else_is_refused(damage: dict[str, np.ndarray]) -> None:
-    window = StatisticsWindow(PRIOR, weight=4, size=10)
-    window.add(np.ones((2, 3)), 3)
-    before = window.current()
-    with pytest.raises(FormatError, match="begin anew"):
-        window.load(window.state() | damage)
-    with pytest.raises(FormatError, match="begin anew"):
-        window.load({})
-    np.testing.assert_array_equal(window.current(), before)
-
-
-def test_an_empty_state_is_one() -> None:
-    window = StatisticsWindow(PRIOR, weight=4, size=10)
-    window.load(StatisticsWindow(PRIOR, weight=4, size=10).state())
-    assert window.count == 0

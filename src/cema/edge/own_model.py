@@ -87,13 +87,11 @@ class OwnModel(BackgroundThread):
     @property
     def folded(self) -> bool:
         """Whether the parameters that were asked for last have a session with the statistics of now."""
-        wanted, folded = self._unfolded_model, self._folded
+        wanted = self._unfolded_model
         return (
             wanted is not None
-            and folded is not None
-            and folded.affine is wanted[0]
             and self._adaptation.settled
-            and folded.statistics is self._adaptation.statistics()
+            and self._session(wanted[0], self._adaptation.statistics()) is not None
         )
 
     def check(self, affine: NormState, golden_logits: Float32) -> None:
@@ -138,10 +136,9 @@ class OwnModel(BackgroundThread):
 
     def again(self, affine: NormState, batch: Float32) -> Float32:
         """Return logits as `run` does, of inputs that are not to be read: views of others."""
-        folded, statistics = self._folded, self._adaptation.statistics()
-        if folded is not None and folded.affine is affine and folded.statistics is statistics:
-            return folded.runtime.run(batch)
-        return self._unfolded(affine).run(batch, statistics)
+        statistics = self._adaptation.statistics()
+        session = self._session(affine, statistics)
+        return self._unfolded(affine).run(batch, statistics) if session is None else session.run(batch)
 
     def step(self) -> Pause:
         """Fold what was read, if that is worth it and not done."""
@@ -150,8 +147,7 @@ class OwnModel(BackgroundThread):
             return Pause(None)
         affine = wanted[0]
         statistics = self._adaptation.statistics()
-        folded = self._folded
-        if folded is None or folded.affine is not affine or folded.statistics is not statistics:
+        if self._session(affine, statistics) is None:
             behind = self._threads == 1  # more threads would stay slow (see `cema.edge.runtime.build_active`)
             runtime = (
                 run_behind(lambda: self._fold(affine, statistics))
@@ -160,10 +156,15 @@ class OwnModel(BackgroundThread):
             )
             self._folded = _Folded(runtime, affine, statistics)
             self._count("folds", 1)
-            del folded
             return_free_memory()
         self.succeeded()
         return Pause(None)
+
+    def _session(self, affine: NormState, statistics: Float32) -> Runtime | None:
+        """Return the session that these very parameters and statistics are folded into, if there is one."""
+        folded = self._folded
+        fits = folded is not None and folded.affine is affine and folded.statistics is statistics
+        return folded.runtime if fits and folded is not None else None
 
     def _fold(self, affine: NormState, statistics: Float32) -> Runtime:
         """Build a session, and let it serve only if it predicts as the graph does that the statistics are from."""

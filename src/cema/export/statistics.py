@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cema.adapt.norm import AdaptiveBatchNorm, normalising, prepare
+from cema.adapt.statistics import merge_of
 from cema.errors import ExportError, LogitsError
 from cema.export.onnx_graph import INPUT_NAME, OUTPUT_NAME
 from cema.export.session import open_session
@@ -216,20 +217,10 @@ def _blending(
     for layer, (mean, variance) in zip(layers, known, strict=True):
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(variance)
-        layer.merge = _mixture(mean, variance, rate)
+        layer.merge = merge_of(mean, variance, rate, union=True)
     try:
         with normalising(layers, "follow"):
             yield
     finally:
         for layer in layers:
             layer.merge = None
-
-
-def _mixture(
-    known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    def merge(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        between = rate * (1.0 - rate) * (mean - known_mean) ** 2
-        return torch.lerp(known_mean, mean, rate), torch.lerp(known_variance, variance, rate) + between
-
-    return merge

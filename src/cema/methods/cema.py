@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 
 from cema._util.checks import require, require_rate
@@ -92,8 +93,24 @@ class CemaConfig(SelectionConfig, frozen=True, kw_only=True, forbid_unknown_fiel
 _NEVER = 10**12
 
 
-_OF_UPDATES = StatisticsConfig(source="update")
-_AS_THEY_ARE = RecentreConfig(mode="off")
+def _as_published(preset: Literal["poster", "reference"]) -> CemaConfig:
+    """Return settings without anything that this project added, on the device and in the cloud."""
+    adapt = AdaptConfig(
+        preset=preset,
+        statistics="step",
+        change_limit=0.0,
+        replay_scope="all",
+        replayed=96,
+        refreshed=128,
+    )
+    return CemaConfig(
+        adapt=adapt,
+        guard=0.0,
+        change_limit=0.0,
+        floor=0.0,
+        statistics=StatisticsConfig(source="update"),
+        recentre=RecentreConfig(mode="off"),
+    )
 
 
 def paper_defaults() -> CemaConfig:
@@ -103,17 +120,7 @@ def paper_defaults() -> CemaConfig:
     beside each new one, from all that were stored, with targets that are made anew; statistics that move by a tenth in
     every step and come with updates; and nothing that notices a change of domain.
     """
-    adapt = AdaptConfig(
-        preset="poster",
-        statistics="step",
-        change_limit=0.0,
-        replay_scope="all",
-        replayed=96,
-        refreshed=128,
-    )
-    return CemaConfig(
-        adapt=adapt, guard=0.0, change_limit=0.0, floor=0.0, statistics=_OF_UPDATES, recentre=_AS_THEY_ARE
-    )
+    return _as_published("poster")
 
 
 def reference_defaults() -> CemaConfig:
@@ -124,24 +131,11 @@ def reference_defaults() -> CemaConfig:
     uploads is full; targets that are made anew in every step; and nothing that notices a change of domain, neither on
     the edge nor in the cloud.
     """
-    adapt = AdaptConfig(
-        preset="reference",
-        statistics="step",
-        change_limit=0.0,
-        replay_scope="all",
-        replayed=96,
-        refreshed=128,
-    )
-    return CemaConfig(
-        adapt=adapt,
+    return msgspec.structs.replace(
+        _as_published("reference"),
         replay_steps=True,
-        guard=0.0,
-        change_limit=0.0,
-        statistics=_OF_UPDATES,
-        recentre=_AS_THEY_ARE,
         e_min=0.0,
         group=_NEVER,
-        floor=0.0,
         d_margin=0.05,
         first_inferred=True,
     )

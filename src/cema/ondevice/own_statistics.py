@@ -25,10 +25,10 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes
     ----------
     source : {"own", "update"}
-        Those of its own latest inputs, with the source model's as a prior; or those that an update brings. A model
-        without BatchNorm has none, and this says nothing.
+        Those of its own latest inputs, with an update's or the source model's as a prior; or those of the update. A
+        model without BatchNorm has none, and this says nothing.
     prior : float
-        How many images the source model's statistics count for.
+        How many images the update's statistics count for; before the first update, the source model's.
     samples : int
         Images over which a device's own statistics are averaged; so many are read when a domain begins.
     read : int

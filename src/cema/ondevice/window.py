@@ -153,39 +153,6 @@ class StatisticsWindow:
             total -= entries.pop(0)[0]
         return entries
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what was read as arrays, for `load`: ``counts`` int64 (E,) and ``entries`` float32 (E, 2, K)."""
-        entries = [flat for _, flat in self._entries]
-        return {
-            "counts": np.array([count for count, _ in self._entries], np.int64),
-            "entries": np.array(entries, np.float32).reshape(len(entries), *self.prior.shape),
-        }
-
-    def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """Restore what `state` returned.
-
-        Raises
-        ------
-        FormatError
-            When it does not fit; nothing is changed then.
-        """
-        counts, entries = state.get("counts"), state.get("entries")
-        if (
-            counts is None
-            or entries is None
-            or counts.ndim != 1
-            or counts.dtype.kind != "i"
-            or entries.shape != (len(counts), *self.prior.shape)
-            or (counts < 1).any()
-            or not np.isfinite(entries).all()
-            or (entries[:, 1] < 0).any()
-        ):
-            raise FormatError("expected the statistics of this model's latest inputs, got others: begin anew")
-        self._entries = [
-            (int(count), flat.astype(np.float32)) for count, flat in zip(counts, entries, strict=True)
-        ]
-        self._entries, self._current = self._kept(self.size), None
-
 
 def union_of(parts: Sequence[tuple[float, npt.NDArray[Any]]]) -> Float64:
     """Return means and variances (2, K) of the union of parts, each with its images and its means and variances."""
