@@ -13,6 +13,7 @@ import torch
 
 from cema.adapt.config import AdaptConfig
 from cema.adapt.learner import CemaLearner, StepReport
+from cema.adapt.teacher import TeacherViews
 from cema.errors import FormatError, ImageError, ModelError
 from cema.models.norm_state import folded_norm_state, load_folded
 from cema.models.spec import Model
@@ -91,6 +92,64 @@ def test_several_passes_go_farther_down(edge: Model, foundation: Model, photos: 
     assert losses[1] < 0.9 * losses[0]
 
 
+def test_what_is_published_may_be_an_average_over_steps(
+    edge: Model, foundation: Model, photos: Photos
+) -> None:
+    """The average in float64, of what a learner without one has after each step; that goes its way as it would."""
+    plain = ids_adapter(edge, foundation, photos)
+    averaged = ids_adapter(edge, foundation, photos, msgspec.structs.replace(QUICK, average=0.75))
+    expected = {name: p.detach().double() for name, p in plain.edge.parameters.items()}
+    for step in range(5):
+        feed(plain, range(step, step + 1))
+        feed(averaged, range(step, step + 1))
+        for name, parameter in plain.edge.parameters.items():
+            expected[name] = 0.75 * expected[name] + 0.25 * parameter.detach().double()
+            assert torch.equal(averaged.edge.parameters[name], parameter)
+    published = unfold(averaged.norm_state(), averaged.statistics(), averaged.statistics_layers())
+    for key, name in (("scale", "weight"), ("shift", "bias")):
+        np.testing.assert_allclose(published[f"bn1.{key}"], expected[f"bn1.{name}"], rtol=1e-4, atol=1e-6)
+    device = copy.deepcopy(edge.module)
+    load_folded(device, averaged.norm_state())
+    images = photos(7)
+    with torch.no_grad():
+        logits = device(torch.from_numpy(edge.preprocessing(images))).numpy()
+    np.testing.assert_allclose(averaged.edge_logits(images), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_may_be_switched_on_and_off(edge: Model, foundation: Model, photos: Photos) -> None:
+    """It begins at the parameters as they are then; a checkpoint that has one serves a learner without."""
+    on = msgspec.structs.replace(QUICK, average=0.75)
+    for before, after in ((QUICK, on), (on, QUICK)):
+        learner = ids_adapter(edge, foundation, photos, before)
+        feed(learner, range(3))
+        other = ids_adapter(edge, foundation, photos, after)
+        other.loads(learner.dumps())
+        for name, parameter in learner.edge.parameters.items():
+            assert torch.equal(other.edge.parameters[name], parameter)
+        state = folded_norm_state(learner.edge.module, learner.edge.norm_layers)
+        for key, value in other.norm_state().items():
+            np.testing.assert_array_equal(value, state[key])
+
+
+def test_answers_may_be_averaged_over_views(edge: Model, foundation: Model, photos: Photos) -> None:
+    """What new uploads are taught is the mean probability of views, in float64, asked of the foundation model once."""
+    config = msgspec.structs.replace(
+        QUICK, views=TeacherViews(count=3, shift=2), foundation_lr=0.0, statistics="source"
+    )
+    learner = ids_adapter(edge, foundation, photos, config)
+    report = feed(learner, range(1))[0]
+    assert report.forwards == 3 * 8 + 8
+    pixels = torch.from_numpy(foundation.preprocessing(photos(200)[:8])).double()
+    module = copy.deepcopy(foundation.module).double().eval()
+    width = pixels.shape[3]
+    places = [torch.arange(width), torch.arange(width) - 2, torch.arange(width) + 2]
+    views = [pixels[:, :, :, place.clamp(0, width - 1)] for place in places]
+    with torch.no_grad():
+        mean = torch.stack([module(view).softmax(dim=1) for view in views]).mean(dim=0)
+    kept = learner._taught.targets.get(learner.replay_buffer.items())
+    np.testing.assert_allclose(kept.softmax(dim=1), mean, rtol=0.01, atol=1e-3)  # kept as float16
+
+
 def test_statistics_are_those_of_the_norm_state(edge: Model, foundation: Model, photos: Photos) -> None:
     learner = ids_adapter(edge, foundation, photos)
     feed(learner, range(3))
@@ -161,6 +220,7 @@ def test_dumps_and_loads_continue_bit_for_bit(
         capacity=20,
         replay_from=16,
         window=16,
+        average=0.75,
         statistics=statistics,  # type: ignore[arg-type]
     )
     straight = ids_adapter(edge, foundation, photos, config)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from cema._util.checks import require
+from cema.adapt.teacher import TeacherViews
 
 __all__ = ["PRESETS", "AdaptConfig", "LossWeights"]
 
@@ -83,6 +84,9 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     passes : int
         Distillation steps for each batch of new uploads, at least 1; each beside others that are replayed. The
         foundation model answers once.
+    average : float
+        What is published is an exponential average of the edge model's parameters over the latest steps: 1 - 1/n for
+        about n of them (`cema.adapt.averaging.ParameterAverage`), 0 for those of the last step.
     capacity : int
         Samples the replay buffer keeps, first in first out; 0 switches replay off.
     replay_from : int
@@ -115,6 +119,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Replayed samples of a step for which the foundation model's answer is made again; the others are taught with the
         answer from before. With ``fresh + replayed`` or more, every answer is made again in every step, as in the
         published code.
+    views : TeacherViews
+        Views of an upload over which the foundation model's answer is averaged.
     activations_mb : int
         Memory, in MiB, for what one model keeps between a forward and its backward pass; more images than fit into it
         are passed in pieces. ``statistics = "step"`` passes everything at once.
@@ -133,6 +139,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fresh: int = 32
     replayed: int = 48
     passes: int = 1
+    average: float = 0.0
     capacity: int = 10_000
     replay_from: int = 256
     start: Literal["first_batch", "source"] = "first_batch"
@@ -144,6 +151,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     statistics_momentum: float = 0.1
     chunk: int = 32
     refreshed: int = 16
+    views: TeacherViews = TeacherViews()
     activations_mb: int = 1536
     checkpoint: bool = False
     algorithm: str = "cema"
@@ -166,7 +174,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("kl", "ce", "entropy"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, "a number of at least 0", value)
-        require(0 <= self.sgd_momentum < 1, "sgd_momentum", "a number in [0, 1)", self.sgd_momentum)
+        for name in ("sgd_momentum", "average"):
+            require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)", getattr(self, name))
         rate = self.statistics_momentum
         require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
         if self.algorithm == "cema" and self.options:

@@ -20,6 +20,7 @@ from cema.adapt.reading import statistics_layers, statistics_of
 from cema.adapt.replay import ReplayBuffer
 from cema.adapt.steps import DistillationStep, FoundationStep
 from cema.adapt.taught import Replayed, TaughtReplay
+from cema.adapt.teacher import Teacher
 from cema.adapt.trainable import TrainableModel
 from cema.errors import FormatError, ModelError
 from cema.models.norm_state import folded_norm_state
@@ -107,8 +108,9 @@ class CemaLearner(Generic[T]):
         """Make everything again from the source models, but for the replay buffer."""
         config = self.config
         edge, foundation = self._sources
-        self.edge = TrainableModel(edge, config, config.edge_lr, **self._placement)
+        self.edge = TrainableModel(edge, config, config.edge_lr, average=config.average, **self._placement)
         self.foundation = TrainableModel(foundation, config, config.foundation_lr, **self._placement)
+        self.teacher = Teacher(self.foundation, config.views)
         self.foundation_step = FoundationStep(self.foundation, config)
         self.distillation_step = DistillationStep(self.edge, config)
         self.changes = ChangeDetector(window=config.window, limit=config.change_limit, batch=config.fresh)
@@ -206,8 +208,8 @@ class CemaLearner(Generic[T]):
         """Return what the edge model is to be taught for new uploads."""
         if self.config.statistics == "step":
             # The statistics moved after that pass, and the published code asks once more.
-            return self.foundation.logits(images)
-        return logits
+            return self.teacher(images)
+        return self.teacher(images, logits)
 
     def replay(self) -> StepReport:
         """Make one distillation step on replayed samples only, as many as a full step has.
@@ -249,14 +251,15 @@ class CemaLearner(Generic[T]):
         self._taught.targets.clear()
 
     def norm_state(self) -> dict[str, np.ndarray]:
-        """Return the edge model's norm state, folded, float32: what an update carries.
+        """Return the edge model's norm state, folded, float32: what an update carries, averaged as configured.
 
         Raises
         ------
         FormatError
             When a folded value is not finite.
         """
-        return folded_norm_state(self.edge.module, self.edge.norm_layers)
+        with self.edge.average.in_place():
+            return folded_norm_state(self.edge.module, self.edge.norm_layers)
 
     def statistics(self) -> np.ndarray:
         """Return the statistics that are folded into `norm_state`, float32 (2, K), in the order of `statistics_layers`.
@@ -274,8 +277,12 @@ class CemaLearner(Generic[T]):
         return self.changes.domain()
 
     def edge_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the edge model's logits on uint8 HWC images, running statistics, (N, C) float32."""
-        return self.edge.logits(images).cpu().numpy()
+        """Return the edge model's logits on uint8 HWC images, running statistics, (N, C) float32.
+
+        With its parameters as in `norm_state`.
+        """
+        with self.edge.average.in_place():
+            return self.edge.logits(images).cpu().numpy()
 
     def foundation_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return the foundation model's logits on uint8 HWC images, running statistics, (N, C) float32."""
@@ -352,9 +359,7 @@ class CemaLearner(Generic[T]):
         if len(self.replay_buffer) < self.config.replay_from:
             return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
         newest = self._since_change if self.config.replay_scope == "since_change" else None
-        return self._taught.draw(
-            count, self._rng, newest=newest, teacher=self.foundation.logits, refresh=refresh
-        )
+        return self._taught.draw(count, self._rng, newest=newest, teacher=self.teacher, refresh=refresh)
 
     def _report(
         self, *, losses: dict[str, float] | None = None, labels: np.ndarray | None = None, **what: int

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cema.adapt import checkpoint
 from cema.adapt.adaptable import AdaptableModel
+from cema.adapt.averaging import ParameterAverage
 from cema.adapt.checkpoint import State
 from cema.adapt.norm import normalising
 from cema.adapt.optimizers import descend
@@ -62,6 +64,8 @@ class TrainableModel(AdaptableModel):
         A torch device.
     dtype : {"float32", "bfloat16"}
         Precision inside the network.
+    average : float
+        Decay of the average of its parameters, in [0, 1); 0 for none.
 
     Attributes
     ----------
@@ -71,6 +75,8 @@ class TrainableModel(AdaptableModel):
         Over all `parameters`.
     statistics : RunningStatistics
         Moves those of all `layers`.
+    average : ParameterAverage
+        Of the parameters over the latest steps.
 
     Raises
     ------
@@ -81,7 +87,14 @@ class TrainableModel(AdaptableModel):
     """
 
     def __init__(
-        self, model: Model, config: AdaptConfig, learning_rate: float, *, device: str, dtype: str
+        self,
+        model: Model,
+        config: AdaptConfig,
+        learning_rate: float,
+        *,
+        device: str,
+        dtype: str,
+        average: float = 0.0,
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
         self._config = config
@@ -105,15 +118,18 @@ class TrainableModel(AdaptableModel):
             momentum=config.statistics_momentum,
             batch=config.fresh,
         )
+        self.average = ParameterAverage(self.parameters, average)
 
     @torch.no_grad()
     def logits(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Return logits (N, C), float32, with running statistics, in chunks and without gradients."""
         if not len(images):
             return torch.empty(0, self.classes, device=self.device)
-        return self._in_chunks(self.inputs(images))
+        return self.logits_of(self.inputs(images))
 
-    def _in_chunks(self, inputs: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def logits_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, C) as `logits` does, of preprocessed inputs (N, channels, height, width)."""
         return torch.cat([self.run(chunk) for chunk in torch.split(inputs, self._config.chunk)])
 
     @torch.no_grad()
@@ -154,7 +170,7 @@ class TrainableModel(AdaptableModel):
             self.observe(fresh, reset=reset)
         inputs = self.inputs(fresh)
         logits = self._follow(inputs, reset) if self.follows else None
-        return self._in_chunks(inputs) if logits is None else logits
+        return self.logits_of(inputs) if logits is None else logits
 
     def learn(
         self,
@@ -198,6 +214,8 @@ class TrainableModel(AdaptableModel):
             checkpointing(self.module, self._config.checkpoint),
         ):
             moved = descend(self.optimizer, losses())
+        if moved:
+            self.average.moved()
         if self._whole:
             # By one full batch however many images there were, as in the published code.
             self.statistics.observe(self._config.fresh)
@@ -250,6 +268,7 @@ class TrainableModel(AdaptableModel):
         for name, parameter in self.parameters.items():
             parameter.copy_(self._source[name])
         self.optimizer.state.clear()
+        self.average.restart()
 
     def state(self) -> State:
         """Return what an exact continuation needs, as copies."""
@@ -272,14 +291,19 @@ class TrainableModel(AdaptableModel):
                 f"{told['source'][:12]}), and this one is {self.name}, {self.source_digest[:12]}; use the "
                 "model it began from, or start anew"
             )
-        shapes = {key: t.shape for key, t in self._own_tensors().items() if not key.startswith("momentum.")}
+        shapes = {
+            key: t.shape
+            for key, t in self._own_tensors().items()
+            if not key.startswith(("momentum.", "average."))
+        }
         for key in self._known_later:
             if key not in state.tensors:
                 shapes.pop(key)
         for name, parameter in self.parameters.items():
-            # Before its first step an optimiser has no momentum.
-            if f"momentum.{name}" in state.tensors:
-                shapes[f"momentum.{name}"] = parameter.shape
+            # Before its first step an optimiser has no momentum; and an average may have been switched on since.
+            for kind in ("momentum", "average"):
+                if f"{kind}.{name}" in state.tensors:
+                    shapes[f"{kind}.{name}"] = parameter.shape
         return shapes | self.statistics.expected_shapes(told)
 
     @torch.no_grad()
@@ -297,6 +321,7 @@ class TrainableModel(AdaptableModel):
         for name, layer in self.layers.items():
             layer.running_mean.copy_(own[f"running_mean.{name}"])
             layer.running_var.copy_(own[f"running_var.{name}"])
+        self.average.load(checkpoint.below("average", own))
         self.statistics.load(own, state.values)
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
@@ -307,6 +332,7 @@ class TrainableModel(AdaptableModel):
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 found[f"momentum.{name}"] = momentum
+        found |= {f"average.{name}": mean for name, mean in self.average.tensors().items()}
         for name, layer in self.layers.items():
             found[f"running_mean.{name}"] = layer.running_mean
             found[f"running_var.{name}"] = layer.running_var
