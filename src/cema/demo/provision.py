@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cema.cloud.config import CloudConfig
 from cema.data.digits import load_digits
+from cema.demo.digits_settings import adapt_settings, edge_settings
 from cema.demo.settings import DemoSettings
 from cema.export.bundle import export_bundle
 from cema.formats.bundle import Bundle
@@ -58,6 +59,7 @@ class Provisioned:
     bundle: Bundle
     cloud_config: Path
     operator_token: str
+    settings: DemoSettings
 
     @property
     def cohort(self) -> str:
@@ -67,7 +69,8 @@ class Provisioned:
     def edge_config(self, index: int, url: str) -> Path:
         """Write the configuration of one edge, now that the cloud's address is known."""
         path = self.folder / f"edge-{index}.toml"
-        path.write_text(EDGE_TOML.format(index=index, url=url, cohort=COHORT))
+        extra = "" if self.settings.images else edge_settings()
+        path.write_text(EDGE_TOML.format(index=index, url=url, cohort=COHORT) + extra)
         return path
 
 
@@ -103,17 +106,15 @@ def provision(
         highlight=False,
     )
     config = folder / "cloud.toml"
-    config.write_text(
-        CLOUD_TOML.format(
-            cohort=COHORT, model=json.dumps(settings.model), foundation=json.dumps(settings.foundation)
-        )
-    )
+    models = {"model": json.dumps(settings.model), "foundation": json.dumps(settings.foundation)}
+    extra = "" if settings.images else adapt_settings(statistics=report.statistics_layers > 0)
+    config.write_text(CLOUD_TOML.format(cohort=COHORT, **models) + extra)
     with closing(CloudConfig.load(config).open_store()) as store:
         devices = store.devices([COHORT])
         for i in range(settings.edges):
             _write_secret(folder / f"edge-{i}.token", devices.add(f"edge-{i}", cohort=COHORT))
         operator = devices.add("demo", cohort=COHORT, role="operator")
-    return Provisioned(folder, report.bundle, config, operator)
+    return Provisioned(folder, report.bundle, config, operator, settings)
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -158,11 +158,29 @@ class _Update:
         "cifar/batchnorm": {
             "adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01},
             "statistics": {"prior": 64.0},
-            "views": {"count": 5, "mirror": True},
+            "views": {"count": 9, "shift": 1, "mirror": True, "above": 0.25},
         },
-        "digits/batchnorm": {"adapt": {"edge_lr": 0.01}},
+        "digits/batchnorm": {
+            "adapt": {
+                "fresh": 16,
+                "replay_from": 64,
+                "passes": 8,
+                "average": 0.98,
+                "edge_lr": 0.01,
+                "foundation_lr": 0.0,
+            },
+            "views": {"count": 5, "shift": 1},
+        },
         "digits/layernorm": {
-            "adapt": {"edge_lr": 1e-3, "foundation_lr": 0.0, "passes": 6},
+            "adapt": {
+                "fresh": 16,
+                "replay_from": 64,
+                "passes": 12,
+                "average": 0.95,
+                "edge_lr": 4e-3,
+                "foundation_lr": 0.0,
+            },
+            "views": {"count": 5, "shift": 1},
         },
     },
 )
