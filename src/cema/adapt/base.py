@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cema.ondevice.drift import Domain
     from cema.ondevice.folding import StatisticsLayer
 
-__all__ = ["HasStatistics", "Learner", "LearnerFactory", "Recall", "StepReport"]
+__all__ = ["HasStatistics", "Learner", "LearnerFactory", "PutsBack", "Recall", "StepReport"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -69,7 +69,8 @@ class Learner(Protocol[T_contra]):
     themselves. A call that raises may leave the learner half changed: the worker then makes a new one from the last
     checkpoint.
 
-    A learner may also tell which statistics it has (`HasStatistics`).
+    A learner may also tell which statistics it has (`HasStatistics`), and put back what it learned for a domain that
+    comes again (`PutsBack`).
     """
 
     @property
@@ -146,6 +147,18 @@ class HasStatistics(Protocol):
 
     def statistics_layers(self) -> tuple[StatisticsLayer, ...]:
         """Return whose they are, in their order: the model's normalisation layers with running statistics."""
+        ...
+
+
+@runtime_checkable
+class PutsBack(Protocol):
+    """A learner that puts back what it learned earlier for a domain when the domain comes again.
+
+    The worker asks before it tests the adapted model on a batch, so that the test is of what was put back.
+    """
+
+    def prepare(self, batch: Batch) -> bool:
+        """Take note of a batch that `Learner.learn` is given next; True when what was learned earlier was put back."""
         ...
 
 

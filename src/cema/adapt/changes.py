@@ -39,13 +39,15 @@ class ChangeDetector:
         self._batches: list[np.ndarray] = []
         self._mixed = False
 
-    def observe(self, rows: np.ndarray) -> bool:
+    def observe(self, rows: np.ndarray, *, known: bool = False) -> bool:
         """Take in the statistics of a batch of new uploads, in their order.
 
         Parameters
         ----------
         rows : ndarray of float32 (N, F)
             From :func:`cema.ondevice.drift.input_statistics`.
+        known : bool
+            Whether they are known to be of another domain than those before, whatever the distance.
 
         Returns
         -------
@@ -53,7 +55,7 @@ class ChangeDetector:
             Whether to forget everything before this batch: because it shows a change, or because the one before it
             did and may mix both domains.
         """
-        changed = self._differs(rows)
+        changed = known or self._differs(rows)
         reset = changed or self._mixed
         if reset:
             self._batches.clear()
@@ -66,10 +68,16 @@ class ChangeDetector:
 
     def domain(self) -> Domain | None:
         """Return what these uploads look like; None for fewer than tell how widely they lie."""
-        if not self._batches:
-            return None
-        rows = np.concatenate(self._batches)
-        return Domain.of(rows) if len(rows) >= rows.shape[1] + 3 else None
+        rows = self.rows()
+        return Domain.of(rows) if rows is not None and len(rows) >= rows.shape[1] + 3 else None
+
+    def rows(self) -> np.ndarray | None:
+        """Return the statistics of these uploads (N, F), float32, the oldest first; None before the first."""
+        return np.concatenate(self._batches) if self._batches else None
+
+    def remember(self, rows: np.ndarray) -> None:
+        """Take the newest batch to be of a domain that is known already, from uploads with these statistics (N, F)."""
+        self._batches = [np.asarray(rows, np.float32), *self._batches[-1:]]
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """Return the statistics as arrays, and counts, for `load`."""

@@ -105,6 +105,14 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     on_change : {"keep", "reset"}
         Whether at such a change a model's affine parameters stay as they are, or go back to the source model's
         because what they learned was for another domain.
+    bank : int
+        Domains for which what was learned is kept, at most, to be put back when one comes again
+        (`cema.adapt.bank.NormBank`); 0 switches this off.
+    bank_limit : float
+        How far a batch of uploads may be from those of a kept domain to be taken for it: as a multiple of how far two
+        samples of one domain are by chance (`cema.adapt.bank.Spread.unlike`).
+    bank_parameters : {"foundation", "both"}
+        Whose affine parameters are put back, beside the statistics of both models.
     replay_scope : {"since_change", "all"}
         Whether samples from before the last such change are replayed.
     statistics_momentum : float
@@ -147,6 +155,9 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     window: int = 96
     change_limit: float = 36.0
     on_change: Literal["keep", "reset"] = "keep"
+    bank: int = 0
+    bank_limit: float = 1.6
+    bank_parameters: Literal["foundation", "both"] = "foundation"
     replay_scope: Literal["since_change", "all"] = "since_change"
     statistics_momentum: float = 0.1
     chunk: int = 32
@@ -168,6 +179,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "foundation_lr",
             "e_max",
             "change_limit",
+            "bank",
+            "bank_limit",
             "refreshed",
         ):
             require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cema.adapt import checkpoint
+from cema.adapt.bank import NormBank
 from cema.adapt.base import StepReport
 from cema.adapt.changes import ChangeDetector
 from cema.adapt.checkpoint import State
@@ -114,9 +115,14 @@ class CemaLearner(Generic[T]):
         self.foundation_step = FoundationStep(self.foundation, config)
         self.distillation_step = DistillationStep(self.edge, config)
         self.changes = ChangeDetector(window=config.window, limit=config.change_limit, batch=config.fresh)
+        self.bank = self._new_bank()
         self.counters = {"steps": 0, "fresh": 0, "replayed": 0, "dropped": 0, "skipped": 0}
         self._rng = np.random.default_rng(self._seed)
         self._reported = (0, 0)
+        self._prepared: tuple[Batch, bool] | None = None
+
+    def _new_bank(self) -> NormBank:
+        return NormBank({"edge": self.edge, "foundation": self.foundation}, self.config)
 
     @property
     def steps(self) -> int:
@@ -193,16 +199,44 @@ class CemaLearner(Generic[T]):
         edge = self.distillation_step(images, replayed.images, targets, share, follow=False)
         return _Again(len(replayed.images), replayed.dropped, edge.skipped)
 
-    def _watch(self, images: Batch) -> bool:
-        """Tell whether the window of statistics is to be cleared, because new uploads show another domain."""
+    def prepare(self, batch: Batch) -> bool:
+        """Take note of what new uploads look like before they are learned from, in the next call of `learn`.
+
+        Where they show another domain, what was learned for the one before is kept, and what was learned earlier for
+        this one is put back (`cema.adapt.bank.NormBank`).
+
+        Parameters
+        ----------
+        batch : Batch
+            The images of the new uploads; the same object that `learn` is given.
+
+        Returns
+        -------
+        bool
+            Whether the models have other parameters now, which were learned earlier.
+        """
+        rows, known = batch.statistics(self.edge.preprocessing), self.changes.rows()
         before = self.changes.changes
-        reset = self.changes.observe(images.statistics(self.edge.preprocessing))
+        reset = self.changes.observe(rows, known=self.bank.recognises(rows, known))
         changed = self.changes.changes > before
+        if changed:
+            self.bank.leave(known)
+            self._since_change = 0
         for model in (self.foundation, self.edge):
             model.enter(changed=changed)
-        if changed:
-            self._since_change = 0
-        return reset
+        found = self.bank.enter(rows) if reset else None
+        if found is not None:
+            self.changes.remember(found.entry.rows)
+        self.bank.learn_from(len(batch))
+        self._prepared = (batch, reset and found is None)
+        return found is not None and found.other
+
+    def _watch(self, images: Batch) -> bool:
+        """Tell whether the window of statistics is to be cleared, because new uploads show another domain."""
+        if self._prepared is None or self._prepared[0] is not images:
+            self.prepare(images)
+        prepared, self._prepared = self._prepared, None
+        return prepared is not None and prepared[1]
 
     def _answers(self, images: Batch, logits: torch.Tensor) -> torch.Tensor:
         """Return what the edge model is to be taught for new uploads."""
@@ -312,6 +346,10 @@ class CemaLearner(Generic[T]):
             f"{side}.{key}": t for side, state in sides.items() for key, t in state.tensors.items()
         }
         tensors |= {f"targets.{key}": t for key, t in targets.items()}
+        bank = self.bank.state()
+        tensors |= {f"bank.{key}": t for key, t in bank.tensors.items()}
+        if bank.values:
+            values["bank"] = bank.values
         return State(tensors | checkpoint.as_tensors(inputs), values)
 
     def load_state_dict(self, state: State) -> None:
@@ -333,6 +371,9 @@ class CemaLearner(Generic[T]):
             expected |= {f"{side}.{key}": shape for key, shape in shapes.items()}
         targets = checkpoint.below("targets", tensors)
         expected |= {f"targets.{key}": shape for key, shape in self._taught.targets.shapes(targets).items()}
+        bank, kept = self._new_bank(), checkpoint.below("bank", tensors)
+        bank.load(State(kept, values.get("bank", {})))
+        expected |= {f"bank.{key}": t.shape for key, t in kept.items()}
         checkpoint.check_tensors(expected, tensors)
         for side, model in models.items():
             model.load(parts[side])
@@ -341,6 +382,7 @@ class CemaLearner(Generic[T]):
         self._since_change = values["since_change"]
         self.changes.load(checkpoint.as_arrays(tensors), values["surroundings"])
         self._taught.load(values["replay"], targets)
+        self.bank, self._prepared = bank, None
 
     def dumps(self) -> bytes:
         """Return `state_dict` as one safetensors file, the JSON part in its metadata."""

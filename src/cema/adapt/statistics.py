@@ -126,6 +126,13 @@ class RunningStatistics:
         """Put back what `running` returned."""
         self._write(flat)
 
+    def begin_at(self, flat: torch.Tensor, count: int) -> None:
+        """Write what `running` returned once, and let it count for this many samples, at most a window of them."""
+        self._write(flat)
+        if self.window is not None:
+            self._entries = [(min(count, self.window), flat.clone())]
+        self.started = True
+
     def _moved(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         """Return the running statistics after a batch that was just taken in."""
         if self.window is not None:

@@ -21,7 +21,7 @@ from cema.models.norm_state import norm_layers
 from cema.ondevice.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -101,6 +101,7 @@ class TrainableModel(AdaptableModel):
         self._piece: int | None = None
         self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.norm_layers = norm_layers(self.module)
+        self._source_vectors = {"parameters": _flat(self._source)}
         # Checkpoints from before these layers were adapted have no values for them: they are as in the source then.
         self._known_later = {
             f"parameter.{name}.{key}"
@@ -119,6 +120,8 @@ class TrainableModel(AdaptableModel):
             batch=config.fresh,
         )
         self.average = ParameterAverage(self.parameters, average)
+        if self.layers:
+            self._source_vectors["statistics"] = self.statistics.running()
 
     @torch.no_grad()
     def logits(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -270,6 +273,50 @@ class TrainableModel(AdaptableModel):
         self.optimizer.state.clear()
         self.average.restart()
 
+    def norm_vectors(self) -> dict[str, torch.Tensor]:
+        """Return copies of what was learned, averaged as configured, without what is as in the source model.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            ``parameters`` (P,), all affine parameters one after the other; ``statistics`` (2, K), all running means and
+            variances. Float32, on the CPU.
+        """
+        with self.average.in_place():
+            vectors = {"parameters": _flat(self.parameters)}
+        if self.layers:
+            vectors["statistics"] = self.statistics.running()
+        return {key: v for key, v in vectors.items() if not torch.equal(v, self._source_vectors[key])}
+
+    def norm_vector_shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of all that `norm_vectors` may return."""
+        return {key: vector.shape for key, vector in self._source_vectors.items()}
+
+    @torch.no_grad()
+    def put_norm_vectors(self, vectors: Mapping[str, torch.Tensor], count: int, *, parameters: bool) -> None:
+        """Put back what `norm_vectors` returned; the source model's where it had none.
+
+        Parameters
+        ----------
+        vectors : mapping of str to torch.Tensor
+            As from `norm_vectors`.
+        count : int
+            Samples that the statistics count for in a window.
+        parameters : bool
+            Whether the parameters too, without the optimiser's momentum; or the statistics alone.
+        """
+        found = self._source_vectors | dict(vectors)
+        if parameters:
+            start = 0
+            for parameter in self.parameters.values():
+                part = found["parameters"][start : start + parameter.numel()]
+                parameter.copy_(part.reshape(parameter.shape))
+                start += parameter.numel()
+            self.optimizer.state.clear()
+            self.average.restart()
+        if self.follows:
+            self.statistics.begin_at(found["statistics"], count)
+
     def state(self) -> State:
         """Return what an exact continuation needs, as copies."""
         window, progress = self.statistics.state()
@@ -337,3 +384,8 @@ class TrainableModel(AdaptableModel):
             found[f"running_mean.{name}"] = layer.running_mean
             found[f"running_var.{name}"] = layer.running_var
         return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in found.items()}
+
+
+def _flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the values of tensors one after the other, float32, on the CPU."""
+    return torch.cat([t.detach().flatten() for t in tensors.values()]).to("cpu", torch.float32, copy=True)

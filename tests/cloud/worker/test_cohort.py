@@ -255,14 +255,32 @@ def final_state(cloud: Cloud) -> tuple[bytes | None, int, int]:
     return state.checkpoint, state.cursor, update.version if update else 0
 
 
-def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(cloud: Cloud, factory: Path) -> None:
+def send_two_domains(cloud: Cloud) -> None:
+    """Both twice; three full batches and some more of each, so that changes come inside of batches."""
+    for drift in (True, False, True, False):
+        cloud.send(72, drift=drift)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["one-domain", "domains-that-come-again"])
+def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(
+    cloud: Cloud, factory: Path, again: bool
+) -> None:
     cloud.worker_config(idle_steps=2)
-    cloud.send(160)
+    if again:
+        cloud.adapt(bank=4, bank_limit=1.5, bank_parameters="both")
+        send_two_domains(cloud)
+    else:
+        cloud.send(160)
     copy = cloud.store.database.path.parent / "copy.db"
     with sqlite3.connect(copy) as target, cloud.store.database.read() as source:
         source.backup(target)
     target.close()
-    drain(cloud.open())
+    straight = cloud.open()
+    drain(straight)
+    if again:
+        assert isinstance(straight.learner, CemaLearner)
+        assert straight.learner.changes.changes == 3
+        assert max(entry.learned for entry in straight.learner.bank.entries) > 72, "one was put back"
     uninterrupted = final_state(cloud)
     payload = cloud.store.latest_update("north")
 
@@ -270,8 +288,8 @@ def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(cloud: Clou
     shadow = Cloud(cloud.folder, cloud.config, other)
     for turn in range(200):
         worker = shadow.open()
-        if turn % 3 == 1:
-            # Dies when the step is done and not yet committed.
+        # Every step is made twice, those that put a state back too: it dies when one is done and not yet committed.
+        if turn % (2 if again else 3) == (0 if again else 1):
             dying_commit(worker)
             try:
                 worker.run_once()
@@ -282,11 +300,39 @@ def test_a_worker_that_died_at_any_point_ends_in_the_very_same_state(cloud: Clou
             break
     assert final_state(shadow) == uninterrupted
     assert uninterrupted[2] > 0
-    again = other.latest_update("north")
+    again_sent = other.latest_update("north")
     assert payload is not None
-    assert again is not None
-    assert again.payload == payload.payload
+    assert again_sent is not None
+    assert again_sent.payload == payload.payload
     other.close()
+
+
+def test_a_state_that_was_put_back_is_tested_before_it_learns_and_published_sooner(cloud: Cloud) -> None:
+    """Its first batch counts for it, and nothing that was counted of the model before it does."""
+    batches_until_published = {}
+    for bank in (0, 4):
+        cohort = f"bank-{bank}"
+        cloud.adapt(bank=bank, bank_limit=1.5)
+        cloud.publish(every_steps=1, evidence=32, gate=0.3)
+        cloud._replace(name=cohort)
+        worker = cloud.open()
+        for drift in (True, False):
+            cloud.send(96, drift=drift, cohort=cohort)
+            drain(worker)
+        version, changes = worker.publisher.version, worker.learner.changes.changes
+        assert changes == 1
+        for batch in range(1, 7):
+            cloud.send(16, drift=True, cohort=cohort)
+            drain(worker)
+            if batch == 1:
+                assert worker.learner.changes.changes == 2
+                tested = worker.progress.window.batches
+                assert [b.count for b in tested] == [16]
+                assert tested[0].before_update == (bank > 0)
+            if worker.publisher.version > version:
+                batches_until_published[bank] = batch
+                break
+    assert batches_until_published == {0: 3, 4: 2}
 
 
 def test_a_fault_inside_the_commit_leaves_the_step_undone(cloud: Cloud) -> None:

@@ -76,3 +76,16 @@ def test_it_survives_being_stored() -> None:
 def test_agreements_are_counted_by_sample() -> None:
     labels = np.array([0, 1, 2, 3])
     assert agreements(labels, np.array([0, 1, 0, 0]), np.array([3, 2, 1, 0])) == [2, 0]
+
+
+def test_after_a_state_was_put_back_nothing_counts_for_it_that_another_did() -> None:
+    window = AgreementWindow()
+    window.add(batch(32, 32, 8, 16), 128)
+    window.put_back(changed=False)
+    window.add(batch(32, 24, 8, 16), 128)
+    assert (window.of_candidate().count, window.of_candidate().adapted) == (32, 0.75)
+    assert window.of_running().count == 64
+    window.put_back(changed=True)
+    window.add(batch(32, 16, 8, 16), 128)
+    assert (window.of_candidate().count, window.of_candidate().adapted) == (32, 0.5)
+    assert window.of_running().count == 32

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cema.adapt.algorithms import make_learner
-from cema.adapt.base import Learner, StepReport
+from cema.adapt.base import Learner, PutsBack, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
@@ -256,6 +256,7 @@ class CohortWorker:
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
+        put_back = isinstance(self.learner, PutsBack) and self.learner.prepare(batch)
         predictions = self.publisher.predictions(batch, *self.publisher.learned(self.learner))
         report = self.learner.learn([sample.seq for sample in samples], batch)
         labels = report.labels
@@ -263,7 +264,11 @@ class CohortWorker:
             labels = self.learner.foundation_logits(batch).argmax(axis=1)
         counts = agreements(labels, *predictions)
         # No more samples since the last change than this batch has: it is the first of its domain.
-        before_update = started and self.learner.since_change > len(batch)
+        changed = self.learner.since_change <= len(batch)
+        if put_back:
+            self.progress.window.put_back(changed=changed)
+        # What was put back had no part in the change: it was tested as it was learned, before this batch.
+        before_update = started and (put_back or not changed)
         tested = BatchAgreement(
             count=len(batch),
             adapted=counts[0],

@@ -34,7 +34,8 @@ class BatchAgreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         foundation model's label.
     before_update : bool
         Whether this says something about the adapted model as it is now. False when the batch showed that the domain
-        had changed: the adapted model has learned since then. Checkpoints call it ``fair``.
+        had changed, unless a state that was learned earlier for this domain was put back and tested on it. Checkpoints
+        call it ``fair``.
     """
 
     count: int
@@ -87,6 +88,20 @@ class AgreementWindow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def forget_adapted(self) -> None:
         """Discard agreement counts for the adapted model, after a reset."""
         self.batches = [msgspec.structs.replace(batch, before_update=False) for batch in self.batches]
+
+    def put_back(self, *, changed: bool) -> None:
+        """Take note that the adapted model is another from the next batch on: one that was learned earlier.
+
+        Parameters
+        ----------
+        changed : bool
+            Whether that batch is the first of its domain: nothing from before it counts then. Else what devices run
+            and the source model did on the batches before still counts.
+        """
+        if changed:
+            self.batches = []
+        else:
+            self.forget_adapted()
 
     def running_is(self, model: Literal["adapted", "source"]) -> None:
         """Copy the counts of the model that was just published to `running`."""
