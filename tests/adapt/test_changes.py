@@ -55,6 +55,32 @@ def test_a_handful_of_samples_shows_no_change_and_no_environment() -> None:
     assert surroundings.changes == 0
 
 
+def test_what_is_known_to_be_of_another_domain_is_a_change_but_not_right_after_one() -> None:
+    surroundings = make()
+    surroundings.observe(rows(32, 0))
+    assert surroundings.observe(rows(32, 1), known=True)
+    assert surroundings.observe(rows(32, 2), known=True), "the one before is forgotten"
+    assert surroundings.changes == 1
+    assert surroundings.observe(rows(32, 3), known=True)
+    assert surroundings.changes == 2
+
+
+def test_it_goes_on_with_what_was_known_of_a_domain() -> None:
+    surroundings = make(window=64)
+    for i in range(2):
+        surroundings.observe(rows(32, i))
+    surroundings.observe(rows(32, 2, shift=4))
+    surroundings.remember(rows(64, 3, shift=4))
+    expected = np.concatenate([rows(64, 3, shift=4), rows(32, 2, shift=4)])
+    known = surroundings.rows()
+    assert known is not None
+    np.testing.assert_array_equal(known, expected)
+    assert surroundings.observe(rows(32, 4, shift=4)), "the one before may mix both"
+    surroundings.remember(rows(64, 3, shift=4))
+    assert not surroundings.observe(rows(32, 5, shift=4))
+    assert surroundings.changes == 1
+
+
 def test_it_can_be_switched_off() -> None:
     surroundings = make(limit=0)
     surroundings.observe(rows(32, 1))

@@ -148,7 +148,7 @@ class NormBank:
     models : mapping of str to TrainableModel
         Whose states are kept and put back: ``edge``, whose inputs are compared, and others.
     config : AdaptConfig
-        ``bank``, ``bank_limit``, ``window``, ``fresh``.
+        ``bank``, ``bank_limit``, ``bank_parameters``, ``window``, ``fresh``.
 
     Attributes
     ----------
@@ -204,8 +204,7 @@ class NormBank:
         rows, known : ndarray of float32 (N, F)
             The input statistics of the batch, and of the uploads before it.
         """
-        enough = known is not None and min(len(rows), len(known)) >= rows.shape[1] + 3
-        if known is None or not enough or self._nearest(rows) is None:
+        if known is None or len(known) < rows.shape[1] + 3 or self._nearest(rows) is None:
             return False
         return Spread.of(rows).unlike(Spread.of(known)) > _UNLIKE * self._config.bank_limit
 
@@ -224,7 +223,7 @@ class NormBank:
         """
         place = self._nearest(rows)
         if place is None:
-            self._current = None
+            self._before, self._current = 0, None
             return None
         entry, again = self.entries[place], place == self._current
         for side, model in self._models.items():

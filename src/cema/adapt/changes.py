@@ -47,7 +47,8 @@ class ChangeDetector:
         rows : ndarray of float32 (N, F)
             From :func:`cema.ondevice.drift.input_statistics`.
         known : bool
-            Whether they are known to be of another domain than those before, whatever the distance.
+            Whether they are known to be of another domain than those before, whatever the distance. That says nothing
+            new right after a batch that showed a change, which may mix both domains.
 
         Returns
         -------
@@ -55,7 +56,7 @@ class ChangeDetector:
             Whether to forget everything before this batch: because it shows a change, or because the one before it
             did and may mix both domains.
         """
-        changed = known or self._differs(rows)
+        changed = (known and not self._mixed) or self._differs(rows)
         reset = changed or self._mixed
         if reset:
             self._batches.clear()

@@ -314,7 +314,7 @@ class TrainableModel(AdaptableModel):
                 start += parameter.numel()
             self.optimizer.state.clear()
             self.average.restart()
-        if self.follows:
+        if self.layers:
             self.statistics.begin_at(found["statistics"], count)
 
     def state(self) -> State:
