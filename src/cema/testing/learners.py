@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cema.adapt.algorithms import make_learner
-from cema.adapt.base import HasStatistics, Learner, StepReport
+from cema.adapt.base import HasStatistics, Learner, PutsBack, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.errors import FormatError
 from cema.models.spec import Model
@@ -159,6 +159,18 @@ class LearnerSuite:
         assert again.keys() == norm_state.keys()
         for key, value in norm_state.items():
             np.testing.assert_allclose(again[key], value, rtol=1e-4, atol=1e-5)
+
+    def test_a_batch_may_be_prepared_before_it_is_learned_from(self) -> None:
+        plain, prepared = self.make(), self.make()
+        if not isinstance(prepared, PutsBack):
+            pytest.skip("it puts nothing back")
+        for step in range(4):
+            self.feed(plain, step)
+            items = range(FRESH * step, FRESH * step + FRESH)
+            batch = Batch([_image(item) for item in items])
+            prepared.prepare(batch)
+            prepared.learn(items, batch)
+        assert plain.dumps() == prepared.dumps()
 
     def test_gradients_that_are_not_finite_spoil_nothing(self) -> None:
         learner = self.make()
