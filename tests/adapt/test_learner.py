@@ -116,6 +116,19 @@ def test_what_is_published_may_be_an_average_over_steps(
     np.testing.assert_allclose(averaged.edge_logits(images), logits, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_kept_of_a_domain_is_what_was_published_for_it(
+    edge: Model, foundation: Model, photos: Photos
+) -> None:
+    config = msgspec.structs.replace(QUICK, average=0.75)
+    learner, other = (ids_adapter(edge, foundation, photos, config) for _ in range(2))
+    feed(learner, range(4))
+    feed(other, range(10, 12))
+    other.edge.put_norm_vectors(learner.edge.norm_vectors(), 8, parameters=True)
+    published = learner.norm_state()
+    for key, value in other.norm_state().items():
+        np.testing.assert_allclose(value, published[key], rtol=1e-5, atol=1e-7)
+
+
 def test_an_average_may_be_switched_on_and_off(edge: Model, foundation: Model, photos: Photos) -> None:
     """It begins at the parameters as they are then; a checkpoint that has one serves a learner without."""
     on = msgspec.structs.replace(QUICK, average=0.75)
