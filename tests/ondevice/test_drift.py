@@ -215,3 +215,25 @@ def test_real_corruptions_are_told_from_clean_images_within_a_few(corruption: st
         average.observe(row)
         drifted.append(average.distance(domain, precision) > 36)
     assert all(drifted[8:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 80), min_size=2, max_size=12), st.integers(0, 99))
+def test_distances_follow_the_formula_from_domain_to_domain(counts: list[int], seed: int) -> None:
+    """What was compared with one domain counts when another is entered, in whatever pieces it came."""
+    rng = np.random.default_rng(seed)
+    domains = [Domain.of(rng.normal(size=(50, 4)) + 3 * at) for at in range(3)]
+    precisions = [domain.precision() for domain in domains]
+    average, history = InputAverage(4), np.empty((0, 4))
+    for at, count in enumerate(counts):
+        which = at // 2 % 3
+        rows = rng.normal(size=(count, 4)) * rng.uniform(0.1, 3) + rng.uniform(0, 5)
+        history = np.concatenate([history, rows])
+        if at % 5 == 4:  # without a domain in between
+            average.observe_all(rows)
+            continue
+        got = average.distances(rows, domains[which], precisions[which])
+        assert len(got) == count
+        assert got[-1] == pytest.approx(reference_distance(history, domains[which]), rel=1e-6)
+        if count > 1:
+            assert got[0] == pytest.approx(reference_distance(history[: 1 - count], domains[which]), rel=1e-6)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cema.errors import FormatError
+from cema.ondevice.domain_chart import PIECE, RATE, DomainChart, moving_weights
 
 __all__ = ["Domain", "DriftMonitor", "InputAverage", "input_statistics", "statistics_size"]
 
@@ -29,12 +30,8 @@ _FLOOR = 0.01
 # Regularises the covariance: differences below a tenth of the standard deviation, or 0.02, are ignored. A device sees
 # its inputs before they were compressed for the upload.
 _SPREAD, _LEAST = 0.1, 0.02
-# The latest nine or so inputs: (2 - rate) / rate.
-_RATE = 0.2
 # The share of the limit below which inputs are of the domain again.
 _RETURN = 0.5
-# Inputs that are taken in at once, at most: the weights of N inputs are N x N numbers.
-_PIECE = 64
 
 
 def input_statistics(batch: Float32) -> Float32:
@@ -198,60 +195,71 @@ class InputAverage:
     """
 
     def __init__(self, size: int) -> None:
+        self._count = 0
         self._weight = 0.0
         self._squares = 0.0
         self._mean = np.zeros(size)
         self._moment = np.zeros((size, size))
+        # What was compared with a domain is averaged some inputs at a time: only another domain needs the average.
+        self._waiting: list[Float64] = []
+        self._chart: DomainChart | None = None
+        self._precision: Float64 | None = None  # of the chart's domain
 
     def observe(self, row: npt.NDArray[Any]) -> None:
         """Take in the statistics (F,) of one input; ones that are not finite say nothing."""
+        self._settle()
         wide = row.astype(np.float64)
         if not math.isfinite(wide @ wide):
             return
-        keep = 1.0 - _RATE
-        self._weight = keep * self._weight + _RATE
-        self._squares = keep**2 * self._squares + _RATE**2
-        self._mean = keep * self._mean + _RATE * wide
-        self._moment = keep * self._moment + _RATE * (wide[:, None] * wide)
+        self._chart = None
+        keep = 1.0 - RATE
+        self._count += 1
+        self._weight = keep * self._weight + RATE
+        self._squares = keep**2 * self._squares + RATE**2
+        self._mean = keep * self._mean + RATE * wide
+        self._moment = keep * self._moment + RATE * (wide[:, None] * wide)
 
     def observe_all(self, rows: npt.NDArray[Any]) -> None:
         """Take in the statistics (N, F) of inputs, in their order, as `observe` one after the other."""
-        wide = _finite_rows(rows)
-        for start in range(0, len(wide), _PIECE):
-            piece = wide[start : start + _PIECE]
-            kept, weights = _weights(len(piece))
+        self._settle()
+        self._chart = None
+        self._take_in(_finite_rows(rows))
+
+    def _take_in(self, wide: Float64) -> None:
+        for start in range(0, len(wide), PIECE):
+            piece = wide[start : start + PIECE]
+            kept, weights = moving_weights(len(piece))
             last = weights[-1]
+            self._count += len(piece)
             self._weight = kept[-1] * self._weight + last.sum()
             self._squares = kept[-1] ** 2 * self._squares + last @ last
             self._mean = kept[-1] * self._mean + last @ piece
             self._moment = kept[-1] * self._moment + (last[:, None] * piece).T @ piece
 
-    def distances(self, rows: npt.NDArray[Any], domain: Domain, precision: Float64) -> Float64:
-        """Take in the statistics (N, F) of inputs, and return the `distance` after each that is finite."""
-        wide = _finite_rows(rows)
-        found = [np.empty(0)]
-        for start in range(0, len(wide), _PIECE):
-            piece = wide[start : start + _PIECE]
-            found.append(self._distances(piece - domain.mean, domain.mean.astype(np.float64), precision))
-            self.observe_all(piece)
-        return np.concatenate(found)
+    def _settle(self) -> None:
+        """Average what waits."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._take_in(np.concatenate(waiting))
 
-    def _distances(self, shifts: Float64, mean: Float64, precision: Float64) -> Float64:
-        """As `distance`, of at most `_PIECE` inputs that are still to be taken in; all seen from the domain's mean."""
-        kept, weights = _weights(len(shifts))
-        weight = kept * self._weight + weights.sum(axis=1)
-        noise = (kept**2 * self._squares + (weights**2).sum(axis=1)) / weight**2
-        latest = (kept[:, None] * (self._mean - self._weight * mean) + weights @ shifts) / weight[:, None]
-        squared = np.einsum("nf,fg,ng->n", latest, precision, latest)
-        crossed = np.outer(self._mean, mean)
-        moment = self._moment - crossed - crossed.T + self._weight * np.outer(mean, mean)
-        spread = np.einsum("nf,fg,ng->n", shifts, precision, shifts)
-        within = (kept * np.sum(precision * moment) + weights @ spread) / weight - squared
-        independent = len(mean) * (1.0 - noise)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(independent > 1e-9, 1.0 - np.clip(within / independent, 0.0, 1.0), 0.0)
-        result: Float64 = squared / (noise + (1.0 - noise) * share)
-        return result
+    def distances(self, rows: npt.NDArray[Any], domain: Domain, precision: Float64) -> Float64:
+        """Take in the statistics (N, F) of inputs, and return the `distance` after each that is finite.
+
+        Calls with the same `precision`, the very same array, go on with what is known of the domain.
+        """
+        if self._chart is None or precision is not self._precision:
+            self._settle()
+            self._chart = DomainChart(domain.mean, precision, self._count, self._mean, self._moment)
+            self._precision = precision
+        wide = _finite_rows(rows)
+        if len(wide):
+            self._waiting.append(wide)
+            if sum(map(len, self._waiting)) >= PIECE:
+                self._settle()
+        if len(wide) == 1:
+            return np.array([self._chart.distance(wide[0])])
+        pieces = [self._chart.distances(wide[at : at + PIECE]) for at in range(0, len(wide), PIECE)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0), *pieces])
 
     def distance(self, domain: Domain, precision: Float64) -> float:
         r"""Return how unlikely the latest inputs are in a domain, in squared standard deviations of their mean.
@@ -262,6 +270,7 @@ class InputAverage:
         weights, and r in [0, 1] how widely the inputs lie, as a share of what independent ones would. About F in the
         domain itself; 0 before the first input.
         """
+        self._settle()
         if not self._weight:
             return 0.0
         mean = self._mean / self._weight
@@ -308,28 +317,15 @@ class DriftMonitor:
             self._average = InputAverage(rows.shape[1])
         if self._environment is None:
             self._average.observe_all(rows)
-        elif len(rows) == 1:  # without the tables that pay for many
-            self._average.observe(rows[0])
-            self._judge(self._average.distance(self._environment, self._precision))
         else:
-            for distance in self._average.distances(rows, self._environment, self._precision):
+            for distance in self._average.distances(rows, self._environment, self._precision).tolist():
                 self._judge(distance)
 
     def _judge(self, distance: float) -> None:
-        self.drifted = bool(distance > self._limit * (_RETURN if self.drifted else 1.0))
+        self.drifted = distance > self._limit * (_RETURN if self.drifted else 1.0)
 
 
 def _finite_rows(rows: npt.NDArray[Any]) -> Float64:
     wide = rows.astype(np.float64)
-    finite = np.isfinite(wide).all(axis=1)
-    return wide if finite.all() else wide[finite]
-
-
-@lru_cache(maxsize=_PIECE)
-def _weights(count: int) -> tuple[Float64, Float64]:
-    """Return what is kept (N,) of the average after each of N inputs, and the weights (N, N) of these by then."""
-    steps = np.arange(count, dtype=np.float64)
-    kept: Float64 = (1.0 - _RATE) ** (steps + 1.0)
-    ages = steps[:, None] - steps
-    weights: Float64 = np.where(ages >= 0, _RATE * (1.0 - _RATE) ** np.maximum(ages, 0.0), 0.0)
-    return kept, weights
+    finite = np.isfinite(wide)
+    return wide if finite.all() else wide[finite.all(axis=1)]
