@@ -19,6 +19,7 @@ from cema.edge.config import EdgeConfig, GuardConfig
 from cema.errors import LogitsError
 from cema.formats.bundle import Bundle
 from cema.formats.payload import encode_payload, round_norm_state
+from cema.ondevice.drift import Domain, input_statistics
 from cema.ondevice.label_runs import LabelRuns
 from cema.ondevice.own_statistics import StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
@@ -292,3 +293,32 @@ def agent_run(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray]:
         return answer(norm, batch).astype(np.float32)
 
     return run
+
+
+def test_inputs_are_described_once_for_the_guard_and_the_watch_of_the_own_domain(
+    agent: Callable[..., EdgeAgent],
+    observing: Bundle,
+    key: Ed25519PrivateKey,
+    cloud: Cloud,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    described: list[int] = []
+
+    def counting(batch: np.ndarray) -> np.ndarray:
+        described.append(len(batch))
+        return input_statistics(batch)
+
+    device = agent(cloud, guard=GuardConfig())
+    state = round_norm_state(norm_state(4, spread=0.4))
+    golden = reference(unfolded_reference(state, observing), observing.golden_images).astype(np.float32)
+    made_for = Domain.of(input_statistics(PREPROCESSING(images(96))))
+    payload = encode_payload(state, golden, unfolded=True, domain=made_for)
+    cloud.publish(make_update(observing, key, 1, payload=payload))
+    assert device.wait_for_version(1, 20)
+    device.predict(images(8, seed=1))
+    for module in ("cema.edge.guard", "cema.ondevice.own_domain"):
+        monkeypatch.setattr(f"{module}.input_statistics", counting)
+    for seed in range(2, 14):
+        assert not device.predict(images(8, seed=seed)).guarded
+    assert described == 12 * [8]
+    assert device.status().domain_changes == 0

@@ -127,6 +127,20 @@ def test_the_first_inputs_describe_the_domain() -> None:
     assert not any(silent.observe(input_statistics(_inputs(rng, 64, shift=i))) for i in range(5))
 
 
+@pytest.mark.parametrize("known", [1.0, 0.5])
+@pytest.mark.parametrize("size", [1, 5, 8, 32])
+def test_statistics_that_are_known_decide_as_inputs_do(size: int, known: float) -> None:
+    rng, coin = np.random.default_rng(6), np.random.default_rng(size)
+    from_inputs, told = OwnDomain(36.0), OwnDomain(36.0)
+    found = []
+    for call in range(1536 // size):
+        inputs = _inputs(rng, size, shift=2.0 * (call * size // 384 % 2))
+        rows = input_statistics(inputs) if coin.random() < known else None
+        found.append(from_inputs.observe_inputs(inputs))
+        assert told.observe_inputs(inputs, rows) == found[-1]
+    assert sum(found) == from_inputs.changes == told.changes == 3
+
+
 @pytest.mark.parametrize(
     "settings", [{"prior": -1}, {"read": 0}, {"samples": 8}, {"every": 0}, {"prior": float("nan")}]
 )

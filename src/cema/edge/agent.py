@@ -293,18 +293,20 @@ class EdgeAgent:
         active: Active | None = None
         logits: list[npt.NDArray[np.float32]] = []
         for part in parts:
-            chosen = installed if self._guard is None else self._guard.choose(installed, part)
+            chosen, rows = (installed, None) if self._guard is None else self._guard.consider(installed, part)
             active = active or chosen
             if len(part):
-                logits.append(self._answer(active, part))
+                logits.append(self._answer(active, part, rows))
         if not logits:
             logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
         return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _answer(self, active: Active, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _answer(
+        self, active: Active, inputs: npt.NDArray[np.float32], rows: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
         """Return the logits of preprocessed inputs, after what the device does about their domain by itself."""
         own, affine = self._own, active.affine
-        reading = self._adaptation.before(inputs, affine, active.statistics)
+        reading = self._adaptation.before(inputs, affine, active.statistics, rows)
         if own is None or affine is None:
             run = active.model.run
             return self._adaptation.after(inputs, run(inputs), run)

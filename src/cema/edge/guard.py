@@ -49,6 +49,12 @@ class Guard:
         return self._watch.drifted
 
     def choose(self, installed: Active, batch: npt.NDArray[np.float32]) -> Active:
+        """Return the first of what `consider` does."""
+        return self.consider(installed, batch)[0]
+
+    def consider(
+        self, installed: Active, batch: npt.NDArray[np.float32]
+    ) -> tuple[Active, npt.NDArray[np.float32] | None]:
         """Take in a batch and return what is to predict it. Any number of threads may call this.
 
         Parameters
@@ -57,22 +63,28 @@ class Guard:
             The newest version; without a domain it goes with any input.
         batch : ndarray of float32 (N, C, H, W)
             Preprocessed inputs.
+
+        Returns
+        -------
+        chosen : Active
+        rows : ndarray of float32 (N, F) or None
+            `cema.ondevice.drift.input_statistics` of the batch, where they had to be found out.
         """
         if installed.domain is None:
             latest = batch[-_LATEST:]
             if not len(latest):
-                return installed
+                return installed, None
             small = latest.nbytes <= _SMALL * len(latest)
             latest = latest if small else input_statistics(latest)
             with self._lock:
                 self._enter(installed)
                 self._defer(latest)
-            return installed
+            return installed, None
         rows = input_statistics(batch)
         with self._lock:
             self._enter(installed)
             self._watch.observe(rows)
-            return self.source if self._watch.drifted else installed
+            return self.source if self._watch.drifted else installed, rows
 
     def _enter(self, installed: Active) -> None:
         """Compare with the domain of a version that is new, and with what came in before it did."""

@@ -172,13 +172,15 @@ class SimulatedDevice:
         return Predicted(logits, self._network.model.forwards - before)
 
     def _forward(self, inputs: np.ndarray) -> np.ndarray:
+        rows = None
         if self.config.guard:
             before = self._watch.drifted
-            self._watch.observe(input_statistics(inputs))
+            rows = input_statistics(inputs)
+            self._watch.observe(rows)
             self._drifts += self._watch.drifted and not before
         network, serving = self._network, self._network.source if self._watch.drifted else self._arrived
         own = self._adaptation.own_statistics and not serving.folded
-        reading = self._adaptation.before(inputs, serving.affine, serving.statistics)
+        reading = self._adaptation.before(inputs, serving.affine, serving.statistics, rows)
         network.load(serving.affine, self._statistics if own else serving.statistics)
         if not own or reading is None:
             return network.run(inputs)

@@ -99,7 +99,11 @@ class DeviceAdaptation:
         return self._domain.changes
 
     def before(
-        self, inputs: Float32, parameters: object, prior: npt.NDArray[Any] | None = None
+        self,
+        inputs: Float32,
+        parameters: object,
+        prior: npt.NDArray[Any] | None = None,
+        rows: Float32 | None = None,
     ) -> Reading | None:
         """Take note of a call's inputs, and return the reading to make of them, if one is due.
 
@@ -111,9 +115,11 @@ class DeviceAdaptation:
             The affine parameters that are about to predict: others than in the call before make a reading due.
         prior : ndarray of float32 (2, K), optional
             The statistics that they were learned with; the source model's when left out.
+        rows : ndarray of float32 (N, F), optional
+            `cema.ondevice.drift.input_statistics` of the inputs, where somebody has asked for them already.
         """
         with self._lock:
-            if self._domain.observe_inputs(inputs):
+            if self._domain.observe_inputs(inputs, rows):
                 self._begin_anew()
             if self._own is None:
                 return None

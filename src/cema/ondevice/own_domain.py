@@ -39,7 +39,7 @@ class OwnDomain:
         require(size >= 16, "size", "at least 16 inputs", size)
         self.changes = 0
         self._limit, self._size = limit, size
-        self._waiting: list[npt.NDArray[np.float32]] = []  # to be described
+        self._waiting: list[npt.NDArray[np.float32]] = []  # inputs to be described, or statistics
         self._passed = 0  # inputs since the last one that was
         self._begin()
 
@@ -47,10 +47,19 @@ class OwnDomain:
         self._watch: DriftMonitor | None = None
         self._first: list[npt.NDArray[np.float32]] = []
 
-    def observe_inputs(self, inputs: npt.NDArray[np.float32]) -> bool:
+    def observe_inputs(
+        self, inputs: npt.NDArray[np.float32], rows: npt.NDArray[np.float32] | None = None
+    ) -> bool:
         """Take in preprocessed inputs (N, C, H, W): all of a domain's first ones, and then one of four.
 
-        Small calls are described several at a time.
+        Small calls are taken in several at a time.
+
+        Parameters
+        ----------
+        inputs : ndarray of float32 (N, C, H, W)
+            Preprocessed.
+        rows : ndarray of float32 (N, F), optional
+            Their statistics, where they are known.
 
         Returns
         -------
@@ -59,17 +68,18 @@ class OwnDomain:
         """
         if not self._limit or not len(inputs):
             return False
+        latest = inputs if rows is None else rows
         if self._watch is not None:
-            seen, self._passed = self._passed, (self._passed + len(inputs)) % _ONE_OF
-            inputs = inputs[-seen % _ONE_OF :: _ONE_OF]
-            if not len(inputs):
+            seen, self._passed = self._passed, (self._passed + len(latest)) % _ONE_OF
+            latest = latest[-seen % _ONE_OF :: _ONE_OF]
+            if not len(latest):
                 return False
-        many = len(inputs) >= _TOGETHER
-        self._waiting.append(inputs if many else inputs.copy())
+        many = len(latest) >= _TOGETHER
+        self._waiting.append(latest if many else latest.copy())
         if not many and sum(map(len, self._waiting)) < _TOGETHER:
             return False
         waiting, self._waiting = self._waiting, []
-        return self.observe(input_statistics(waiting[0] if len(waiting) == 1 else np.concatenate(waiting)))
+        return self.observe(_described(waiting))
 
     def observe(self, rows: npt.NDArray[np.float32]) -> bool:
         """Take in statistics of inputs, in their order.
@@ -105,3 +115,11 @@ class OwnDomain:
         self._watch = DriftMonitor(self._limit)
         self._watch.enter(Domain.of(known))
         self._first = []
+
+
+def _described(waiting: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the statistics of inputs, some of which may be there as statistics already."""
+    if len({latest.shape[1:] for latest in waiting}) == 1:
+        latest = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        return latest if latest.ndim == 2 else input_statistics(latest)
+    return np.concatenate([latest if latest.ndim == 2 else input_statistics(latest) for latest in waiting])
