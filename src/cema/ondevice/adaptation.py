@@ -185,5 +185,7 @@ class DeviceAdaptation:
                 self._centre.observe(logits)
                 shift = self._centre.shift(self._runs.trust())
                 answers = logits - shift
+            if not self._views:
+                return answers
             places = self._views.places(answers) if np.isfinite(answers).all() else np.empty(0, np.intp)
         return self._views.average(inputs, answers, places, lambda views: run(views) - shift)
