@@ -170,9 +170,11 @@ class OwnModel(BackgroundThread):
         """Build a session, and let it serve only if it predicts as the graph does that the statistics are from."""
         bundle = self._bundle
         norm = bundle.pack_norm(fold(affine, statistics, bundle.manifest.statistics))
-        runtime = Runtime(bundle, norm, threads=self._threads)
         model = self._graph.under(affine)
         expected = [model.run(image[None], statistics) for image in self._golden]
+        # Not while these intermediate results are there: to build a session takes several times the model's size.
+        runtime = Runtime(bundle, norm, threads=self._threads)
+        return_free_memory()
         got = [runtime.run(image[None], release=True) for image in self._golden]
         check_golden(np.concatenate(got), np.concatenate(expected), bundle.manifest.tolerance)
         return runtime
