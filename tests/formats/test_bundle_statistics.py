@@ -133,6 +133,42 @@ def test_missing_truncated_and_damaged_files_are_format_errors(tmp_path: Path, n
             Bundle.load(path.parent)
 
 
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_part_and_no_damage_of_any_file_does_more_than_a_format_error(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    path = tmp_path / "bundle"
+    if not path.exists():
+        write_with_statistics(path, mean_logits=[1, 0.1, -2.5, 0, 1e-30])
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    assert {"statistics.onnx", "statistics.bin", "norm.bin", "manifest.json"} <= set(names)
+    file = path / data.draw(st.sampled_from(names))
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        damaged[place] ^= data.draw(st.integers(1, 255))
+    else:
+        del damaged[place:]
+    file.write_bytes(damaged)
+    message, loaded = str(path), None
+    try:
+        loaded = Bundle.load(path)
+    except FormatError as error:
+        message = str(error)
+    file.write_bytes(whole)
+    assert str(path) in message
+    if loaded is not None:
+        assert file.name not in {"model.onnx", "statistics.onnx"}, "their digests are in the manifest"
+        source = loaded.statistics()
+        assert source is not None
+        assert (source[1] >= 0).all()
+        known = [source, *loaded.norm_state().values(), *loaded.affine_state().values()]
+        assert all(np.isfinite(values).all() for values in known)
+    assert Bundle.load(path).manifest.statistics == LAYERS
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-3])
 def test_statistics_that_cannot_be_are_refused(tmp_path: Path, bad: float) -> None:
     source = statistics()

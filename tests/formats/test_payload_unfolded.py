@@ -170,6 +170,30 @@ def test_a_damaged_payload_is_a_payload_or_a_format_error(position: int, flip: i
         assert isinstance(decode_payload(bytes(damaged)), Payload)
 
 
+@settings(max_examples=150, deadline=None)
+@given(norm_states, st.none() | all_statistics(), st.booleans(), st.data())
+def test_of_any_payload_no_part_and_no_damage_does_more_than_a_format_error(
+    state: dict[str, np.ndarray], statistics: np.ndarray | None, somewhere: bool, data: st.DataObject
+) -> None:
+    domain = Domain.of(np.random.default_rng(0).normal(size=(9, 3))) if somewhere else None
+    whole = encode_payload(state, GOLDEN, unfolded=True, statistics=statistics, domain=domain)
+    for wrong in (whole[: data.draw(st.integers(0, len(whole) - 1))], whole + b"\0"):
+        with pytest.raises(FormatError, match=r"\w+ \w+"):
+            decode_payload(wrong)
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = decode_payload(bytes(damaged))
+    except FormatError:
+        return
+    # The format has no checksum, the update's manifest has: what decodes is at least something to compute with.
+    known = [*decoded.norm_state.values(), decoded.golden_logits]
+    if decoded.statistics is not None:
+        known.append(decoded.statistics)
+        assert (decoded.statistics[1] >= 0).all()
+    assert all(np.isfinite(values).all() for values in known)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=20))
 def test_other_formats_are_refused_with_a_remedy(name: str) -> None:
