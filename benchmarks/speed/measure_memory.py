@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.process:
         job, *rest = options.process
-        print(json.dumps({"export": _export, "measure": _measure}[job](*rest)))
+        print(json.dumps(_export(*rest) if job == "export" else _measure(*rest)))
         return
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
