@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cema.adapt.config import AdaptConfig
+from cema.adapt.config import AdaptConfig, TeacherViews
 from cema.adapt.learner import CemaLearner, StepReport
-from cema.adapt.teacher import TeacherViews
 from cema.errors import FormatError, ImageError, ModelError
 from cema.models.norm_state import folded_norm_state, load_folded
 from cema.models.spec import Model

@@ -7,9 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 from cema._util.checks import require
-from cema.adapt.teacher import TeacherViews
 
-__all__ = ["PRESETS", "AdaptConfig", "LossWeights"]
+__all__ = ["PRESETS", "AdaptConfig", "LossWeights", "TeacherViews"]
 
 Source = Literal["edge", "foundation"]
 
@@ -59,6 +58,29 @@ PRESETS: dict[str, LossWeights] = {
         entropy_weight="edge",
     ),
 }
+
+
+class TeacherViews(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[cohort.adapt.views]``: views of an image over which the foundation model's answer is averaged.
+
+    Attributes
+    ----------
+    count : int
+        Views, the image itself included; 1 for no others.
+    shift : int
+        Pixels by which views are shifted, at least 1.
+    mirror : bool
+        Whether every second view is a mirror image: not for digits, letters and signs.
+    """
+
+    count: int = 1
+    shift: int = 1
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require(self.count >= 1, "count", "at least 1 view", self.count)
+        require(self.shift >= 1, "shift", "at least 1 pixel", self.shift)
 
 
 class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

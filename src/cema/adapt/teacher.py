@@ -4,40 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
-from cema._util.checks import require
 from cema.ondevice.batch import Batch
 from cema.ondevice.views import make_views, mean_logits, view_of
 
 if TYPE_CHECKING:
+    from cema.adapt.config import TeacherViews
     from cema.adapt.trainable import TrainableModel
 
-__all__ = ["Teacher", "TeacherViews"]
-
-
-class TeacherViews(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[cohort.adapt.views]``: views of an image over which the foundation model's answer is averaged.
-
-    Attributes
-    ----------
-    count : int
-        Views, the image itself included; 1 for no others.
-    shift : int
-        Pixels by which views are shifted, at least 1.
-    mirror : bool
-        Whether every second view is a mirror image: not for digits, letters and signs.
-    """
-
-    count: int = 1
-    shift: int = 1
-    mirror: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their range."""
-        require(self.count >= 1, "count", "at least 1 view", self.count)
-        require(self.shift >= 1, "shift", "at least 1 pixel", self.shift)
+__all__ = ["Teacher"]
 
 
 class Teacher:
