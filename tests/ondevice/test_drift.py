@@ -237,3 +237,13 @@ def test_distances_follow_the_formula_from_domain_to_domain(counts: list[int], s
         assert got[-1] == pytest.approx(reference_distance(history, domains[which]), rel=1e-6)
         if count > 1:
             assert got[0] == pytest.approx(reference_distance(history[: 1 - count], domains[which]), rel=1e-6)
+
+
+def test_with_an_input_that_says_nothing_what_came_before_is_judged() -> None:
+    rng = np.random.default_rng(1)
+    monitor = DriftMonitor(36.0)
+    monitor.observe((rng.normal(size=(40, 4)) + 9).astype(np.float32))
+    monitor.enter(Domain.of(rng.normal(size=(50, 4))))
+    assert not monitor.drifted
+    monitor.observe(np.full((1, 4), np.nan, np.float32))
+    assert monitor.drifted

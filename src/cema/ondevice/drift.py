@@ -318,7 +318,10 @@ class DriftMonitor:
         if self._environment is None:
             self._average.observe_all(rows)
         else:
-            for distance in self._average.distances(rows, self._environment, self._precision).tolist():
+            distances = self._average.distances(rows, self._environment, self._precision).tolist()
+            if len(rows) == 1 and not distances:  # it says nothing by itself: what came before is judged
+                distances = [self._average.distance(self._environment, self._precision)]
+            for distance in distances:
                 self._judge(distance)
 
     def _judge(self, distance: float) -> None:
