@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cema.adapt.config import AdaptConfig, TeacherViews
+from cema.adapt.config import AdaptConfig
 from cema.adapt.learner import CemaLearner, StepReport
 from cema.errors import FormatError, ImageError, ModelError
 from cema.models.norm_state import folded_norm_state, load_folded
@@ -19,6 +19,7 @@ from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.folding import unfold
 from cema.ondevice.preprocess import Preprocessing
+from cema.ondevice.unsure import ViewSet
 
 Photos = Callable[[int], list[np.ndarray]]
 QUICK = AdaptConfig(fresh=8, replayed=12, capacity=40, replay_from=16, window=24, chunk=5)
@@ -146,7 +147,7 @@ def test_an_average_may_be_switched_on_and_off(edge: Model, foundation: Model, p
 def test_answers_may_be_averaged_over_views(edge: Model, foundation: Model, photos: Photos) -> None:
     """What new uploads are taught is the mean probability of views, in float64, asked of the foundation model once."""
     config = msgspec.structs.replace(
-        QUICK, views=TeacherViews(count=3, shift=2), foundation_lr=0.0, statistics="source"
+        QUICK, views=ViewSet(count=3, shift=2), foundation_lr=0.0, statistics="source"
     )
     learner = ids_adapter(edge, foundation, photos, config)
     report = feed(learner, range(1))[0]

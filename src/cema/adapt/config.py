@@ -7,8 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from cema._util.checks import require
+from cema.ondevice.unsure import ViewSet
 
-__all__ = ["PRESETS", "AdaptConfig", "LossWeights", "TeacherViews"]
+__all__ = ["PRESETS", "AdaptConfig", "LossWeights"]
 
 Source = Literal["edge", "foundation"]
 
@@ -58,29 +59,6 @@ PRESETS: dict[str, LossWeights] = {
         entropy_weight="edge",
     ),
 }
-
-
-class TeacherViews(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[cohort.adapt.views]``: views of an image over which the foundation model's answer is averaged.
-
-    Attributes
-    ----------
-    count : int
-        Views, the image itself included; 1 for no others.
-    shift : int
-        Pixels by which views are shifted, at least 1.
-    mirror : bool
-        Whether every second view is a mirror image: not for digits, letters and signs.
-    """
-
-    count: int = 1
-    shift: int = 1
-    mirror: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their range."""
-        require(self.count >= 1, "count", "at least 1 view", self.count)
-        require(self.shift >= 1, "shift", "at least 1 pixel", self.shift)
 
 
 class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +127,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Replayed samples of a step for which the foundation model's answer is made again; the others are taught with the
         answer from before. With ``fresh + replayed`` or more, every answer is made again in every step, as in the
         published code.
-    views : TeacherViews
+    views : ViewSet
         Views of an upload over which the foundation model's answer is averaged.
     activations_mb : int
         Memory, in MiB, for what one model keeps between a forward and its backward pass; more images than fit into it
@@ -184,7 +162,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     statistics_momentum: float = 0.1
     chunk: int = 32
     refreshed: int = 16
-    views: TeacherViews = TeacherViews()
+    views: ViewSet = ViewSet()
     activations_mb: int = 1536
     checkpoint: bool = False
     algorithm: str = "cema"

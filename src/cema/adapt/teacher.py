@@ -10,8 +10,8 @@ from cema.ondevice.batch import Batch
 from cema.ondevice.views import make_views, mean_logits, view_of
 
 if TYPE_CHECKING:
-    from cema.adapt.config import TeacherViews
     from cema.adapt.trainable import TrainableModel
+    from cema.ondevice.unsure import ViewSet
 
 __all__ = ["Teacher"]
 
@@ -25,11 +25,11 @@ class Teacher:
     ----------
     model : TrainableModel
         The foundation model.
-    config : TeacherViews
+    config : ViewSet
         Which views.
     """
 
-    def __init__(self, model: TrainableModel, config: TeacherViews) -> None:
+    def __init__(self, model: TrainableModel, config: ViewSet) -> None:
         self._model = model
         self._others = make_views(config.count, shift=config.shift, mirror=config.mirror)[1:]
 

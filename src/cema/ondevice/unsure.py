@@ -13,7 +13,7 @@ from cema._util.checks import require
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.views import make_views, mean_logits, view_of
 
-__all__ = ["UnsureViews", "ViewsConfig"]
+__all__ = ["UnsureViews", "ViewSet", "ViewsConfig"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -21,8 +21,8 @@ Float32 = npt.NDArray[np.float32]
 _MEMORY = 1024
 
 
-class ViewsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[views]``: averaging the predictions for several mild views of an image that the model is unsure about.
+class ViewSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which mild views of an image are averaged.
 
     Attributes
     ----------
@@ -32,19 +32,35 @@ class ViewsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Pixels by which views are shifted, at least 1.
     mirror : bool
         Whether every second view is a mirror image: not for digits, letters and signs.
-    above : float
-        An image is seen in several views when its entropy is above this many times the mean entropy; 0 for all.
     """
 
     count: int = 1
-    shift: int = 2
+    shift: int = 1
     mirror: bool = False
-    above: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require(self.count >= 1, "count", "at least 1 view", self.count)
         require(self.shift >= 1, "shift", "at least 1 pixel", self.shift)
+
+
+class ViewsConfig(ViewSet, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[views]``: averaging the predictions for several mild views of an image that the model is unsure about.
+
+    Attributes
+    ----------
+    count, shift, mirror
+        See `ViewSet`.
+    above : float
+        An image is seen in several views when its entropy is above this many times the mean entropy; 0 for all.
+    """
+
+    shift: int = 2
+    above: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        super().__post_init__()
         require(
             math.isfinite(self.above) and self.above >= 0,
             "above",
