@@ -24,6 +24,10 @@ from cema.ondevice.selection.config import SelectionConfig
 Make = Callable[..., EdgeConfig]
 
 
+def choose(guard: Guard, installed: Active, batch: np.ndarray) -> Active:
+    return guard.consider(installed, batch)[0]
+
+
 def scenes(n: int, seed: int, *, dark: bool = False) -> np.ndarray:
     """Smooth pictures, bright or dark."""
     rng = np.random.default_rng(seed)
@@ -52,10 +56,10 @@ def test_it_leaves_and_returns(bundle: Bundle) -> None:
     )
     guard = Guard(source, 36.0)
     for seed in (1, 2, 3):
-        assert guard.choose(installed, PREPROCESSING(scenes(8, seed))) is installed
-    assert guard.choose(installed, PREPROCESSING(scenes(8, 4, dark=True))) is source
+        assert choose(guard, installed, PREPROCESSING(scenes(8, seed))) is installed
+    assert choose(guard, installed, PREPROCESSING(scenes(8, 4, dark=True))) is source
     assert guard.drifted
-    chosen = [guard.choose(installed, PREPROCESSING(scenes(8, seed))) for seed in range(5, 15)]
+    chosen = [choose(guard, installed, PREPROCESSING(scenes(8, seed))) for seed in range(5, 15)]
     assert chosen[-1] is installed
     assert not guard.drifted
 
@@ -64,9 +68,9 @@ def test_one_image_at_a_time_is_enough(bundle: Bundle) -> None:
     source = Active(Runtime(bundle))
     installed = Active(source.runtime, 1, None, domain(scenes(96, 0)))
     guard = Guard(source, 36.0)
-    assert guard.choose(installed, PREPROCESSING(scenes(1, 1))) is installed
+    assert choose(guard, installed, PREPROCESSING(scenes(1, 1))) is installed
     dark = scenes(4, 2, dark=True)
-    assert [guard.choose(installed, PREPROCESSING(dark[i : i + 1])) for i in range(4)][-1] is source
+    assert [choose(guard, installed, PREPROCESSING(dark[i : i + 1])) for i in range(4)][-1] is source
 
 
 def test_an_update_without_an_environment_goes_with_any_input(bundle: Bundle) -> None:
@@ -74,19 +78,19 @@ def test_an_update_without_an_environment_goes_with_any_input(bundle: Bundle) ->
     installed = Active(source.runtime, 1)
     guard = Guard(source, 36.0)
     for dark in (False, True, False):
-        assert guard.choose(installed, PREPROCESSING(scenes(8, 1, dark=dark))) is installed
+        assert choose(guard, installed, PREPROCESSING(scenes(8, 1, dark=dark))) is installed
 
 
 def test_an_update_for_what_comes_in_now_serves_at_once(bundle: Bundle) -> None:
     source = Active(Runtime(bundle))
     bright, dark = (Active(source.runtime, v, None, domain(scenes(96, v, dark=v == 2))) for v in (1, 2))
     guard = Guard(source, 36.0)
-    guard.choose(bright, PREPROCESSING(scenes(32, 3)))
+    choose(guard, bright, PREPROCESSING(scenes(32, 3)))
     for seed in range(4, 8):
-        guard.choose(bright, PREPROCESSING(scenes(8, seed, dark=True)))
+        choose(guard, bright, PREPROCESSING(scenes(8, seed, dark=True)))
     assert guard.drifted
-    assert guard.choose(dark, PREPROCESSING(scenes(1, 9, dark=True))) is dark
-    assert guard.choose(bright, PREPROCESSING(scenes(1, 10, dark=True))) is source, (
+    assert choose(guard, dark, PREPROCESSING(scenes(1, 9, dark=True))) is dark
+    assert choose(guard, bright, PREPROCESSING(scenes(1, 10, dark=True))) is source, (
         "known from what came before"
     )
 
@@ -184,14 +188,14 @@ def test_inputs_are_described_once_and_only_for_a_version_with_a_domain(
     guard = Guard(source, 36.0)
     counts = counted_statistics(monkeypatch)
     for seed in range(20):
-        guard.choose(source, PREPROCESSING(scenes(10, seed)))
+        choose(guard, source, PREPROCESSING(scenes(10, seed)))
     assert counts == []
     installed = Active(source.runtime, 1, None, domain(scenes(96, 0)))
-    guard.choose(installed, PREPROCESSING(scenes(8, 1)))
+    choose(guard, installed, PREPROCESSING(scenes(8, 1)))
     assert sorted(counts) == [8, *7 * [10]], "of what came in before, the latest 64 or a few more"
     counts.clear()
     for seed in range(3):
-        guard.choose(installed, PREPROCESSING(scenes(8, seed)))
+        choose(guard, installed, PREPROCESSING(scenes(8, seed)))
     assert counts == [8, 8, 8]
 
 
@@ -201,8 +205,8 @@ def test_what_came_in_before_a_version_with_a_domain_counts(bundle: Bundle) -> N
     for dark in (False, True):
         guard = Guard(source, 36.0)
         for seed in range(12):
-            guard.choose(source, PREPROCESSING(scenes(8, seed, dark=dark)))
-        chosen = guard.choose(installed, PREPROCESSING(scenes(1, 50)))
+            choose(guard, source, PREPROCESSING(scenes(8, seed, dark=dark)))
+        chosen = choose(guard, installed, PREPROCESSING(scenes(1, 50)))
         assert chosen is (source if dark else installed)
 
 
@@ -211,9 +215,9 @@ def test_of_large_inputs_the_statistics_wait(bundle: Bundle, monkeypatch: pytest
     guard = Guard(source, 36.0)
     counts = counted_statistics(monkeypatch)
     large = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
-    guard.choose(source, large)
-    guard.choose(source, large[:0])
+    choose(guard, source, large)
+    choose(guard, source, large[:0])
     assert counts == [3]
     made_for = Domain.of(input_statistics(np.random.default_rng(1).normal(size=(40, 3, 64, 64)).astype("f4")))
-    guard.choose(Active(source.runtime, 1, None, made_for), large)
+    choose(guard, Active(source.runtime, 1, None, made_for), large)
     assert counts == [3, 3]

@@ -48,10 +48,6 @@ class Guard:
         """Whether the latest inputs were not of the update's domain."""
         return self._watch.drifted
 
-    def choose(self, installed: Active, batch: npt.NDArray[np.float32]) -> Active:
-        """Return the first of what `consider` does."""
-        return self.consider(installed, batch)[0]
-
     def consider(
         self, installed: Active, batch: npt.NDArray[np.float32]
     ) -> tuple[Active, npt.NDArray[np.float32] | None]:
