@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -120,19 +121,23 @@ def _serve(step: Callable[[], None]) -> None:
 
 def _worker_environment() -> dict[str, str]:
     """Return what the service sets in its worker's environment; nothing where it sets nothing yet."""
-    try:
-        from cema.cloud.worker.memory import worker_environment  # noqa: PLC0415
-    except ImportError:
-        return {}
-    return dict(worker_environment({}))
+    memory = _memory_module()
+    return dict(memory.worker_environment({})) if memory else {}
 
 
 def keep_freed_memory() -> None:
     """Do what the worker's process does at its start; nothing where it does nothing yet."""
-    with contextlib.suppress(ImportError):
-        from cema.cloud.worker.memory import keep_freed_memory as keep  # noqa: PLC0415
+    memory = _memory_module()
+    if memory:
+        memory.keep_freed_memory()
 
-        keep()
+
+def _memory_module() -> Any:
+    """Return the module that sets up a process's memory, which was elsewhere once; None where there is none yet."""
+    for name in ("cema._util.memory", "cema.cloud.worker.memory"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    return None
 
 
 def models(pair: str) -> tuple[Any, Any, list[Any]]:

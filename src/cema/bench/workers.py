@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from cema._util.memory import HUGE_PAGES, keep_freed_memory
 from cema.bench.config import BenchConfig
 from cema.bench.execute import RunContext
 from cema.bench.plan import Run
@@ -34,6 +35,7 @@ __all__ = ["Done", "Failed", "Prepare", "Task", "Workers", "available_cores"]
 # How often a worker says how far it is.
 _REPORT_SECONDS = 0.2
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_TUNABLES = "GLIBC_TUNABLES"
 _STOP_SECONDS = 5.0
 
 
@@ -193,9 +195,10 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let processes that are started here compute with one thread each: that many of them share the cores."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    """Let processes that are started here compute with one thread each, and in huge pages: they share the cores."""
+    wanted = dict.fromkeys(_THREADS, "1") | {_TUNABLES: os.environ.get(_TUNABLES, HUGE_PAGES)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -219,6 +222,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _serve(connection: Connection, config: BenchConfig, cache: Path | None) -> None:
     """Do tasks until the other end of the pipe is closed."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     context = RunContext(config, cache)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process has gone
         while True:

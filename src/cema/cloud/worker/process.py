@@ -17,10 +17,10 @@ from pathlib import Path
 
 from cema._util.lifetime import on_eof
 from cema._util.logs import start_logging
+from cema._util.memory import keep_freed_memory
 from cema._util.names import import_from_here
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
-from cema.cloud.worker.memory import keep_freed_memory
 from cema.errors import CemaError, ConfigError
 
 __all__ = ["EXIT_CONFIG", "EXIT_FENCED", "main"]

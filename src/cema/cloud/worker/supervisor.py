@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
+from cema._util.memory import worker_environment
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
-from cema.cloud.worker.memory import worker_environment
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import ConfigError, StoreError
 from cema.formats.bundle import Bundle, check_trust

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from cema.cloud.worker.memory import HUGE_PAGES, worker_environment
+from cema._util.memory import HUGE_PAGES, worker_environment
 
 PROGRAM = """
 import resource, sys
 import numpy as np
-from cema.cloud.worker.memory import keep_freed_memory
+from cema._util.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory() is (sys.argv[2] == "works")
 def faults():

@@ -1,8 +1,8 @@
-"""How a worker's process is set up: what a step has used of memory is kept for the next one.
+"""How a process that computes is set up: what a pass has used of memory is kept for the next one.
 
-A training pass allocates gigabytes in large tensors and lets them go. By default glibc gives each back to the kernel,
-which hands out zeroed pages again one by one in the next step: with EfficientNet-Lite0 that took more time than the
-computation.
+A pass allocates gigabytes in large tensors and lets them go. By default glibc gives each back to the kernel, which
+hands out zeroed pages again one by one in the next pass: with EfficientNet-Lite0 that took more time than the
+computation, in training and in prediction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-__all__ = ["keep_freed_memory", "worker_environment"]
+__all__ = ["HUGE_PAGES", "keep_freed_memory", "worker_environment"]
 
 # From malloc.h: mallopt's parameters.
 M_TRIM_THRESHOLD = -1
