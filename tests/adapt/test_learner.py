@@ -416,7 +416,7 @@ def test_after_a_change_of_the_environment_only_newer_samples_are_replayed(
     edge: Model, foundation: Model, photos: Photos
 ) -> None:
     day = photos(40)
-    night = [image // 8 for image in photos(24)]
+    night = [image // 8 for image in photos(27)]
     images = {f"day {i}": image for i, image in enumerate(day)}
     images |= {f"night {i}": image for i, image in enumerate(night)}
     seen: list[str] = []
@@ -432,10 +432,14 @@ def test_after_a_change_of_the_environment_only_newer_samples_are_replayed(
     assert adapter.changes.changes == 0
     assert [r.replayed for r in reports] == [0, 0, 12, 12, 12]
     seen.clear()
-    reports = [adapter.learn([f"night {8 * k + i}" for i in range(8)]) for k in range(3)]
+    # What shows the change has samples of both; the second batch is the first of the new domain alone.
+    both = [f"day {i}" for i in range(5)] + [f"night {i}" for i in range(3)]
+    reports = [adapter.learn(both)]
+    reports += [adapter.learn([f"night {8 * k + i + 3}" for i in range(8)]) for k in range(3)]
     assert adapter.changes.changes == 1
-    assert [r.replayed for r in reports] == [0, 8, 12]
-    assert all(name.startswith("night") for name in seen)
+    assert [r.replayed for r in reports] == [0, 0, 8, 12]
+    assert [seen.count(name) for name in both] == [1] * 8, "as new samples, and never again"
+    assert not any(name.startswith("day") for name in seen if name not in both)
 
 
 @pytest.mark.parametrize("on_change", ["keep", "reset"])
@@ -458,3 +462,28 @@ def test_a_change_may_put_the_source_parameters_back(
     assert adapter.changes.changes == 1
     expected = edge.module.ln.bias if on_change == "reset" else torch.full((8,), 7.0)
     assert torch.equal(adapter.edge.parameters["ln.bias"], expected)
+
+
+@pytest.mark.parametrize("on_change", ["keep", "reset"])
+def test_what_a_batch_of_two_domains_taught_goes_too(
+    on_change: str, edge: Model, foundation: Model, photos: Photos
+) -> None:
+    config = AdaptConfig(
+        fresh=8,
+        capacity=0,
+        window=24,
+        edge_lr=0.0,
+        on_change=on_change,  # type: ignore[arg-type]
+    )
+    adapter: CemaLearner[np.ndarray] = CemaLearner(edge, foundation, config)
+    night = [image // 8 for image in photos(32)]
+    for k in range(4):
+        adapter.learn(photos(32)[8 * k : 8 * k + 8])
+    adapter.learn(night[:8])
+    for k, source_again in ((1, on_change == "reset"), (2, False)):
+        with torch.no_grad():
+            adapter.edge.parameters["ln.bias"].fill_(7.0)
+        adapter.learn(night[8 * k : 8 * k + 8])
+        expected = edge.module.ln.bias if source_again else torch.full((8,), 7.0)
+        assert torch.equal(adapter.edge.parameters["ln.bias"], expected)
+    assert adapter.since_change == 24

@@ -166,6 +166,11 @@ class NormBank:
         wanted = self._models["edge"].preprocessing
         self._statistics = statistics_size(wanted.channels, wanted.height, wanted.width)
 
+    @property
+    def has_put_back(self) -> bool:
+        """Whether the models have learned on from an entry, since the domain changed."""
+        return self._current is not None
+
     def learn_from(self, count: int) -> None:
         """Take note that the models are about to learn from this many new uploads."""
         self._learned += count

@@ -103,6 +103,7 @@ class CemaLearner(Generic[T]):
         self._recall = recall
         self._taught = TaughtReplay(self.replay_buffer, edge.classes, recall, self.config.refreshed)
         self._since_change = 0
+        self._mixed = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -222,8 +223,14 @@ class CemaLearner(Generic[T]):
         if changed:
             self.bank.leave(known)
             self._since_change = 0
+        if reset:
+            # The batch that showed the change holds samples of the domain before too. Replayed, they would be taught
+            # under statistics of this one.
+            self._mixed = self._since_change
+        # What a batch of two domains taught goes too, unless it was taught to a state that was put back.
+        begins = changed or (reset and not self.bank.has_put_back)
         for model in (self.foundation, self.edge):
-            model.enter(changed=changed)
+            model.enter(changed=begins)
         found = self.bank.enter(rows) if reset else None
         if found is not None:
             self.changes.remember(found.entry.rows)
@@ -338,6 +345,7 @@ class CemaLearner(Generic[T]):
             "models": {side: state.values for side, state in sides.items()},
             "counters": dict(self.counters),
             "since_change": self._since_change,
+            "mixed": self._mixed,
             "surroundings": changes,
             "rng": self._rng.bit_generator.state,
             "replay": replay,
@@ -380,6 +388,8 @@ class CemaLearner(Generic[T]):
         self.counters.update(values["counters"])
         self._rng.bit_generator.state = values["rng"]
         self._since_change = values["since_change"]
+        # Checkpoints from before do not tell: the batch that showed a change was replayed then.
+        self._mixed = values.get("mixed", 0)
         self.changes.load(checkpoint.as_arrays(tensors), values["surroundings"])
         self._taught.load(values["replay"], targets)
         self.bank, self._prepared = bank, None
@@ -400,7 +410,7 @@ class CemaLearner(Generic[T]):
         """Return replayed images with their targets."""
         if len(self.replay_buffer) < self.config.replay_from:
             return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
-        newest = self._since_change if self.config.replay_scope == "since_change" else None
+        newest = self._since_change - self._mixed if self.config.replay_scope == "since_change" else None
         return self._taught.draw(count, self._rng, newest=newest, teacher=self.teacher, refresh=refresh)
 
     def _report(
