@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from cema.bench.plots import colour_of
 
 
 class Point(NamedTuple):
@@ -46,16 +49,17 @@ def points(folder: Path, severity: int) -> dict[str, Point]:
 
 def draw(rows: dict[str, list[Point]], output: Path) -> None:
     """Draw a line for each method, from the cheapest row to the dearest."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    marks = cycle("osD^vP")  # rows of one colour family stay apart
     for method, found in rows.items():
         ordered = sorted(found)
         x, y = [p.bytes_per_image for p in ordered], [p.accuracy for p in ordered]
-        axes.plot(x, y, marker="o", label=method)
+        axes.plot(x, y, marker=next(marks), color=colour_of(method), label=method)
     axes.set_xlabel("uploaded, bytes per image of the stream")
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(output, dpi=130)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["average_error", "write_plots"]
+__all__ = ["average_error", "colour_of", "write_plots"]
 
 # In what sequence of conditions a stream changes while a method goes along it, and is short enough to be drawn whole.
 _CHANGING = ("continual", "gradual", "mixed")
@@ -83,7 +83,7 @@ def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Ax
     return figure, list(axes[:count])
 
 
-def _colour(method: str) -> str:
+def colour_of(method: str) -> str:
     """Return the same colour for a method in every plot."""
     from cema.methods.registry import METHODS  # noqa: PLC0415 - loads torch
 
@@ -106,7 +106,7 @@ def _bars(tables: Sequence[ResultTable]) -> Figure:
         found = _scored(table)
         errors = [average_error(table, method) for method in found]
         heights = [entry.accuracy or 0.0 for entry in found.values()]
-        bars = axes.bar(list(found), heights, yerr=errors, capsize=3, color=[_colour(m) for m in found])
+        bars = axes.bar(list(found), heights, yerr=errors, capsize=3, color=[colour_of(m) for m in found])
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
         axes.tick_params(axis="x", rotation=45, labelsize=8)
         axes.set_ylabel("accuracy, %")
@@ -146,7 +146,7 @@ def _against_bytes(tables: Sequence[ResultTable]) -> Figure:
         for method, entry in _scored(table).items():
             points[method] = (entry.bytes_up or 0.0) / entry.samples, entry.accuracy or 0.0
             error = average_error(table, method)
-            axes.errorbar(*points[method], yerr=error, fmt="o", color=_colour(method), capsize=3)
+            axes.errorbar(*points[method], yerr=error, fmt="o", color=colour_of(method), capsize=3)
         axes.set(xlabel="bytes uploaded per predicted sample", ylabel="average accuracy, %")
         axes.margins(x=0.15, y=0.12)
         _label(axes, points)
@@ -191,7 +191,7 @@ def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(
                 [end for end, _ in points],
                 [accuracy for _, accuracy in points],
-                color=_colour(method),
+                color=colour_of(method),
                 label=method,
                 linewidth=1.2,
             )
@@ -212,7 +212,7 @@ def _over_visits(tables: Sequence[VisitTable]) -> Figure:
         for method, row in table.rows.items():
             if row.means:
                 numbers = range(1, len(row.means) + 1)
-                axes.plot(numbers, row.means, ".-", color=_colour(method), label=method, linewidth=1.2)
+                axes.plot(numbers, row.means, ".-", color=colour_of(method), label=method, linewidth=1.2)
         axes.set(xlabel="visit to every corruption", ylabel="mean accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _name(axes, table)

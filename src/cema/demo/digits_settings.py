@@ -12,6 +12,7 @@ passes = 8
 average = 0.98
 edge_lr = 0.01
 foundation_lr = 0.0
+on_change = "reset"
 """
 
 _LAYERNORM = """

@@ -168,6 +168,7 @@ class _Update:
                 "average": 0.98,
                 "edge_lr": 0.01,
                 "foundation_lr": 0.0,
+                "on_change": "reset",
             },
             "views": {"count": 5, "shift": 1},
         },
@@ -181,6 +182,10 @@ class _Update:
                 "foundation_lr": 0.0,
             },
             "views": {"count": 5, "shift": 1},
+        },
+        "imagenet/batchnorm": {
+            "adapt": {"fresh": 16, "replay_from": 64, "passes": 4, "average": 0.9},
+            "views": {"count": 5, "shift": 7, "mirror": True, "above": 0.5},
         },
     },
 )
