@@ -446,28 +446,7 @@ def test_after_a_change_of_the_environment_only_newer_samples_are_replayed(
 def test_a_change_may_put_the_source_parameters_back(
     on_change: str, edge: Model, foundation: Model, photos: Photos
 ) -> None:
-    config = AdaptConfig(
-        fresh=8,
-        capacity=0,
-        window=24,
-        edge_lr=0.0,
-        on_change=on_change,  # type: ignore[arg-type]
-    )
-    adapter: CemaLearner[np.ndarray] = CemaLearner(edge, foundation, config)
-    for k in range(4):
-        adapter.learn(photos(32)[8 * k : 8 * k + 8])
-    with torch.no_grad():
-        adapter.edge.parameters["ln.bias"].fill_(7.0)  # as if learned; the edge's own rate is 0
-    adapter.learn([image // 8 for image in photos(8)])
-    assert adapter.changes.changes == 1
-    expected = edge.module.ln.bias if on_change == "reset" else torch.full((8,), 7.0)
-    assert torch.equal(adapter.edge.parameters["ln.bias"], expected)
-
-
-@pytest.mark.parametrize("on_change", ["keep", "reset"])
-def test_what_a_batch_of_two_domains_taught_goes_too(
-    on_change: str, edge: Model, foundation: Model, photos: Photos
-) -> None:
+    """At the batch that shows it, and at the next: the first may hold samples of both domains."""
     config = AdaptConfig(
         fresh=8,
         capacity=0,
@@ -479,11 +458,12 @@ def test_what_a_batch_of_two_domains_taught_goes_too(
     night = [image // 8 for image in photos(32)]
     for k in range(4):
         adapter.learn(photos(32)[8 * k : 8 * k + 8])
-    adapter.learn(night[:8])
-    for k, source_again in ((1, on_change == "reset"), (2, False)):
+    for k, put_back in enumerate((True, True, False)):
         with torch.no_grad():
-            adapter.edge.parameters["ln.bias"].fill_(7.0)
+            adapter.edge.parameters["ln.bias"].fill_(7.0)  # as if learned; the edge's own rate is 0
         adapter.learn(night[8 * k : 8 * k + 8])
-        expected = edge.module.ln.bias if source_again else torch.full((8,), 7.0)
+        assert adapter.changes.changes == 1
+        source = put_back and on_change == "reset"
+        expected = edge.module.ln.bias if source else torch.full((8,), 7.0)
         assert torch.equal(adapter.edge.parameters["ln.bias"], expected)
     assert adapter.since_change == 24

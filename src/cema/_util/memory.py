@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-__all__ = ["HUGE_PAGES", "keep_freed_memory", "worker_environment"]
+__all__ = ["keep_freed_memory", "worker_environment"]
 
 # From malloc.h: mallopt's parameters.
 M_TRIM_THRESHOLD = -1

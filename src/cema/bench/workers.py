@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from cema._util.memory import HUGE_PAGES, keep_freed_memory
+from cema._util.memory import keep_freed_memory, worker_environment
 from cema.bench.config import BenchConfig
 from cema.bench.execute import RunContext
 from cema.bench.plan import Run
@@ -35,7 +35,6 @@ __all__ = ["Done", "Failed", "Prepare", "Task", "Workers", "available_cores"]
 # How often a worker says how far it is.
 _REPORT_SECONDS = 0.2
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_TUNABLES = "GLIBC_TUNABLES"
 _STOP_SECONDS = 5.0
 
 
@@ -144,7 +143,7 @@ class Workers:
         spawn = get_context("spawn")
         here, there = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(there, self._config, self._cache), name="cema-bench")
-        with _one_thread(), _deaf_to_interrupts():
+        with _worker_variables(), _deaf_to_interrupts():
             process.start()
         there.close()
         return _Worker(process, here)
@@ -194,9 +193,9 @@ def available_cores() -> int:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes that are started here compute with one thread each, and in huge pages: they share the cores."""
-    wanted = dict.fromkeys(_THREADS, "1") | {_TUNABLES: os.environ.get(_TUNABLES, HUGE_PAGES)}
+def _worker_variables() -> Iterator[None]:
+    """Let processes that are started here have a worker's environment, and one thread each: they share the cores."""
+    wanted = worker_environment(os.environ) | dict.fromkeys(_THREADS, "1")
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
