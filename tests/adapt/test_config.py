@@ -33,6 +33,8 @@ def test_a_weight_replaces_the_presets() -> None:
         {"kl": -1.0},
         {"capacity": 100, "replay_from": 101},
         {"window": 0},
+        {"source_share": 1.0},
+        {"source_share": 0.5, "statistics": "step"},
         {"preset": "paper"},
         {"start": "middle"},
         {"learning_rate": 0.1},

@@ -178,6 +178,24 @@ def test_statistics_are_those_of_the_norm_state(edge: Model, foundation: Model, 
     np.testing.assert_array_equal(statistics, learner.edge.statistics.running().numpy())
 
 
+def test_a_share_of_the_source_models_statistics_stays(
+    edge: Model, foundation: Model, photos: Photos
+) -> None:
+    still = msgspec.structs.replace(QUICK, edge_lr=0.0, foundation_lr=0.0)
+    plain, shared = (
+        ids_adapter(edge, foundation, photos, msgspec.structs.replace(still, source_share=share))
+        for share in (0.0, 0.25)
+    )
+    source = shared.statistics()
+    for learner in (plain, shared):
+        feed(learner, range(4))
+    # The first layer is given the same inputs by both; deeper ones see what the layers before make of theirs.
+    first = slice(0, shared.statistics_layers()[0].size)
+    expected = 0.75 * plain.statistics()[:, first] + 0.25 * source[:, first]
+    np.testing.assert_allclose(shared.statistics()[:, first], expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(shared.statistics(), 0.75 * plain.statistics() + 0.25 * source, rtol=1e-3)
+
+
 def test_only_norm_state_changes_and_the_source_models_never_do(
     edge: Model, foundation: Model, photos: Photos
 ) -> None:

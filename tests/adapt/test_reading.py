@@ -21,14 +21,14 @@ from cema.ondevice.window import Blend
 Photos = Callable[[int], list[np.ndarray]]
 
 
-def reference(
-    model: Model, inputs: np.ndarray, known: np.ndarray, rate: float
-) -> tuple[np.ndarray, np.ndarray]:
+def reference(model: Model, inputs: np.ndarray, blend: Blend) -> tuple[np.ndarray, np.ndarray]:
     """The same pass in float64: every BatchNorm is given its blended statistics by hand, one after the other."""
     module = copy.deepcopy(model.module).double().eval()
     seen, start = [], [0]
+    known, rate, source, share = blend
+    assert source is not None
 
-    def blend(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def move(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         values = args[0].transpose(0, 1).reshape(args[0].shape[1], -1).numpy()
         place = slice(start[0], start[0] + len(values))
         start[0] = place.stop
@@ -39,29 +39,35 @@ def reference(
             difference = own[0] - mean
             variance = variance + rate * (own[1] - variance) + rate * (1 - rate) * difference**2
             mean = mean + rate * difference
+        mean, variance = (1 - share) * np.stack([mean, variance]) + share * source[:, place].astype(
+            np.float64
+        )
         layer.running_mean.copy_(torch.from_numpy(mean))  # type: ignore[operator]
         layer.running_var.copy_(torch.from_numpy(variance))  # type: ignore[operator]
         seen.append(own)
 
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            layer.register_forward_pre_hook(blend)
+            layer.register_forward_pre_hook(move)
     with torch.no_grad():
         logits: np.ndarray = module(torch.from_numpy(inputs.astype(np.float64))).numpy()
     return logits, np.concatenate(seen, axis=1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_every_layer_normalises_with_the_blend(edge: Model, photos: Photos, rate: float, count: int) -> None:
+def test_every_layer_normalises_with_the_blend(
+    edge: Model, photos: Photos, rate: float, count: int, share: float
+) -> None:
     model = AdaptableModel(edge)
     before = statistics_of(model.layers)
     rng = np.random.default_rng(0)
     known = np.stack([rng.normal(size=before.shape[1]), rng.uniform(0.5, 2, before.shape[1])])
-    blend = Blend(known.astype(np.float32), rate)
+    blend = Blend(known.astype(np.float32), rate, before, share)
     inputs = edge.preprocessing(photos(count))
     logits, observed = read_statistics(model, model.as_inputs(inputs), blend)
-    expected, own = reference(edge, inputs, blend.known, rate)
+    expected, own = reference(edge, inputs, blend)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(observed, own, rtol=1e-3, atol=1e-4)
     # The model is as it was, and reads nothing in its next pass.

@@ -23,9 +23,18 @@ def data(count: int, size: int = 8) -> list[torch.Tensor]:
     return [torch.from_numpy(rng.normal(i, 1 + i, (size, 3, 4, 4)).astype(np.float32)) for i in range(count)]
 
 
-def make(window: int | None, start: str = "first_batch") -> tuple[AdaptiveBatchNorm, RunningStatistics]:
+def make(
+    window: int | None, start: str = "first_batch", share: float = 0.0
+) -> tuple[AdaptiveBatchNorm, RunningStatistics]:
     layer = AdaptiveBatchNorm(nn.BatchNorm2d(3))
-    tracker = RunningStatistics([layer], start=start, window=window, momentum=0.1, batch=8)  # type: ignore[arg-type]
+    tracker = RunningStatistics(
+        [layer],
+        start=start,  # type: ignore[arg-type]
+        window=window,
+        momentum=0.1,
+        batch=8,
+        share=share,
+    )
     return layer, tracker
 
 
@@ -37,6 +46,38 @@ def test_a_window_holds_the_exact_statistics_of_its_samples() -> None:
     torch.testing.assert_close(layer.running_mean.double(), union.mean(1), rtol=1e-5, atol=1e-6)
     # Batches contribute their unbiased variance: the union's, within one part in 128.
     torch.testing.assert_close(layer.running_var.double(), union.var(1, correction=0), rtol=1 / 100, atol=0)
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_a_share_of_the_source_stays_however_many_samples_came(following: bool) -> None:
+    layer, tracker = make(window=16, share=0.25)
+    plain, other = make(window=16)
+    for batch in data(5):
+        observed(plain, [batch], other)
+        if following:
+            with tracker.following(len(batch)), torch.no_grad():
+                layer(batch)
+            assert tracker.observe(len(batch), followed=True)
+        else:
+            observed(layer, [batch], tracker)
+        # The source's are means of 0 and variances of 1.
+        torch.testing.assert_close(layer.running_mean, 0.75 * plain.running_mean)
+        torch.testing.assert_close(layer.running_var, 0.75 * plain.running_var + 0.25)
+
+
+def test_what_is_put_back_keeps_its_share_of_the_source() -> None:
+    layer, tracker = make(window=16, share=0.25)
+    batches = data(3)
+    observed(layer, batches[:2], tracker)
+    kept = tracker.running()
+    other, again = make(window=16, share=0.25)
+    again.begin_at(kept, 16)
+    torch.testing.assert_close(again.running(), kept)
+    for each, one in ((layer, tracker), (other, again)):
+        observed(each, batches[2:], one)
+    # The first batch has left one window; the other knows both as one.
+    expected = (kept[0] / 0.75 * 2 + batches[2].mean((0, 2, 3))) / 3
+    torch.testing.assert_close(other.running_mean, 0.75 * expected)
 
 
 def test_a_window_weighs_batches_by_their_size() -> None:

@@ -23,10 +23,10 @@ from cema.edge.config import EdgeConfig, GuardConfig
 from cema.formats.bundle import Bundle
 from cema.formats.payload import Payload, decode_payload, encode_payload, round_norm_state
 from cema.ondevice.own_statistics import StatisticsConfig
-from cema.ondevice.window import StatisticsWindow
+from cema.ondevice.window import Blend, StatisticsWindow
 
 Make = Callable[..., EdgeConfig]
-OWN = StatisticsConfig(prior=4.0, samples=24, read=8, every=10_000)
+OWN = StatisticsConfig(prior=4.0, source_share=0.25, samples=24, read=8, every=10_000)
 
 # An agent that is killed where it calls a function for the n-th time: before the call, or after it.
 KILLED = """
@@ -104,17 +104,17 @@ def case(make_config: Make, observing: Bundle, cloud: Cloud, key: Ed25519Private
     settings: dict[str, Any] = {"statistics": OWN, "guard": GuardConfig(change_limit=0.0)}
     config = msgspec.structs.replace(make_config(cloud, **settings), bundle=str(observing.path))
     state = round_norm_state(norm_state(4, spread=0.4))
-    golden = logits(observing, state, observing.statistics(), observing.golden_images).astype(np.float32)
+    source = observing.statistics()
+    assert source is not None
+    golden = logits(observing, state, Blend(source, 0.0), observing.golden_images).astype(np.float32)
     payload = encode_payload(state, golden, unfolded=True, statistics=some_statistics(7))
     update = make_update(observing, key, 3, payload=payload)
     return Case(config, cloud, update, tmp_path / "pixels.npy")
 
 
-def logits(
-    bundle: Bundle, affine: dict[str, np.ndarray], statistics: Any, pixels: np.ndarray, rate: float = 0.0
-) -> np.ndarray:
-    """The small model's in float64, under statistics and a share of those of the images."""
-    norm = Blending(affine, bundle.manifest.statistics, statistics, rate)
+def logits(bundle: Bundle, affine: dict[str, np.ndarray], blend: Blend, pixels: np.ndarray) -> np.ndarray:
+    """The small model's in float64, under a blend with the statistics of the images."""
+    norm = Blending(affine, bundle.manifest.statistics, *blend)
     w, x = weights(), PREPROCESSING(pixels).astype(np.float64)
     for i in range(2):
         x = np.maximum(norm(f"bn{i}", convolve(x, w[f"w{i}"])), 0)
@@ -125,12 +125,14 @@ def logits(
 def serves(agent: EdgeAgent, payload: Payload | None, pixels: np.ndarray) -> None:
     """Check that first images are answered as the update, or the source model, answers them."""
     bundle = agent.bundle
-    known, affine = bundle.statistics(), bundle.affine_state()
+    source, affine = bundle.statistics(), bundle.affine_state()
+    assert source is not None
+    window = StatisticsWindow(source, weight=OWN.prior, size=OWN.samples, share=OWN.source_share)
     if payload is not None:
-        affine, known = payload.norm_state, payload.statistics
-    assert known is not None
-    blend = StatisticsWindow(known, weight=OWN.prior, size=OWN.samples).blend(len(pixels))
-    expected = logits(bundle, affine, blend.known, pixels, blend.rate)
+        assert payload.statistics is not None
+        affine = payload.norm_state
+        window.begin_at(payload.statistics)
+    expected = logits(bundle, affine, window.blend(len(pixels)), pixels)
     prediction = agent.predict(pixels)
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-3, atol=1e-3)
     assert prediction.version == (0 if payload is None else 3)

@@ -27,7 +27,7 @@ from cema.ondevice.unsure import ViewsConfig
 from cema.ondevice.window import StatisticsWindow
 
 Make = Callable[..., EdgeConfig]
-OWN = StatisticsConfig(prior=4.0, samples=24, read=8, every=40)
+OWN = StatisticsConfig(prior=4.0, source_share=0.25, samples=24, read=8, every=40)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ class Reference:
         prior = bundle.statistics()
         assert prior is not None
         self.bundle, self.read, self.runs = bundle, 0, runs or LabelRuns(bundle.manifest.classes)
-        self.window = StatisticsWindow(prior, weight=OWN.prior, size=OWN.samples)
+        self.window = StatisticsWindow(prior, weight=OWN.prior, size=OWN.samples, share=OWN.source_share)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         batch, layers = PREPROCESSING(pixels), self.bundle.manifest.statistics

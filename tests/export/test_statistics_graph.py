@@ -25,6 +25,7 @@ from cema.models.registry import resolve
 from cema.models.spec import Model
 from cema.ondevice.folding import fold
 from cema.ondevice.preprocess import Preprocessing
+from cema.ondevice.window import Blend
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
 SIDE, CLASSES = 12, 5
@@ -94,7 +95,7 @@ def compare(bundle: Bundle, model: Model, network: Network, *, batches: tuple[in
         for count in batches:
             x = inputs_of(model, count)
             for rate in RATES:
-                logits, observed = runtime.observe(x, known, rate)
+                logits, observed = runtime.observe(x, Blend(known, rate))
                 norm = Blending(affine, layers, known, rate)
                 close(logits, network(weights, norm, x.astype(np.float64)))
                 close(observed, norm.observed())
@@ -185,7 +186,7 @@ def test_a_small_variance_around_a_large_mean_is_kept(tmp_path: Path) -> None:
     runtime = StatisticsRuntime(bundle).under(bundle.affine_state())
     # What is known is of another size: at a rate of 1 nothing of it may be left.
     known = np.array([[0, 0, 0], [1e4, 1e4, 1e4]], np.float32)
-    logits, observed = runtime.observe(x, known, 1.0)
+    logits, observed = runtime.observe(x, Blend(known, 1.0))
     norm = Blending(bundle.affine_state(), bundle.manifest.statistics, known, 1.0)
     y = norm("0", x).reshape(4, 3, 3, 4, 3, 4).mean((3, 5)).reshape(4, 27)
     head: Any = module[3]
@@ -246,7 +247,7 @@ def compare_with_torch(model: Model, bundle: Bundle, *, tolerance: float, batche
         for count in batches:
             x = inputs_of(model, count)
             for rate in RATES:
-                logits, observed = runtime.observe(x, known, rate)
+                logits, observed = runtime.observe(x, Blend(known, rate))
                 expected, seen = hooked.run(affine, known, rate, x)
                 close(logits, expected, tolerance)
                 close(observed, seen, tolerance)
@@ -284,7 +285,7 @@ def test_inputs_of_every_rank(tmp_path: Path, norm: nn.Module, shape: tuple[int,
     compare_with_torch(model, bundle, tolerance=1e-4, batches=(1, 2, 5))
     if np.prod(shape[1:], dtype=int) == 1:
         runtime, (_, known) = StatisticsRuntime(bundle).under(bundle.affine_state()), others(bundle)
-        np.testing.assert_array_equal(runtime.observe(inputs_of(model, 1), known, 1.0)[1], known)
+        np.testing.assert_array_equal(runtime.observe(inputs_of(model, 1), Blend(known, 1.0))[1], known)
 
 
 class Kinds(nn.Module):
@@ -337,7 +338,7 @@ def test_layers_that_the_cloud_does_not_observe_keep_the_source_statistics(tmp_p
     hooked = Hooked(model.module, bundle)
     runtime, x = StatisticsRuntime(bundle).under(affine), inputs_of(model, 3)
     for rate in RATES:
-        logits, observed = runtime.observe(x, bundle.statistics(), rate)
+        logits, observed = runtime.observe(x, Blend(bundle.statistics(), rate))
         expected, seen = hooked.run(affine, bundle.statistics(), rate, x)
         close(logits, expected)
         close(observed, seen)
@@ -355,12 +356,12 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     affine, known = bundle.affine_state(), bundle.statistics()
     runtime = StatisticsRuntime(bundle).under(affine)
     for rate in (0.0, 0.2):
-        logits, observed = runtime.observe(x, known, rate)
+        logits, observed = runtime.observe(x, Blend(known, rate))
         expected, seen = hooked.run(affine, known, rate, x)
         close(logits, expected, 1e-3)
         close(observed, seen, 1e-3)
     golden = model.preprocessing(bundle.golden_images)
-    close(runtime.observe(golden, known, 0.0)[0], bundle.golden_logits, 1e-3)
+    close(runtime.observe(golden, Blend(known, 0.0))[0], bundle.golden_logits, 1e-3)
 
 
 def test_at_a_rate_of_0_it_is_the_folded_model(tmp_path: Path) -> None:
@@ -371,7 +372,8 @@ def test_at_a_rate_of_0_it_is_the_folded_model(tmp_path: Path) -> None:
     folded = fold(affine, known, bundle.manifest.statistics)
     session = open_session(bundle.model_path.read_bytes(), {"norm.bin": bundle.pack_norm(folded)})
     close(
-        StatisticsRuntime(bundle).under(affine).observe(x, known, 0.0)[0], session.run(None, {"images": x})[0]
+        StatisticsRuntime(bundle).under(affine).observe(x, Blend(known, 0.0))[0],
+        session.run(None, {"images": x})[0],
     )
 
 
@@ -409,7 +411,10 @@ def test_the_model_is_the_same_with_and_without(tmp_path: Path) -> None:
     assert first.statistics_path.read_bytes() == second.statistics_path.read_bytes()
     assert b"site-packages" not in first.statistics_path.read_bytes()
     graph = onnx.load(first.statistics_path, load_external_data=False).graph
-    assert [value.name for value in graph.input] == ["images", "norm", "known", "rate"]
+    assert [value.name for value in graph.input] == [
+        *("images", "norm", "known", "rate"),
+        *("source_statistics", "source_share"),
+    ]
     assert [value.name for value in graph.output] == ["logits", "observed"]
     assert len({name for node in graph.node for name in node.output}) == sum(
         len(n.output) for n in graph.node

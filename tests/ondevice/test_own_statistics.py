@@ -142,7 +142,17 @@ def test_statistics_that_are_known_decide_as_inputs_do(size: int, known: float) 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"prior": -1}, {"read": 0}, {"samples": 8}, {"every": 0}, {"prior": float("nan")}]
+    "settings",
+    [
+        {"prior": -1},
+        {"read": 0},
+        {"samples": 8},
+        {"every": 0},
+        {"prior": float("nan")},
+        {"source_share": 1.0},
+        {"source_share": -0.1},
+        {"source_share": float("nan")},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

@@ -37,6 +37,16 @@ def test_the_prior_counts_for_its_images() -> None:
     np.testing.assert_allclose(window.current(), np.stack([mean, squares - mean**2]), rtol=1e-5)
 
 
+def test_a_share_of_the_source_stays_however_many_were_read() -> None:
+    plain = StatisticsWindow(PRIOR, weight=0, size=10**6)
+    shared = StatisticsWindow(PRIOR, weight=0, size=10**6, share=0.5)
+    for window in (plain, shared):
+        window.add(np.stack([np.full(3, 7.0), np.full(3, 9.0)]), 10**6)
+    np.testing.assert_allclose(shared.current(), (plain.current() + PRIOR) / 2, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\), got 1"):
+        StatisticsWindow(PRIOR, weight=0, size=4, share=1.0)
+
+
 def test_before_any_input_it_is_the_prior() -> None:
     for weight in (0, 16):
         np.testing.assert_array_equal(StatisticsWindow(PRIOR, weight=weight, size=4).current(), PRIOR)
@@ -47,15 +57,19 @@ def test_before_any_input_it_is_the_prior() -> None:
     st.lists(st.integers(1, 40), min_size=1, max_size=8),
     st.integers(1, 64),
     st.sampled_from([0.0, 0.5, 16.0]),
+    st.sampled_from([0.0, 0.3]),
 )
 def test_a_pass_that_blends_has_the_statistics_that_follow(
-    seed: int, counts: list[int], size: int, weight: float
+    seed: int, counts: list[int], size: int, weight: float, share: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    window = StatisticsWindow(PRIOR, weight=weight, size=size)
+    window = StatisticsWindow(PRIOR, weight=weight, size=size, share=share)
+    window.begin_at(PRIOR * 2)  # an update's
     for count in counts:
         observed = np.stack([rng.normal(size=3), rng.uniform(0, 2, 3)]).astype(np.float32)
-        known, rate = window.blend(count)
+        known, rate, source, part = window.blend(count)
+        assert part == share
+        np.testing.assert_array_equal(source, PRIOR)
         window.add(observed, count)
         difference = observed[0] - known[0]
         blended = np.stack(
@@ -64,7 +78,8 @@ def test_a_pass_that_blends_has_the_statistics_that_follow(
                 known[1] + rate * (observed[1] - known[1]) + rate * (1 - rate) * difference**2,
             ]
         )
-        np.testing.assert_allclose(window.current(), blended, rtol=1e-4, atol=1e-5)
+        mixed = (1 - share) * blended + share * PRIOR
+        np.testing.assert_allclose(window.current(), mixed, rtol=1e-4, atol=1e-5)
         assert window.count < size + max(counts)
 
 

@@ -33,6 +33,9 @@ class Blending:
         Those that blend.
     known : ndarray (2, K)
     rate : float
+    source : ndarray (2, K), optional
+    share : float
+        Of the source in what a layer normalises with.
     seen : dict of str to ndarray (2, C)
         What each layer was last given.
     """
@@ -41,11 +44,13 @@ class Blending:
     layers: Sequence[StatisticsLayer]
     known: npt.NDArray[Any]
     rate: float
+    source: npt.NDArray[Any] | None = None
+    share: float = 0.0
     seen: dict[str, Float64] = field(default_factory=dict)
 
     def __call__(self, name: str, x: npt.NDArray[Any]) -> Float64:
         """Normalise the input of a layer, (N, C, ...)."""
-        known, eps = self._known(name)
+        known, eps = self._of_layer(self.known, name)
         values = np.moveaxis(x.astype(np.float64), 1, 0).reshape(x.shape[1], -1)
         count = values.shape[1]
         mean = values.mean(1)
@@ -54,6 +59,12 @@ class Blending:
         self.seen[name] = np.stack([mean, variance]) if count > 1 else known
         between = rate * (1 - rate) * (mean - known[0]) ** 2
         blend = known[0] + rate * (mean - known[0]), known[1] + rate * (variance - known[1]) + between
+        if self.source is not None:
+            source, _ = self._of_layer(self.source, name)
+            blend = tuple(
+                (1 - self.share) * ours + self.share * theirs
+                for ours, theirs in zip(blend, source, strict=True)
+            )
         shape = (1, -1, *[1] * (x.ndim - 2))
         weight, bias = (self.affine[f"{name}.{kind}"].astype(np.float64) for kind in ("scale", "shift"))
         scale = weight / np.sqrt(blend[1] + eps)
@@ -63,11 +74,11 @@ class Blending:
         """Return what all layers were last given, (2, K)."""
         return np.concatenate([self.seen[layer.layer] for layer in self.layers], axis=1)
 
-    def _known(self, name: str) -> tuple[Float64, float]:
+    def _of_layer(self, flat: npt.NDArray[Any], name: str) -> tuple[Float64, float]:
         start = 0
         for layer in self.layers:
             if layer.layer == name:
-                return self.known[:, start : start + layer.size].astype(np.float64), layer.eps
+                return flat[:, start : start + layer.size].astype(np.float64), layer.eps
             start += layer.size
         raise KeyError(name)
 

@@ -99,6 +99,9 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         code does), or nothing at all.
     window : int
         New uploads over which ``statistics = "window"`` averages.
+    source_share : float
+        What the source model's statistics count for beside a window's, in [0, 1): as the devices' own
+        (``[statistics] source_share``).
     change_limit : float
         How far the latest of a batch of uploads must be from those in the window, in what the inputs look like, to
         be taken for a change of domain (`ChangeDetector`), at which the window is cleared; 0 switches this off.
@@ -153,6 +156,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     start: Literal["first_batch", "source"] = "first_batch"
     statistics: Literal["window", "fresh", "step", "source"] = "window"
     window: int = 96
+    source_share: float = 0.0
     change_limit: float = 36.0
     on_change: Literal["keep", "reset"] = "keep"
     bank: int = 0
@@ -191,6 +195,10 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)", getattr(self, name))
         rate = self.statistics_momentum
         require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
+        share = self.source_share
+        require(0 <= share < 1, "source_share", "a number in [0, 1)", share)
+        fits = not share or self.statistics == "window"
+        require(fits, "source_share", 'a share of 0 unless statistics = "window"', share)
         if self.algorithm == "cema" and self.options:
             raise ValueError(
                 f"options: expected none for the algorithm cema, got {sorted(self.options)}; its settings stand beside "

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cema.adapt.norm import normalising
-from cema.adapt.statistics import merge_of
+from cema.adapt.statistics import merge_of, parts_of, with_share_of
 from cema.ondevice.folding import StatisticsLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cema.adapt.adaptable import AdaptableModel
     from cema.adapt.norm import AdaptiveBatchNorm
     from cema.ondevice.window import Blend
 
-__all__ = ["read_statistics", "statistics_layers", "statistics_of"]
+__all__ = ["blending", "read_statistics", "statistics_layers", "statistics_of"]
 
 
 def statistics_layers(layers: Mapping[str, AdaptiveBatchNorm]) -> tuple[StatisticsLayer, ...]:
@@ -60,25 +61,43 @@ def read_statistics(
     observed : ndarray of float32 (2, K)
         Means and unbiased variances of the inputs; what was known, where a layer saw a single value per channel.
     """
-    layers = model.layers
-    before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers.values()]
-    sizes = [layer.running_mean.numel() for layer in layers.values()]
-    known = torch.split(torch.from_numpy(blend.known), sizes, dim=1)
-    for layer, part in zip(layers.values(), known, strict=True):
-        mean, variance = part.to(layer.running_mean.device)
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
-        layer.merge = merge_of(mean, variance, blend.rate, union=True)
+    layers = list(model.layers.values())
     try:
-        with normalising(layers.values(), "follow"):
+        with blending(layers, blend) as known:
             logits = model.run(inputs)
         observed = [
-            torch.stack(layer.observed).float() if layer.observed is not None else part.to(logits.device)
-            for layer, part in zip(layers.values(), known, strict=True)
+            part if layer.observed is None else torch.stack(layer.observed).float()
+            for layer, part in zip(layers, known, strict=True)
         ]
     finally:
-        for layer, (mean, variance) in zip(layers.values(), before, strict=True):
-            layer.merge, layer.observed = None, None
+        for layer in layers:
+            layer.observed = None
+    return logits, torch.cat(observed, dim=1).cpu().numpy()
+
+
+@contextmanager
+def blending(layers: Sequence[AdaptiveBatchNorm], blend: Blend) -> Iterator[list[torch.Tensor]]:
+    """Let layers normalise with a blend in the passes inside of a ``with`` block; their statistics stay as they were.
+
+    Yields
+    ------
+    list of torch.Tensor
+        What is known of each layer, float32 (2, C), where the layer is.
+    """
+    before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+    known = parts_of(torch.from_numpy(blend.known), layers)
+    source = known if blend.source is None else parts_of(torch.from_numpy(blend.source), layers)
+    try:
+        for layer, part, other in zip(layers, known, source, strict=True):
+            layer.merge = with_share_of(merge_of(part, blend.rate, union=True), other, blend.share)
+            # For a layer that is given a single value per channel, which has no variance.
+            alone = with_share_of(merge_of(part, 0.0, union=True), other, blend.share)(*part)
+            layer.running_mean.copy_(alone[0])
+            layer.running_var.copy_(alone[1])
+        with normalising(layers, "follow"):
+            yield known
+    finally:
+        for layer, (mean, variance) in zip(layers, before, strict=True):
+            layer.merge = None
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
-    return logits, torch.cat(observed, dim=1).cpu().numpy()

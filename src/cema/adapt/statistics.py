@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cema.adapt.norm import AdaptiveBatchNorm, Merge
 
-__all__ = ["RunningStatistics", "merge_of"]
+__all__ = ["RunningStatistics", "merge_of", "parts_of", "with_share_of"]
 
 
 class RunningStatistics:
@@ -40,6 +40,8 @@ class RunningStatistics:
         Rate of the exponential average for a batch of `batch` samples.
     batch : int
         Samples in a full batch; a smaller batch moves the average by less.
+    share : float
+        What the statistics that the layers have now, the source model's, count for beside a window's, in [0, 1).
     """
 
     def __init__(
@@ -50,15 +52,18 @@ class RunningStatistics:
         window: int | None,
         momentum: float,
         batch: int,
+        share: float = 0.0,
     ) -> None:
         self.layers = list(layers)
+        self.share = share
         self.window = window
         self.momentum = momentum
         self.batch = batch
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []
+        self._source = self.running() if self.layers else torch.empty(2, 0)
         if self.layers and self.started and window is not None:
-            self._entries.append((window, self.running()))
+            self._entries.append((window, self._source.clone()))
 
     def observe(self, count: int, *, reset: bool = False, followed: bool = False) -> bool:
         """Take in what the layers observed in the last forward pass over `count` samples.
@@ -130,13 +135,16 @@ class RunningStatistics:
         """Write what `running` returned once, and let it count for this many samples, at most a window of them."""
         self._write(flat)
         if self.window is not None:
-            self._entries = [(min(count, self.window), flat.clone())]
+            # What goes into the window is without the source's share, which every average is given anew.
+            apart = (flat.double() - self.share * self._source.double()) / (1 - self.share)
+            apart[1].clamp_(min=0.0)  # rounding
+            self._entries = [(min(count, self.window), apart.float())]
         self.started = True
 
     def _moved(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         """Return the running statistics after a batch that was just taken in."""
         if self.window is not None:
-            return _average(self._entries)
+            return torch.lerp(_average(self._entries), self._source.double(), self.share)
         if not self.started:
             return flat
         return torch.lerp(self.running(), flat, self._rate(count))
@@ -155,15 +163,13 @@ class RunningStatistics:
             rate, flat = self._rate(count), self.running()
         else:
             rate, flat = 1.0, None
-        if flat is None:
-            return [_batch_alone for _ in self.layers]
-        parts = zip(*(part.split(self._sizes()) for part in flat.float()), strict=True)
         union = self.window is not None
+        known = self._source if flat is None else flat.float()  # at a rate of 1 it does not matter which
         return [
-            merge_of(
-                mean.to(layer.running_mean.device), variance.to(layer.running_var.device), rate, union=union
+            with_share_of(merge_of(there, rate, union=union), source, self.share)
+            for there, source in zip(
+                parts_of(known, self.layers), parts_of(self._source, self.layers), strict=True
             )
-            for layer, (mean, variance) in zip(self.layers, parts, strict=True)
         ]
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -192,13 +198,15 @@ class RunningStatistics:
         return entries
 
     def _write(self, flat: torch.Tensor) -> None:
-        parts = (part.split(self._sizes()) for part in flat)
-        for layer, mean, variance in zip(self.layers, *parts, strict=True):
+        for layer, (mean, variance) in zip(self.layers, parts_of(flat, self.layers), strict=True):
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
 
-    def _sizes(self) -> list[int]:
-        return [layer.running_mean.numel() for layer in self.layers]
+
+def parts_of(flat: torch.Tensor, layers: Sequence[AdaptiveBatchNorm]) -> list[torch.Tensor]:
+    """Return the means and variances (2, C) of every layer, where it is, out of those of all (2, total channels)."""
+    parts = torch.split(flat, [layer.running_mean.numel() for layer in layers], dim=1)
+    return [part.to(layer.running_mean.device) for layer, part in zip(layers, parts, strict=True)]
 
 
 def _average(entries: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
@@ -212,15 +220,23 @@ def _average(entries: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
     return torch.stack([mean, variance])
 
 
-def _batch_alone(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return mean, variance
-
-
-def merge_of(known_mean: torch.Tensor, known_variance: torch.Tensor, rate: float, *, union: bool) -> Merge:
-    """Return how statistics that are known and a batch's are averaged; those of a union have the means' variance."""
+def merge_of(known: torch.Tensor, rate: float, *, union: bool) -> Merge:
+    """Return how what is known (2, C) and a batch's are averaged; the variance of a union has the means' too."""
 
     def merge(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        between = rate * (1.0 - rate) * (mean - known_mean) ** 2 if union else 0.0
-        return known_mean.lerp(mean, rate), known_variance.lerp(variance, rate) + between
+        between = rate * (1.0 - rate) * (mean - known[0]) ** 2 if union else 0.0
+        return known[0].lerp(mean, rate), known[1].lerp(variance, rate) + between
 
     return merge
+
+
+def with_share_of(merge: Merge, source: torch.Tensor, share: float) -> Merge:
+    """Return what a merge makes of a batch's statistics, mixed with a share of the source model's (2, C)."""
+    if not share:
+        return merge
+
+    def mixed(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        merged = merge(mean, variance)
+        return merged[0].lerp(source[0], share), merged[1].lerp(source[1], share)
+
+    return mixed

@@ -118,6 +118,7 @@ class TrainableModel(AdaptableModel):
             window=config.window if config.statistics == "window" else None,
             momentum=config.statistics_momentum,
             batch=config.fresh,
+            share=config.source_share,
         )
         self.average = ParameterAverage(self.parameters, average)
         if self.layers:

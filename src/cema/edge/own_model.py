@@ -57,7 +57,8 @@ class OwnModel(BackgroundThread):
     Raises
     ------
     FormatError
-        When ONNX Runtime cannot load the graph.
+        When ONNX Runtime cannot load the graph, or it is of an old bundle and a share of the source model's statistics
+        is asked for.
     LogitsError
         When it does not give the bundle's golden logits on this device.
     """
@@ -76,6 +77,7 @@ class OwnModel(BackgroundThread):
         super().__init__("statistics", clock=clock, backoff=backoff, on_change=on_change)
         self._bundle, self._adaptation, self._count, self._threads = bundle, adaptation, count, threads
         self._graph = StatisticsRuntime(bundle, threads=threads)
+        self._graph.check_share(adaptation.source_share)
         source = bundle.statistics()
         assert source is not None  # noqa: S101 - for the type; the runtime has refused others
         self._source_statistics: Float32 = source
@@ -127,7 +129,7 @@ class OwnModel(BackgroundThread):
         """
         if reading is None:
             return self.again(affine, batch)
-        logits, observed = self._unfolded(affine).observe(batch, *reading.blend)
+        logits, observed = self._unfolded(affine).observe(batch, reading.blend)
         if self._adaptation.read(reading, observed, len(batch)):
             self._count("read", len(batch))
             if self._adaptation.settled:

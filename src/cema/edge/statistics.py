@@ -15,10 +15,12 @@ from cema.errors import FormatError, LogitsError
 from cema.formats.bundle import Bundle
 from cema.formats.payload import NormState
 from cema.ondevice.folding import check_statistics
+from cema.ondevice.window import Blend
 
 __all__ = ["StatisticsRuntime", "UnfoldedModel"]
 
 _NORM, _KNOWN, _RATE, _OBSERVED = "norm", "known", "rate", "observed"
+_SOURCE, _SHARE = "source_statistics", "source_share"
 
 Float32 = npt.NDArray[np.float32]
 
@@ -51,6 +53,7 @@ class StatisticsRuntime:
         with _mapped(bundle.model_path) as model:
             files: dict[str, bytes | mmap.mmap] = {bundle.model_path.name: model}
             self._session = open_session(bundle.statistics_path, files, threads=threads)
+        self._mixes_source = _SHARE in {value.name for value in self._session.get_inputs()}
         self._bundle = bundle
         self._layers = manifest.statistics
         self._input, self._outputs = manifest.input_name, [manifest.output_name, _OBSERVED]
@@ -67,16 +70,29 @@ class StatisticsRuntime:
         """
         return UnfoldedModel(self, np.frombuffer(self._bundle.pack_norm(affine), "<f4").astype(np.float32))
 
-    def observe(self, batch: Float32, norm: Float32, known: Float32, rate: float) -> tuple[Float32, Float32]:
+    def check_share(self, share: float) -> None:
+        """Raise FormatError when such a share of the source model's statistics cannot be mixed in: bundles of old."""
+        if share and not self._mixes_source:
+            raise FormatError(
+                f"{self._bundle.path}: source_share = {share:g} needs a graph that mixes the source model's statistics "
+                "in, and this bundle is from before there was one; export it again, or set source_share = 0"
+            )
+
+    def observe(self, batch: Float32, norm: Float32, blend: Blend) -> tuple[Float32, Float32]:
         """As `UnfoldedModel.observe`, of parameters (F,) that lie as in ``norm.bin``."""
         if len(batch) == 0:
             raise ValueError(
                 "expected at least 1 image to observe, got none; an empty batch has no statistics"
             )
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"rate: expected a number from 0 to 1, got {rate}; correct it")
-        known = check_statistics(known, self._layers)
-        feeds = {self._input: batch, _NORM: norm, _KNOWN: known, _RATE: np.array(rate, np.float32)}
+        for name, value in (("rate", blend.rate), ("share", blend.share)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}; correct it")
+        known = check_statistics(blend.known, self._layers)
+        feeds = {self._input: batch, _NORM: norm, _KNOWN: known, _RATE: np.array(blend.rate, np.float32)}
+        self.check_share(blend.share)
+        if self._mixes_source:
+            source = known if blend.source is None else check_statistics(blend.source, self._layers)
+            feeds |= {_SOURCE: source, _SHARE: np.array(blend.share, np.float32)}
         logits, observed = self._session.run(self._outputs, feeds, self._options)
         if logits.shape != (len(batch), self._classes) or observed.shape != known.shape:
             raise LogitsError(
@@ -107,44 +123,38 @@ class UnfoldedModel:
 
     def run(self, batch: Float32, statistics: Float32) -> Float32:
         """Return the logits (N, classes) of a preprocessed batch under statistics (2, K); raises as `observe`."""
-        return self.observe(batch, statistics, 0.0)[0]
+        return self.observe(batch, Blend(statistics, 0.0))[0]
 
-    def observe(self, batch: Float32, known: Float32, rate: float) -> tuple[Float32, Float32]:
+    def observe(self, batch: Float32, blend: Blend) -> tuple[Float32, Float32]:
         """Predict a batch with blended statistics, and tell what each layer observed.
 
-        A layer that is given n values per channel, of mean m and unbiased variance v, normalises with
-
-            r        = rate * min(n - 1, 1)
-            mean     = (1 - r) * known mean + r * m
-            variance = (1 - r) * known variance + r * v + r * (1 - r) * (m - known mean)^2
-
-        The memory of intermediate results is given back at the end.
+        A layer that is given n values per channel normalises with the blend of their mean and unbiased variance, at the
+        blend's rate; where n is 1, at a rate of 0. The memory of intermediate results is given back at the end.
 
         Parameters
         ----------
         batch : ndarray of float32 (N, channels, height, width)
             Preprocessed images, at least 1.
-        known : ndarray of float32 (2, K)
-            Means and variances of all channels of the manifest's `statistics`, in their order.
-        rate : float
-            The share of the batch in the blend, from 0 to 1.
+        blend : Blend
+            Its arrays have the channels of the manifest's `statistics`, in their order.
 
         Returns
         -------
         logits : ndarray of float32 (N, classes)
         observed : ndarray of float32 (2, K)
-            Each layer's m and v, not blended; what was known where a layer was given one value per channel.
+            Each layer's mean and variance, not blended; what was known where it was given one value per channel.
 
         Raises
         ------
         ValueError
-            When the batch is empty or the rate is not from 0 to 1.
+            When the batch is empty, or rate or share is not from 0 to 1.
         FormatError
-            When `known` has another shape, is not finite, or has a negative variance.
+            When statistics have another shape, are not finite, or have a negative variance; or as `check_share` does of
+            the runtime.
         LogitsError
             When the model gives other shapes, or anything that is not finite.
         """
-        return self._runtime.observe(batch, self._norm, known, rate)
+        return self._runtime.observe(batch, self._norm, blend)
 
 
 @contextmanager

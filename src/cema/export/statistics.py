@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +10,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from cema.adapt.norm import AdaptiveBatchNorm, normalising, prepare
-from cema.adapt.statistics import merge_of
+from cema.adapt.norm import prepare
+from cema.adapt.reading import blending
 from cema.errors import ExportError, LogitsError
 from cema.export.onnx_graph import INPUT_NAME, OUTPUT_NAME
 from cema.export.session import open_session
-from cema.export.statistics_graph import KNOWN_NAME, NORM_NAME, OBSERVED_NAME, RATE_NAME, statistics_graph
+from cema.export.statistics_graph import (
+    KNOWN_NAME,
+    NORM_NAME,
+    OBSERVED_NAME,
+    RATE_NAME,
+    SHARE_NAME,
+    SOURCE_NAME,
+    statistics_graph,
+)
 from cema.formats.bundle import BundleStatistics, check_golden
 from cema.formats.bundle_files import MODEL_FILE
 from cema.formats.bundle_manifest import pack_norm
 from cema.models.norm_state import has_running_statistics, load_folded, norm_layers
 from cema.ondevice.folding import StatisticsLayer, check_statistics, unfold
+from cema.ondevice.window import Blend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from cema.adapt.norm import AdaptiveBatchNorm
     from cema.formats.bundle_manifest import NormTensor
 
 __all__ = ["make_statistics", "source_statistics"]
 
-_RATES = (0.0, 0.5, 1.0)
+# The share of the batch, and that of the source model.
+_SHARES = ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.25))
 _BATCHES = (1, 3)
 
 
@@ -141,18 +151,20 @@ class _Check:
         session = self._session()
         # Also the layers that are not observed: what the norm state has for them is right as it is.
         load_folded(self.module, affine)
-        for rate in _RATES:
+        for rate, share in _SHARES:
+            blend = Blend(known, rate, self.statistics.source, share)
             for batch in (inputs[:count] for count in _BATCHES):
-                feeds = self._feeds(affine, batch, known, rate)
-                logits, observed = session.run([OUTPUT_NAME, OBSERVED_NAME], feeds)
-                expected, seen = self._torch(batch, known, rate)
+                logits, observed = session.run(
+                    [OUTPUT_NAME, OBSERVED_NAME], self._feeds(affine, batch, blend)
+                )
+                expected, seen = self._torch(batch, blend)
                 try:
                     check_golden(logits, expected, tolerance)
                     self._compare(observed, seen, tolerance)
                 except LogitsError as error:
                     raise ExportError(
-                        f"the graph that observes statistics differs from torch at a rate of {rate:g} for "
-                        f"{len(batch)} images: {error}"
+                        f"the graph that observes statistics differs from torch at a rate of {rate:g} and a share of "
+                        f"{share:g} for {len(batch)} images: {error}"
                     ) from error
 
     def source(
@@ -164,7 +176,7 @@ class _Check:
         tolerance: float,
     ) -> None:
         """Raise ExportError unless the graph is the source model with its parameters and statistics."""
-        (got,) = self._session().run([OUTPUT_NAME], self._feeds(affine, inputs, known, 0.0))
+        (got,) = self._session().run([OUTPUT_NAME], self._feeds(affine, inputs, Blend(known, 0.0)))
         try:
             check_golden(got, logits, tolerance)
         except LogitsError as error:
@@ -176,19 +188,21 @@ class _Check:
         return open_session(self.statistics.graph, {MODEL_FILE: self.model})
 
     def _feeds(
-        self, affine: Mapping[str, np.ndarray], batch: np.ndarray, known: np.ndarray, rate: float
+        self, affine: Mapping[str, np.ndarray], batch: np.ndarray, blend: Blend
     ) -> dict[str, np.ndarray]:
         norm = np.frombuffer(pack_norm(self.layout, affine), "<f4").astype(np.float32)
-        return {INPUT_NAME: batch, NORM_NAME: norm, KNOWN_NAME: known, RATE_NAME: np.array(rate, np.float32)}
+        source = blend.known if blend.source is None else blend.source
+        statistics = {KNOWN_NAME: blend.known, SOURCE_NAME: source}
+        shares = {RATE_NAME: np.array(blend.rate, np.float32), SHARE_NAME: np.array(blend.share, np.float32)}
+        return {INPUT_NAME: batch, NORM_NAME: norm, **statistics, **shares}
 
-    def _torch(self, batch: np.ndarray, known: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
-        parts = list(zip(self.found, self._split(known), strict=True))
-        layers = [self.layers[layer.layer] for layer, _ in parts]
-        with torch.no_grad(), _blending(layers, [torch.from_numpy(part.copy()) for _, part in parts], rate):
+    def _torch(self, batch: np.ndarray, blend: Blend) -> tuple[np.ndarray, np.ndarray]:
+        layers = [self.layers[layer.layer] for layer in self.found]
+        with torch.no_grad(), blending(layers, blend) as known:
             logits = self.module(torch.from_numpy(batch.copy())).numpy()
         observed = [
-            part if layer.observed is None else torch.stack(layer.observed).numpy()
-            for layer, (_, part) in zip(layers, parts, strict=True)
+            (part if layer.observed is None else torch.stack(layer.observed)).numpy()
+            for layer, part in zip(layers, known, strict=True)
         ]
         return logits, np.concatenate(observed, axis=1)
 
@@ -207,20 +221,3 @@ class _Check:
                     f"{layer.layer}: its statistics differ by {difference:.3g} (relative), at most {tolerance:.3g} "
                     "is allowed"
                 )
-
-
-@contextmanager
-def _blending(
-    layers: Sequence[AdaptiveBatchNorm], known: Sequence[torch.Tensor], rate: float
-) -> Iterator[None]:
-    """Let each layer normalise with a mixture of what is known and of its batch."""
-    for layer, (mean, variance) in zip(layers, known, strict=True):
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
-        layer.merge = merge_of(mean, variance, rate, union=True)
-    try:
-        with normalising(layers, "follow"):
-            yield
-    finally:
-        for layer in layers:
-            layer.merge = None

@@ -7,10 +7,11 @@ Every BatchNorm of `model.onnx` whose statistics can be observed becomes
     r        = rate * min(n - 1, 1)
     mean     = (1 - r) * known mean + r * m
     variance = (1 - r) * known variance + r * v + r * (1 - r) * (m - known mean)^2
-    y        = BatchNormalization(x, weight, bias, mean, variance)
+    y        = BatchNormalization(x, weight, bias, (1 - s) * mean + s * source mean,
+                                  (1 - s) * variance + s * source variance)
 
 so that a layer sees what the layers before it make of the same blend. Mean and variance are those of a mixture of what
-is known and of the batch.
+is known and of the batch; s is `source_share`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ if TYPE_CHECKING:
 
     from cema.formats.bundle_manifest import NormTensor
 
-__all__ = ["KNOWN_NAME", "NORM_NAME", "OBSERVED_NAME", "RATE_NAME", "statistics_graph"]
+__all__ = [
+    "KNOWN_NAME",
+    "NORM_NAME",
+    "OBSERVED_NAME",
+    "RATE_NAME",
+    "SHARE_NAME",
+    "SOURCE_NAME",
+    "statistics_graph",
+]
 
 NORM_NAME, KNOWN_NAME, RATE_NAME, OBSERVED_NAME = "norm", "known", "rate", "observed"
+SOURCE_NAME, SHARE_NAME = "source_statistics", "source_share"
 # From here on the axes of a reduction are an input.
 _OPSET = 18
 _FLOAT = 4  # bytes
@@ -57,8 +67,9 @@ def statistics_graph(
     -------
     graph : bytes
         ``statistics.onnx``. Beside the inputs and outputs of ``model.onnx`` it has the inputs ``norm``, float32 (F,),
-        ``known``, float32 (2, K), and ``rate``, float32 (), and the output ``observed``, float32 (2, K): mean and
-        unbiased variance of what each layer was last given, or what was known where that was one value per channel.
+        ``known``, float32 (2, K), ``rate``, float32 (), ``source_statistics``, float32 (2, K), and
+        ``source_share``, float32 (), and the output ``observed``, float32 (2, K): mean and unbiased variance of what
+        each layer was last given, or what was known where that was one value per channel.
         ``norm`` has the parameters as they lie in ``norm.bin``, with weight and bias for the observed layers. Its
         weights lie in the file ``model.onnx``.
     layers : tuple of StatisticsLayer
@@ -150,26 +161,28 @@ class _Builder:
         total = sum(layer.size for layer in layers)
         make = self.onnx.helper.make_tensor_value_info
         self._take_norm(layout)
-        known = self._split_known([layer.size for layer in layers])
-        parts = dict(zip(layers, known, strict=True))
+        sizes = [layer.size for layer in layers]
+        known, source = self._split(KNOWN_NAME, sizes), self._split(SOURCE_NAME, sizes)
+        parts = dict(zip(layers, zip(known, source, strict=True), strict=True))
         owners = {place: layer for layer, places in layers.items() for place in places}
         observed = {}
         for place, node in enumerate(self.graph.node):
             layer = owners.get(place)
             if layer is not None:
-                node, observed[layer] = self._blend(node, layer, parts[layer])  # noqa: PLW2901 - put in its place
+                node, observed[layer] = self._blend(node, layer, *parts[layer])  # noqa: PLW2901 - put in its place
             self._nodes.append(node)
         self._add("Concat", [observed[layer] for layer in layers], outputs=[OBSERVED_NAME], axis=1)
         size = layout_bytes(layout) // _FLOAT
         self.graph.input.extend([make(NORM_NAME, tensor, [size])])
-        self.graph.input.extend([make(KNOWN_NAME, tensor, [2, total]), make(RATE_NAME, tensor, [])])
+        for statistics, scalar in ((KNOWN_NAME, RATE_NAME), (SOURCE_NAME, SHARE_NAME)):
+            self.graph.input.extend([make(statistics, tensor, [2, total]), make(scalar, tensor, [])])
         self.graph.output.append(make(OBSERVED_NAME, tensor, [2, total]))
         nodes = [self._copy(node) for node in self._nodes]
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         self._replace_initializers()
 
-    def _blend(self, node: Any, layer: StatisticsLayer, known: str) -> tuple[Any, str]:
+    def _blend(self, node: Any, layer: StatisticsLayer, known: str, source: str) -> tuple[Any, str]:
         """Return a BatchNormalization with blended statistics, and the name of what it observes."""
         x = node.input[0]
         add, one = self._add, self._constant(np.array(1, np.int64))
@@ -185,16 +198,22 @@ class _Builder:
         seen = add("Squeeze", [seen, self._constant(np.array([2], np.int64))])
         rate = add("Mul", [RATE_NAME, self._as_float(add("Min", [freedom, one]))])
         rest = add("Sub", [self._constant(np.array(1, np.float32)), rate])
-        # Not known + rate * (seen - known), which at a rate of 1 keeps the rounding of what was known.
-        blend = add("Add", [add("Mul", [rest, known]), add("Mul", [rate, seen])])
+        blend = self._mix(known, seen, rate, rest)
         first, second = (self._constant(np.array(i, np.int64)) for i in (0, 1))
         apart = add("Sub", [add("Gather", [seen, first]), add("Gather", [known, first])])
         between = add("Mul", [add("Mul", [rate, rest]), add("Mul", [apart, apart])])
         blended = add("Gather", [blend, first]), add("Add", [add("Gather", [blend, second]), between])
+        others = add("Sub", [self._constant(np.array(1, np.float32)), SHARE_NAME])
         made = self._copy(node)
-        made.input[3], made.input[4] = blended
+        for slot, (index, value) in enumerate(zip((first, second), blended, strict=True), start=3):
+            made.input[slot] = self._mix(value, add("Gather", [source, index]), SHARE_NAME, others)
         several = add("Greater", [freedom, self._constant(np.array(0, np.int64))])
         return made, add("Where", [several, seen, known])
+
+    def _mix(self, first: str, second: str, share: str, rest: str) -> str:
+        """Return the name of ``rest * first + share * second``, where rest is 1 - share."""
+        # Not first + share * (second - first), which at a share of 1 keeps the rounding of the first.
+        return self._add("Add", [self._add("Mul", [rest, first]), self._add("Mul", [share, second])])
 
     def _take_norm(self, layout: Sequence[NormTensor]) -> None:
         """Take norm parameters from an input in place of a file, so that a session serves every update."""
@@ -210,9 +229,9 @@ class _Builder:
             self._add("Reshape", [flat, shape], outputs=[tensor.name])
             self._taken.add(tensor.name)
 
-    def _split_known(self, sizes: Sequence[int]) -> list[str]:
+    def _split(self, statistics: str, sizes: Sequence[int]) -> list[str]:
         outputs = [self._name() for _ in sizes]
-        self._add("Split", [KNOWN_NAME, self._constant(np.array(sizes, np.int64))], outputs=outputs, axis=1)
+        self._add("Split", [statistics, self._constant(np.array(sizes, np.int64))], outputs=outputs, axis=1)
         return outputs
 
     def _as_float(self, name: str) -> str:
@@ -257,7 +276,8 @@ class _Builder:
 
     def _free_names(self) -> None:
         """Refuse a model with values that are called as the new inputs and outputs are."""
-        taken = sorted(self._names & {NORM_NAME, KNOWN_NAME, RATE_NAME, OBSERVED_NAME})
+        new = {NORM_NAME, KNOWN_NAME, RATE_NAME, SOURCE_NAME, SHARE_NAME, OBSERVED_NAME}
+        taken = sorted(self._names & new)
         if taken:
             raise ExportError(
                 f"the model has something of its own called {' and '.join(taken)}, as an input or output of the graph "

@@ -72,8 +72,9 @@ class BundleStatistics:
     layers : tuple of StatisticsLayer
         The layers that are observed; at least one.
     graph : bytes
-        ``statistics.onnx``: inputs and outputs of ``model.onnx``, and beside them the inputs ``known`` (2, K) and
-        ``rate`` and the output ``observed`` (2, K).
+        ``statistics.onnx``: inputs and outputs of ``model.onnx``, and beside them the inputs ``known`` (2, K),
+        ``rate``, ``source_statistics`` (2, K) and ``source_share``, and the output ``observed`` (2, K). Older ones lack
+        the two that begin with ``source``.
     source : ndarray of float (2, K)
         The source model's means and unbiased variances.
     """

@@ -94,6 +94,11 @@ class DeviceAdaptation:
         return self._own is not None
 
     @property
+    def source_share(self) -> float:
+        """What the source model's statistics count for beside the device's own."""
+        return self._own.window.share if self._own is not None else 0.0
+
+    @property
     def changes(self) -> int:
         """How often the domain changed."""
         return self._domain.changes

@@ -29,6 +29,8 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         model without BatchNorm has none, and this says nothing.
     prior : float
         How many images the update's statistics count for; before the first update, the source model's.
+    source_share : float
+        What the source model's statistics count for beside all of these, in [0, 1), however many images were read.
     samples : int
         Images over which a device's own statistics are averaged; so many are read when a domain begins.
     read : int
@@ -39,6 +41,7 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     source: Literal["own", "update"] = "own"
     prior: float = 16.0
+    source_share: float = 0.0
     samples: int = 512
     read: int = 64
     every: int = 2048
@@ -47,6 +50,8 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         """Refuse values outside their range."""
         fits = math.isfinite(self.prior) and self.prior >= 0
         require(fits, "prior", "a finite number of at least 0", self.prior)
+        share = self.source_share
+        require(0 <= share < 1, "source_share", "a number in [0, 1)", share)
         require(self.read >= 1, "read", "at least 1 image", self.read)
         require(self.samples >= self.read, "samples", f"at least the {self.read} of read", self.samples)
         require(self.every >= 1, "every", "at least 1 image", self.every)
@@ -85,7 +90,9 @@ class OwnStatistics:
 
     def __init__(self, prior: npt.NDArray[Any], config: StatisticsConfig) -> None:
         self.config = config
-        self.window = StatisticsWindow(prior, weight=config.prior, size=config.samples)
+        self.window = StatisticsWindow(
+            prior, weight=config.prior, size=config.samples, share=config.source_share
+        )
         self._turn = 0
         self._left = config.samples  # images still to read
         self._since = 0  # images since the last that was read

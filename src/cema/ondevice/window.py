@@ -20,17 +20,29 @@ Float64 = npt.NDArray[np.float64]
 class Blend(NamedTuple):
     """What a pass over n inputs is to mix its own statistics with, in every layer.
 
+    With a known mean and variance m_k and v_k, those of the pass m and v, and the source model's m_s and v_s,
+
+        mean     = (1 - s) ((1 - r) m_k + r m)                                + s m_s
+        variance = (1 - s) ((1 - r) v_k + r v + r (1 - r) (m - m_k)^2)        + s v_s
+
+    The part in brackets is that of the union of what is known and of the pass.
+
     Attributes
     ----------
     known : ndarray of float32 (2, K)
         Means and variances of all channels.
     rate : float
-        What the pass's own count for, in [0, 1]: ``mean = known + rate * (own - known)``, and for the variance also
-        ``rate * (1 - rate) * (own mean - known mean)**2``, so that it is that of the union.
+        r, in [0, 1]: what the pass's own count for in the union.
+    source : ndarray of float32 (2, K), optional
+        The source model's means and variances; not needed for a share of 0.
+    share : float
+        s, in [0, 1).
     """
 
     known: Float32
     rate: float
+    source: Float32 | None = None
+    share: float = 0.0
 
 
 class StatisticsWindow:
@@ -42,17 +54,20 @@ class StatisticsWindow:
 
     The prior is the source's, or an update's, and counts for a fixed number of images however many were read (Schneider
     et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020, whose
-    variance lacks the second term).
+    variance lacks the second term). With a share s, the result is (1 - s) times these and s times the source's, as
+    theirs is for s = N / (N + n).
 
     Parameters
     ----------
     prior : ndarray of float (2, K)
-        Means and variances that are known before any input.
+        Means and variances that are known before any input: the source's.
     weight : float
         How many images they count for; at least 0.
     size : int
         How many images are kept, at least 1: the oldest part goes when the others are as many. Passes over few images
         make a part together, of an eighth of them, so that memory is bounded.
+    share : float
+        What the source's count for in the result, in [0, 1), however many inputs were read.
 
     Raises
     ------
@@ -68,10 +83,13 @@ class StatisticsWindow:
     [[0.5], [1.25]]
     """
 
-    def __init__(self, prior: npt.NDArray[Any], *, weight: float, size: int) -> None:
+    def __init__(self, prior: npt.NDArray[Any], *, weight: float, size: int, share: float = 0.0) -> None:
         require(np.isfinite(weight) and weight >= 0, "weight", "a finite number of at least 0", weight)
         require(size >= 1, "size", "at least 1 image", size)
-        self.prior: Float32 = np.asarray(prior, np.float32)
+        require(0 <= share < 1, "share", "a number in [0, 1)", share)
+        self.source: Float32 = np.asarray(prior, np.float32)
+        self.prior = self.source
+        self.share = float(share)
         self.weight = float(weight)
         self.size = size
         self._entries: list[tuple[int, Float32]] = []
@@ -133,12 +151,13 @@ class StatisticsWindow:
         entries = self._kept(self.size - count)
         own = self._trust * count
         total = self.weight + self._trust * sum(known for known, _ in entries) + own
-        return Blend(self._union(entries), own / total if total else 0.0)
+        return Blend(self._union(entries), own / total if total else 0.0, self.source, self.share)
 
     def current(self) -> Float32:
         """Return means and variances of prior and inputs, float32 (2, K): the same array until they change."""
         if self._current is None:
-            self._current = self._union(self._entries)
+            union = self._union(self._entries)
+            self._current = (1 - self.share) * union + self.share * self.source if self.share else union
         return self._current
 
     def _union(self, entries: list[tuple[int, Float32]]) -> Float32:
