@@ -25,6 +25,7 @@ from recorded_folders import RECORDED
 from statistics_reference import Blending, convolve
 
 from cema.edge.runtime import build_runtime
+from cema.edge.session import open_session
 from cema.edge.statistics import StatisticsRuntime
 from cema.errors import FormatError, LogitsError
 from cema.formats.bundle import Bundle, check_golden
@@ -141,6 +142,19 @@ def test_rates_and_shares_that_are_none_are_refused(bundle: Bundle, name: str, v
     blend = Blend(some_statistics(), 0.5, some_statistics())._replace(**{name: value})
     with pytest.raises(ValueError, match=f"{name}: expected a number from 0 to 1"):
         StatisticsRuntime(bundle).under(norm_state()).observe(PREPROCESSING(images(1)), blend)
+
+
+def test_a_share_need_not_be_given(bundle: Bundle) -> None:
+    """As devices of before do, which do not know of it."""
+    session = open_session(
+        bundle.statistics_path, {bundle.model_path.name: bundle.model_path.read_bytes()}, threads=1
+    )
+    batch, known = PREPROCESSING(images(3)), some_statistics(3)
+    norm = np.frombuffer(bundle.pack_norm(norm_state()), "<f4")
+    feeds = {"input": batch, "norm": norm, "known": known, "rate": np.array(0.5, np.float32)}
+    expected = StatisticsRuntime(bundle).under(norm_state()).observe(batch, Blend(known, 0.5))
+    for got, right in zip(session.run(["logits", "observed"], feeds), expected, strict=True):
+        np.testing.assert_array_equal(got, right)
 
 
 def test_a_graph_from_before_there_was_a_share_goes_on_without_one(

@@ -19,6 +19,7 @@ from cema.edge.statistics import StatisticsRuntime
 from cema.errors import ExportError, ImageError
 from cema.export.bundle import ExportReport, export_bundle
 from cema.export.session import open_session
+from cema.export.statistics_graph import SOURCE_NAME
 from cema.formats.bundle import Bundle
 from cema.models.norm_state import folded_norm_state, norm_layers
 from cema.models.registry import resolve
@@ -398,6 +399,7 @@ def test_weights_are_not_stored_twice(tmp_path: Path) -> None:
             inline[tensor.name] = tensor.raw_data
     assert referred == {name: data for name, data in weights.items() if len(data) >= 1024}
     assert len(referred) >= 4
+    assert not any(inline.pop(SOURCE_NAME))  # the default of an input: zeros
     assert max(len(data) for data in inline.values()) < 1024
     assert not any(name.endswith(("running_mean", "running_var")) for name in inline)
     assert bundle.statistics_path.stat().st_size < 20_000

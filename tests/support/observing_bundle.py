@@ -27,8 +27,6 @@ def without_source(graph: bytes) -> bytes:
     kept = [value for value in proto.graph.input if value.name not in {SOURCE_NAME, SHARE_NAME}]
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
-    none = {SOURCE_NAME: np.zeros((2, TOTAL), np.float32), SHARE_NAME: np.zeros((), np.float32)}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in none.items())
     data: bytes = proto.SerializeToString()
     return data
 

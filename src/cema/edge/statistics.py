@@ -53,7 +53,8 @@ class StatisticsRuntime:
         with _mapped(bundle.model_path) as model:
             files: dict[str, bytes | mmap.mmap] = {bundle.model_path.name: model}
             self._session = open_session(bundle.statistics_path, files, threads=threads)
-        self._mixes_source = _SHARE in {value.name for value in self._session.get_inputs()}
+        # It has a default for devices from before there was one.
+        self._mixes_source = _SHARE in {v.name for v in self._session.get_overridable_initializers()}
         self._bundle = bundle
         self._layers = manifest.statistics
         self._input, self._outputs = manifest.input_name, [manifest.output_name, _OBSERVED]

@@ -67,9 +67,9 @@ def statistics_graph(
     -------
     graph : bytes
         ``statistics.onnx``. Beside the inputs and outputs of ``model.onnx`` it has the inputs ``norm``, float32 (F,),
-        ``known``, float32 (2, K), ``rate``, float32 (), ``source_statistics``, float32 (2, K), and
-        ``source_share``, float32 (), and the output ``observed``, float32 (2, K): mean and unbiased variance of what
-        each layer was last given, or what was known where that was one value per channel.
+        ``known``, float32 (2, K), ``rate``, float32 (), ``source_statistics``, float32 (2, K), and ``source_share``,
+        float32 (), the last two 0 when they are not given. It has the output ``observed``, float32 (2, K): mean and
+        unbiased variance of what each layer was last given, or what was known where that was one value per channel.
         ``norm`` has the parameters as they lie in ``norm.bin``, with weight and bias for the observed layers. Its
         weights lie in the file ``model.onnx``.
     layers : tuple of StatisticsLayer
@@ -176,6 +176,9 @@ class _Builder:
         self.graph.input.extend([make(NORM_NAME, tensor, [size])])
         for statistics, scalar in ((KNOWN_NAME, RATE_NAME), (SOURCE_NAME, SHARE_NAME)):
             self.graph.input.extend([make(statistics, tensor, [2, total]), make(scalar, tensor, [])])
+        # Devices from before there was a share do not feed it: with these defaults they need not.
+        for name, shape in ((SOURCE_NAME, (2, total)), (SHARE_NAME, ())):
+            self._constants[name] = self.onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name)
         self.graph.output.append(make(OBSERVED_NAME, tensor, [2, total]))
         nodes = [self._copy(node) for node in self._nodes]
         del self.graph.node[:]
