@@ -18,6 +18,7 @@ The short rates were measured with ``benchmarks/tune.py``:
 * ``digits/batchnorm``: ``tune.py digits --samples 1000``. Entropy gains nothing over BN on 16 batches at any rate and
   loses least at the smallest. CEMA's edge wants a larger one than on long streams.
 * ``digits/layernorm``: ``tune.py digits-vit --samples 1000``.
+* BN's prior on ``imagenet/batchnorm``: 16 and 150 images, on 500 photographs.
 * The row ``cema``, everywhere, and ``imagenet/batchnorm`` with it: not by a grid, but one setting after another, on
   corruptions outside the fifteen; docs/results.md names them and has the tables.
 

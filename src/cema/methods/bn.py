@@ -66,7 +66,7 @@ def prior_defaults() -> BNConfig:
     defaults=prior_defaults,
     cost=1.2,
     colour="#f5cf7a",
-    short={"cifar/batchnorm": {"prior": 64.0}},
+    short={"cifar/batchnorm": {"prior": 64.0}, "imagenet/batchnorm": {"prior": 150.0}},
 )
 class BN:
     """Predict every batch with BatchNorm statistics of its own; nothing is kept from one batch to the next.

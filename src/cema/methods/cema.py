@@ -156,8 +156,8 @@ class _Update:
     colour="#d62728",
     short={
         "cifar/batchnorm": {
-            "adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01},
-            "statistics": {"prior": 64.0},
+            "adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01, "source_share": 0.2},
+            "statistics": {"prior": 64.0, "source_share": 0.2},
             "views": {"count": 9, "shift": 1, "mirror": True, "above": 0.25},
         },
         "digits/batchnorm": {
@@ -184,7 +184,8 @@ class _Update:
             "views": {"count": 5, "shift": 1},
         },
         "imagenet/batchnorm": {
-            "adapt": {"fresh": 16, "replay_from": 64, "passes": 4, "average": 0.9},
+            "adapt": {"fresh": 16, "replay_from": 64, "passes": 4, "average": 0.9, "source_share": 0.7},
+            "statistics": {"source_share": 0.7},
             "views": {"count": 5, "shift": 7, "mirror": True, "above": 0.5},
         },
     },

@@ -73,7 +73,7 @@ PAPERS: Rates = {"digits": {"shift": 1, "mirror": False}}
     cost=10.0,
     colour="#d95f02",
     papers=PAPERS,
-    short={"cifar/batchnorm": {"prior": 64.0}},  # as bn-prior
+    short={"cifar/batchnorm": {"prior": 64.0}, "imagenet/batchnorm": {"prior": 150.0}},  # as bn-prior
 )
 class Views:
     r"""Average the probabilities of several views of each image, each view with BatchNorm statistics of its own.
