@@ -413,10 +413,8 @@ def test_the_model_is_the_same_with_and_without(tmp_path: Path) -> None:
     assert first.statistics_path.read_bytes() == second.statistics_path.read_bytes()
     assert b"site-packages" not in first.statistics_path.read_bytes()
     graph = onnx.load(first.statistics_path, load_external_data=False).graph
-    assert [value.name for value in graph.input] == [
-        *("images", "norm", "known", "rate"),
-        *("source_statistics", "source_share"),
-    ]
+    inputs = ["images", "norm", "known", "rate", "source_statistics", "source_share"]
+    assert [value.name for value in graph.input] == inputs
     assert [value.name for value in graph.output] == ["logits", "observed"]
     assert len({name for node in graph.node for name in node.output}) == sum(
         len(n.output) for n in graph.node

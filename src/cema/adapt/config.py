@@ -191,12 +191,11 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("kl", "ce", "entropy"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, "a number of at least 0", value)
-        for name in ("sgd_momentum", "average"):
+        for name in ("sgd_momentum", "average", "source_share"):
             require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)", getattr(self, name))
         rate = self.statistics_momentum
         require(0 < rate <= 1, "statistics_momentum", "a number in (0, 1]", rate)
         share = self.source_share
-        require(0 <= share < 1, "source_share", "a number in [0, 1)", share)
         fits = not share or self.statistics == "window"
         require(fits, "source_share", 'a share of 0 unless statistics = "window"', share)
         if self.algorithm == "cema" and self.options:

@@ -42,6 +42,11 @@ class RunningStatistics:
         Samples in a full batch; a smaller batch moves the average by less.
     share : float
         What the statistics that the layers have now, the source model's, count for beside a window's, in [0, 1).
+
+    Attributes
+    ----------
+    source : torch.Tensor
+        What `running` returned at the beginning.
     """
 
     def __init__(
@@ -61,9 +66,9 @@ class RunningStatistics:
         self.batch = batch
         self.started = start == "source"
         self._entries: list[tuple[int, torch.Tensor]] = []
-        self._source = self.running() if self.layers else torch.empty(2, 0)
+        self.source = self.running() if self.layers else torch.empty(2, 0)
         if self.layers and self.started and window is not None:
-            self._entries.append((window, self._source.clone()))
+            self._entries.append((window, self.source.clone()))
 
     def observe(self, count: int, *, reset: bool = False, followed: bool = False) -> bool:
         """Take in what the layers observed in the last forward pass over `count` samples.
@@ -136,7 +141,7 @@ class RunningStatistics:
         self._write(flat)
         if self.window is not None:
             # What goes into the window is without the source's share, which every average is given anew.
-            apart = (flat.double() - self.share * self._source.double()) / (1 - self.share)
+            apart = (flat.double() - self.share * self.source.double()) / (1 - self.share)
             apart[1].clamp_(min=0.0)  # rounding
             self._entries = [(min(count, self.window), apart.float())]
         self.started = True
@@ -144,7 +149,7 @@ class RunningStatistics:
     def _moved(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         """Return the running statistics after a batch that was just taken in."""
         if self.window is not None:
-            return torch.lerp(_average(self._entries), self._source.double(), self.share)
+            return torch.lerp(_average(self._entries), self.source.double(), self.share)
         if not self.started:
             return flat
         return torch.lerp(self.running(), flat, self._rate(count))
@@ -164,11 +169,11 @@ class RunningStatistics:
         else:
             rate, flat = 1.0, None
         union = self.window is not None
-        known = self._source if flat is None else flat.float()  # at a rate of 1 it does not matter which
+        known = self.source if flat is None else flat.float()  # at a rate of 1 it does not matter which
         return [
             with_share_of(merge_of(there, rate, union=union), source, self.share)
             for there, source in zip(
-                parts_of(known, self.layers), parts_of(self._source, self.layers), strict=True
+                parts_of(known, self.layers), parts_of(self.source, self.layers), strict=True
             )
         ]
 

@@ -122,7 +122,7 @@ class TrainableModel(AdaptableModel):
         )
         self.average = ParameterAverage(self.parameters, average)
         if self.layers:
-            self._source_vectors["statistics"] = self.statistics.running()
+            self._source_vectors["statistics"] = self.statistics.source
 
     @torch.no_grad()
     def logits(self, images: Sequence[np.ndarray]) -> torch.Tensor:

@@ -164,12 +164,14 @@ class _Builder:
         sizes = [layer.size for layer in layers]
         known, source = self._split(KNOWN_NAME, sizes), self._split(SOURCE_NAME, sizes)
         parts = dict(zip(layers, zip(known, source, strict=True), strict=True))
+        one = self._constant(np.array(1, np.float32))
+        others = self._add("Sub", [one, SHARE_NAME])
         owners = {place: layer for layer, places in layers.items() for place in places}
         observed = {}
         for place, node in enumerate(self.graph.node):
             layer = owners.get(place)
             if layer is not None:
-                node, observed[layer] = self._blend(node, layer, *parts[layer])  # noqa: PLW2901 - put in its place
+                node, observed[layer] = self._blend(node, layer, *parts[layer], others)  # noqa: PLW2901 - put in its place
             self._nodes.append(node)
         self._add("Concat", [observed[layer] for layer in layers], outputs=[OBSERVED_NAME], axis=1)
         size = layout_bytes(layout) // _FLOAT
@@ -185,7 +187,9 @@ class _Builder:
         self.graph.node.extend(nodes)
         self._replace_initializers()
 
-    def _blend(self, node: Any, layer: StatisticsLayer, known: str, source: str) -> tuple[Any, str]:
+    def _blend(
+        self, node: Any, layer: StatisticsLayer, known: str, source: str, others: str
+    ) -> tuple[Any, str]:
         """Return a BatchNormalization with blended statistics, and the name of what it observes."""
         x = node.input[0]
         add, one = self._add, self._constant(np.array(1, np.int64))
@@ -206,7 +210,6 @@ class _Builder:
         apart = add("Sub", [add("Gather", [seen, first]), add("Gather", [known, first])])
         between = add("Mul", [add("Mul", [rate, rest]), add("Mul", [apart, apart])])
         blended = add("Gather", [blend, first]), add("Add", [add("Gather", [blend, second]), between])
-        others = add("Sub", [self._constant(np.array(1, np.float32)), SHARE_NAME])
         made = self._copy(node)
         for slot, (index, value) in enumerate(zip((first, second), blended, strict=True), start=3):
             made.input[slot] = self._mix(value, add("Gather", [source, index]), SHARE_NAME, others)

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cema.adapt.norm import AdaptiveBatchNorm
-    from cema.methods.base import MethodContext
+    from cema.methods.base import MethodContext, Rates
     from cema.models.spec import Model
 
-__all__ = ["BN", "BNConfig", "own_statistics", "require_batch_norm"]
+__all__ = ["BN", "SHORT_PRIORS", "BNConfig", "own_statistics", "require_batch_norm"]
+
+# On short streams, for every row that mixes the source's statistics in so.
+SHORT_PRIORS: Rates = {"cifar/batchnorm": {"prior": 64.0}, "imagenet/batchnorm": {"prior": 150.0}}
 
 
 class BNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +69,7 @@ def prior_defaults() -> BNConfig:
     defaults=prior_defaults,
     cost=1.2,
     colour="#f5cf7a",
-    short={"cifar/batchnorm": {"prior": 64.0}, "imagenet/batchnorm": {"prior": 150.0}},
+    short=SHORT_PRIORS,
 )
 class BN:
     """Predict every batch with BatchNorm statistics of its own; nothing is kept from one batch to the next.

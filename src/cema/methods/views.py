@@ -16,7 +16,7 @@ from cema._util.checks import require, require_at_least
 from cema.adapt.adaptable import AdaptableModel
 from cema.adapt.optimizers import as_array
 from cema.methods.base import Rates, StepResult, method
-from cema.methods.bn import own_statistics
+from cema.methods.bn import SHORT_PRIORS, own_statistics
 from cema.ondevice.views import make_views, mean_logits, view_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ PAPERS: Rates = {"digits": {"shift": 1, "mirror": False}}
     cost=10.0,
     colour="#d95f02",
     papers=PAPERS,
-    short={"cifar/batchnorm": {"prior": 64.0}, "imagenet/batchnorm": {"prior": 150.0}},  # as bn-prior
+    short=SHORT_PRIORS,
 )
 class Views:
     r"""Average the probabilities of several views of each image, each view with BatchNorm statistics of its own.
