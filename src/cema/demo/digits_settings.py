@@ -13,6 +13,7 @@ average = 0.98
 edge_lr = 0.01
 foundation_lr = 0.0
 on_change = "reset"
+window = 192
 """
 
 _LAYERNORM = """

@@ -169,6 +169,7 @@ class _Update:
                 "edge_lr": 0.01,
                 "foundation_lr": 0.0,
                 "on_change": "reset",
+                "window": 192,
             },
             "views": {"count": 5, "shift": 1},
         },
