@@ -18,6 +18,7 @@ from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 from cema.models.registry import resolve
+from cema.ondevice.selection.base import NotesChanges
 from cema.ondevice.selection.config import SelectionConfig
 from cema.testing.datasets import DatasetSuite
 from cema.testing.learners import LearnerSuite
@@ -40,6 +41,9 @@ class TestOwnMethod(MethodSuite):
 class TestOwnSelector(SelectorSuite):
     __test__ = True
     config = SelectionConfig(rule=RULE, options={"share": 0.2, "memory": 64})
+
+    def test_a_rule_need_not_note_changes(self) -> None:
+        assert not isinstance(self.make(), NotesChanges)
 
 
 class TestOwnLearner(LearnerSuite):

@@ -19,7 +19,6 @@ from cema.ondevice.selection.budget import Budget
 from cema.ondevice.selection.budget_options import BudgetOptions, Order, budget_options
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.entropy_band import EntropyBand
 from cema.ondevice.selection.rules import make_selector
 from cema.testing.selectors import SelectorSuite, logits
 
@@ -268,10 +267,6 @@ def test_after_a_change_samples_are_compared_with_new_ones() -> None:
     selectors[1].changed()
     told_nothing, told = (run(selector, easy[:64], [1]).sum() for selector in selectors)
     assert told_nothing < told
-
-
-def test_a_rule_need_not_note_changes() -> None:
-    assert not isinstance(EntropyBand(10), NotesChanges)
 
 
 @settings(max_examples=60, deadline=None)

@@ -315,6 +315,58 @@ def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
     assert selector.state() == before
 
 
+entropies = st.lists(st.lists(st.floats(0.0, math.log(10)), max_size=6), max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(entropies, entropies, st.integers(1, 8))
+def test_after_a_change_it_decides_as_a_new_one_does(
+    before: list[list[float]], after: list[list[float]], group: int
+) -> None:
+    config = SelectionConfig(group=group, on_change="restart")
+    selector, new = EntropyBand(10, config), EntropyBand(10, config)
+    for call in before:
+        selector.decide(call)
+    selector.changed()
+    assert selector.state() == new.state()
+    for call in after:
+        np.testing.assert_array_equal(selector.decide(call), new.decide(call))
+
+
+@settings(max_examples=50, deadline=None)
+@given(entropies)
+def test_the_papers_thresholds_go_on_after_a_change(before: list[list[float]]) -> None:
+    selector = EntropyBand(10, SelectionConfig(group=2))
+    for call in before:
+        selector.decide(call)
+    state = selector.state()
+    selector.changed()
+    assert selector.state() == state
+
+
+def test_after_a_hard_domain_an_easy_one_is_sent_again() -> None:
+    hard, easy = [0.9, 1.1] * 32, [0.1, 0.3] * 32
+    sent = {}
+    for on_change in ("keep", "restart"):
+        selector = EntropyBand(10, SelectionConfig(group=64, floor=0.0, on_change=on_change))  # type: ignore[arg-type]
+        selector.decide(hard)
+        for _ in range(30):
+            selector.decide(easy)
+        selector.changed()
+        sent[on_change] = int(selector.decide(easy).sum())
+    assert sent == {"keep": 32, "restart": 64}
+
+
+def test_a_state_from_before_changes_were_noted_goes_on() -> None:
+    selector = EntropyBand(10, SelectionConfig())
+    selector.decide([1.0] * 64)
+    state = json.loads(json.dumps(selector.state()))
+    assert "on_change" not in state["settings"]
+    with pytest.raises(FormatError, match="made with the settings"):
+        EntropyBand(10, SelectionConfig(on_change="restart")).load_state(state)
+    EntropyBand(10, SelectionConfig()).load_state(state)
+
+
 def test_a_state_of_other_settings_is_refused() -> None:
     with pytest.raises(FormatError, match="made with the settings"):
         EntropyBand(10, SelectionConfig(group=2)).load_state(
@@ -337,6 +389,7 @@ def test_a_state_of_other_settings_is_refused() -> None:
         {"group": 0},
         {"floor": -0.1},
         {"floor": math.inf},
+        {"on_change": "reset"},
         {"d_margin": 1.5},
         {"options": {"share": 0.5}},
     ],

@@ -23,6 +23,11 @@ class TestEntropyBandWithoutRedundantSamples(SelectorSuite):
     config = SelectionConfig(e_max=0.9, d_margin=0.4)
 
 
+class TestEntropyBandThatRestarts(SelectorSuite):
+    __test__ = True
+    config = SelectionConfig(on_change="restart", group=16)
+
+
 def test_the_second_filter_is_asked_about_what_lies_in_the_band() -> None:
     config = SelectionConfig(e_max=0.9, d_margin=0.4)
     both, band, redundancy = (

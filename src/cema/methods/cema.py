@@ -156,6 +156,7 @@ class _Update:
     colour="#d62728",
     short={
         "cifar/batchnorm": {
+            "on_change": "restart",
             "adapt": {"edge_lr": 5e-4, "foundation_lr": 0.01, "source_share": 0.2},
             "statistics": {"prior": 64.0, "source_share": 0.2},
             "views": {"count": 9, "shift": 1, "mirror": True, "above": 0.25},

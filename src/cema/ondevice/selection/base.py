@@ -63,8 +63,9 @@ class NotesChanges(Protocol):
         """Take note that the next call's samples are the first of another domain.
 
         The agent calls it where its guard begins to let the source model predict
-        (`cema.ondevice.drift.DriftMonitor`): the inputs are no longer those that the update was made for. Without a
-        guard, and before the first update, it is never called.
+        (`cema.ondevice.drift.DriftMonitor`): the inputs are no longer those that the update was made for. It calls it
+        too where inputs are no longer like the first ones of their domain (`cema.ondevice.own_domain.OwnDomain`), which
+        it watches for statistics and centred logits of its own.
         """
         ...
 

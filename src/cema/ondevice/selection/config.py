@@ -41,6 +41,10 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ``E_max`` never decides below this many times ``E_avg``; 0 is the paper's rule alone. A stream that is hard from
         its first batch has most of its entropies above ``E_max^0``, and the ratio, which only follows changes since
         then, never opens: nothing is sent where help is needed most.
+    on_change : {"keep", "restart"}
+        Whether the thresholds go on where the device enters another domain, as the paper's do, or begin anew.
+        ``E_max`` follows the mean entropy in relation to that of the very first batch. After a hard first domain few
+        images of the others lie below it.
     d_margin : float
         Of what that selects, upload only what passes ETA's second filter with this margin
         (`cema.ondevice.selection.redundancy.RedundancyFilter`); 0 for no such filter.
@@ -55,6 +59,7 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     momentum: float = 0.1
     group: int = 64
     floor: float = 1.0
+    on_change: Literal["keep", "restart"] = "keep"
     d_margin: float = 0.0
 
     def __post_init__(self) -> None:
@@ -76,6 +81,8 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError(f"expected a group of at least 1 sample, got {self.group}")
         if not (math.isfinite(self.floor) and self.floor >= 0):
             raise ValueError(f"expected a finite floor >= 0, got {self.floor}; 0 is the paper's rule alone")
+        if self.on_change not in ("keep", "restart"):
+            raise ValueError(f'expected on_change to be "keep" or "restart", got {self.on_change!r}')
         if not 0 <= self.d_margin <= 1:
             raise ValueError(
                 f"d_margin: expected a number in [0, 1], got {self.d_margin}; correct the setting"

@@ -88,9 +88,15 @@ class EntropyBand:
         self._redundancy = RedundancyFilter(config.d_margin) if config.d_margin else None
         if self._redundancy is not None:
             self._settings["d_margin"] = float(config.d_margin)
+        if config.on_change != "keep":  # states from before there was this setting go on without it
+            self._settings["on_change"] = str(config.on_change)
         self._ceiling = math.log(classes)
         self._e_min = config.e_min * self._ceiling
-        self._e_max = config.e_max * self._ceiling
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin as at the first sample of a stream."""
+        self._e_max: float = self._settings["e_max"] * self._ceiling
         self._average: float | None = None
         # Samples seen in completed batches, and those pending for the next one: their sums and their numbers.
         self._total, self._count = 0.0, 0
@@ -152,6 +158,14 @@ class EntropyBand:
             self._complete_batch()
         inside: npt.NDArray[np.bool_] = (values > self._e_min) & (values < self.e_max)
         return inside
+
+    def changed(self) -> None:
+        """Take note that the next call's samples are the first of another domain; begin anew where that is wanted.
+
+        What ETA's second filter has seen stays: it compares predictions, which are of the same classes.
+        """
+        if "on_change" in self._settings:
+            self._begin()
 
     def describe(self) -> dict[str, float]:
         """Return both thresholds, in nats."""
