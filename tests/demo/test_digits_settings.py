@@ -1,4 +1,4 @@
-"""The demo's settings are those of the benchmark's row."""
+"""The demo's settings are those of the benchmark's row, but for the window that was measured to be worse there."""
 
 from __future__ import annotations
 
@@ -15,4 +15,6 @@ from cema.demo.digits_settings import adapt_settings, edge_settings
 def test_the_demo_adapts_as_the_benchmarks_row_does(kind: Literal["batchnorm", "layernorm"]) -> None:
     given: dict[str, Any] = tomllib.loads(adapt_settings(statistics=kind == "batchnorm"))
     row = table_settings("cema", "digits", kind, "short")
-    assert {"adapt": given["cohort"]["adapt"], **tomllib.loads(edge_settings())} == row
+    adapt = {key: value for key, value in row["adapt"].items() if key != "window"}
+    assert given["cohort"]["adapt"] == adapt
+    assert {"adapt": row["adapt"], **tomllib.loads(edge_settings())} == row
