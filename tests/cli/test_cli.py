@@ -34,6 +34,7 @@ def cema(
         ["demo"],
         ["export"],
         ["cloud", "serve"],
+        ["cloud", "status"],
         ["edge", "run"],
         ["device", "add"],
         ["keys", "new"],

@@ -1,25 +1,28 @@
-"""`cema cloud`: run the service."""
+"""`cema cloud`: run the service, and see where it stands."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cema.cli.cohorts import AsJson, Config
+
 __all__ = ["app"]
 
-app = typer.Typer(help="Run the cloud service.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Run the cloud service, and see where it stands.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.callback()
 def cloud() -> None:
-    """Run the cloud service."""
+    """Run the cloud service, and see where it stands."""
 
 
 @app.command()
 def serve(
-    config: Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")],
+    config: Config,
     stop_on_eof: Annotated[
         bool,
         typer.Option(
@@ -35,3 +38,22 @@ def serve(
 
         lifetime.stop_on_eof()
     raise typer.Exit(run(config))
+
+
+@app.command()
+def status(
+    config: Config,
+    cohort: Annotated[
+        str | None, typer.Option(help="Only this cohort.", show_default="all of the configuration")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until Ctrl-C, every two seconds.", show_default="once")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Tell where cohorts stand and whether adaptation helps, from the store of a cloud that runs or not."""
+    from cema.cli.cloud_status import read_status, status_tables, watched
+    from cema.cli.cohorts import opened
+
+    with opened(config) as (settings, store):
+        watched(lambda: read_status(settings, store, cohort), status_tables, json=json, again=watch)

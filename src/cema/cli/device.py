@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
+from cema.cli.cohorts import Config, opened, utc
 from cema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True, rich_markup_mode=None)
 
-Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
 Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
 Out = Annotated[
     Path | None,
@@ -128,12 +127,9 @@ def _give_out(make: Callable[[], str], name: str, out: Path | None) -> None:
 @contextmanager
 def _register(path: Path) -> Iterator[DeviceRegister]:
     """Open the register of a configured cloud, running or not."""
-    from cema.cloud.config import CloudConfig
-
-    config = CloudConfig.load(path)
-    with closing(config.open_store()) as store:
+    with opened(path) as (config, store):
         yield store.devices([cohort.name for cohort in config.cohort])
 
 
 def _moment(seconds: float | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return "" if seconds is None else f"{utc(seconds, milliseconds=False)} UTC"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json as json_
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cema.cli.cohorts import AsJson, Config, OneCohort, one_cohort, opened, utc
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from cema.cloud.config import CloudConfig
 
 __all__ = ["app"]
 
@@ -33,13 +30,9 @@ def update() -> None:
 @app.command()
 def trace(
     version: Annotated[int, typer.Argument(min=1, help="The version.")],
-    config: Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")],
-    cohort: Annotated[
-        str | None, typer.Option(help="The cohort.", show_default="the only one of the configuration")
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON in place of a table.", show_default="a table")
-    ] = False,
+    config: Config,
+    cohort: OneCohort = None,
+    json: AsJson = False,
 ) -> None:
     """Tell the way of one version from the samples that it learned from to the devices that run it.
 
@@ -68,12 +61,10 @@ def trace(
 
 def _find(path: Path, cohort: str | None, version: int) -> dict[str, Any]:
     """Return a trace from the store of a configured cloud, running or not."""
-    from cema.cloud.config import CloudConfig
     from cema.cloud.store.traces import traces_of
 
-    config = CloudConfig.load(path)
-    name = _cohort(config, cohort)
-    with closing(config.open_store()) as store:
+    with opened(path) as (config, store):
+        name = one_cohort(config, cohort)
         traces = traces_of(store)
         found, known = traces.trace(name, version), traces.traced(name)
     if found is None:
@@ -88,16 +79,6 @@ def _find(path: Path, cohort: str | None, version: int) -> dict[str, Any]:
     return {"cohort": name, **found}
 
 
-def _cohort(config: CloudConfig, given: str | None) -> str:
-    names = [cohort.name for cohort in config.cohort]
-    if given is None and len(names) == 1:
-        return names[0]
-    if given not in names:
-        told = "no --cohort" if given is None else f"{given!r}"
-        raise ConfigError(f"--cohort: expected one of {', '.join(names)}, got {told}")
-    return given
-
-
 def _way(found: dict[str, Any]) -> Table:
     """Return the way in the order of its moments, as far as they are known."""
     from rich.table import Table
@@ -105,7 +86,7 @@ def _way(found: dict[str, Any]) -> Table:
     table = Table("moment", "UTC", "seconds")
     before = None
     for name, moment in way_of(found):
-        table.add_row(name, _utc(moment), "" if before is None else f"{moment - before:+.3f}")
+        table.add_row(name, utc(moment), "" if before is None else f"{moment - before:+.3f}")
         before = moment
     return table
 
@@ -151,7 +132,7 @@ def _steps(found: dict[str, Any]) -> Table:
     table = Table("step began", "seconds", "samples", "devices")
     for step in found["steps"]:
         table.add_row(
-            _utc(step["begin"]), f"{step['seconds']:.3f}", str(step["samples"]), str(step["devices"])
+            utc(step["begin"]), f"{step['seconds']:.3f}", str(step["samples"]), str(step["devices"])
         )
     return table
 
@@ -161,14 +142,5 @@ def _devices(found: dict[str, Any]) -> Table:
 
     table = Table("device", "fetched", "first sample of it received", "captured")
     for name, device in found["devices"].items():
-        table.add_row(name, *(_utc(device[key]) for key in ("fetched_at", "received_at", "captured_at")))
+        table.add_row(name, *(utc(device[key]) for key in ("fetched_at", "received_at", "captured_at")))
     return table
-
-
-def _utc(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    except (ValueError, OverflowError, OSError):  # a device's clock may say anything
-        return f"{seconds:.3f} s"

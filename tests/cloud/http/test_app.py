@@ -17,6 +17,7 @@ from cloud_support import StillEngine, make_samples, samples_of, serving, write_
 from openapi_spec_validator import validate
 
 from cema.cloud.config import CloudConfig
+from cema.cloud.store.agreements import AgreementCount
 from cema.cloud.store.sqlite_database import PAGE
 from cema.cloud.store.sqlite_samples import ROW_BYTES
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
@@ -408,3 +409,18 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
     public = {name for name, operation in operations.items() if "security" not in operation}
     assert public == {"health", "live", "ready", "openapi_document"}
     assert all(operation["summary"] and operation["tags"] for operation in operations.values())
+
+
+def test_status_and_metrics_tell_the_agreement_with_the_foundation_model(cloud: Cloud) -> None:
+    assert cloud.get("/v1/cohorts/north/status").json()["agreement"] == {}
+    counts = [AgreementCount(1, "running", 400, 360), AgreementCount(1, "source", 400, 200)]
+    epoch = cloud.store.claim("north").epoch
+    cloud.store.commit_step("north", 0, b"", epoch=epoch, now=time.time(), measured=counts)
+    agreement = cloud.get("/v1/cohorts/north/status").json()["agreement"]
+    assert list(agreement) == ["running", "source"]
+    assert (agreement["running"]["share"], agreement["running"]["samples"]) == (0.9, 400)
+    assert agreement["running"]["low"] < 0.9 < agreement["running"]["high"]
+    text = cloud.get("/metrics", token=cloud.operator).text
+    assert 'cema_agreement_share{cohort="north",model="source"} 0.5' in text
+    assert 'cema_agreement_samples{cohort="north",model="running"} 400.0' in text
+    assert 'cema_agreement_standard_error{cohort="north",model="running"} 0.015' in text

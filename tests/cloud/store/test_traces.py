@@ -106,7 +106,9 @@ def test_a_store_from_before_gets_its_traces(tmp_path: Path) -> None:
 
 
 def test_a_store_that_cannot_have_them_works_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cema.cloud.store.sqlite_traces.TABLES", ("CREATE TABLE traces (no such thing",) * 2)
+    monkeypatch.setattr(
+        "cema.cloud.store.sqlite_traces.TABLES", {"traces": "CREATE TABLE traces (no such thing"}
+    )
     with closing(SqliteStore(tmp_path / "cema.db", max_bytes=CAP)) as store:
         store.open_cohort("north", base="b")
         publish(store, 1, {"samples": 1})

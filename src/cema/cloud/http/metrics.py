@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Summa
 from prometheus_client.registry import Collector
 
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.store.agreements import agreement_members
 from cema.cloud.store.base import Store
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ FAMILIES = {
         "Encoded image bytes of samples answered at upload, by verdict.",
         "verdict",
     ),
+}
+AGREEMENT = {
+    "samples": "New samples that the agreement with the foundation model is of, the newest.",
+    "share": "Share of them on which a model chose the foundation model's label.",
+    "standard_error": "Standard error of that share.",
 }
 # A label for each of these and one for all others: anybody may invent methods, and labels are never forgotten.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -107,7 +113,14 @@ class _StoreCollector(Collector):
                 ("version", "cema_update_version", "Newest published version; 0 before the first."),
             )
         }
+        agreement = {
+            key: GaugeMetricFamily(f"cema_agreement_{key}", text, labels=("cohort", "model"))
+            for key, text in AGREEMENT.items()
+        }
         for cohort in self._cohorts:
+            for model, found in agreement_members(self._store, cohort).items():
+                for key, gauge in agreement.items():
+                    gauge.add_metric((cohort, model), found[key])
             status = self._store.status(cohort)
             counts = status["counts"]
             for key, gauge in gauges.items():
@@ -123,7 +136,15 @@ class _StoreCollector(Collector):
         used = GaugeMetricFamily(
             "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
         )
-        yield from (*families.values(), steps, *gauges.values(), quarantined, since, used)
+        yield from (
+            *families.values(),
+            steps,
+            *gauges.values(),
+            *agreement.values(),
+            quarantined,
+            since,
+            used,
+        )
 
 
 class _ReadinessCollector(Collector):

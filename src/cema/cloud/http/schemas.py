@@ -82,6 +82,16 @@ class WorkerReport(BaseModel):
     ready: bool
 
 
+class Agreement(BaseModel):
+    """On which share of the newest new samples a model chose the foundation model's label."""
+
+    samples: int
+    share: float
+    standard_error: float
+    low: float = Field(description="Of Wilson's interval of 95 %.")
+    high: float
+
+
 class Status(BaseModel):
     """Where a cohort stands. Members may be added."""
 
@@ -100,6 +110,9 @@ class Status(BaseModel):
     counts: dict[str, float] = Field(description="Counters by dotted name; those at 0 are left out.")
     worker: WorkerReport
     healthy: bool
+    agreement: dict[str, Agreement] = Field(
+        description="By who answered (`device`, `running`, `adapted`, `source`), where anything is known."
+    )
 
 
 class Health(BaseModel):

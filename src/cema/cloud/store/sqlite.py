@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cema._util.toml import resolve_path
 from cema.cloud.store import sqlite_samples
+from cema.cloud.store.agreements import AgreementCount, AgreementPoint, VersionAgreement
 from cema.cloud.store.base import (
     UPDATES_KEPT,
     Backlog,
@@ -21,6 +22,7 @@ from cema.cloud.store.base import (
     UpdateTag,
     Waiting,
 )
+from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_space import make_room, shrink
@@ -56,6 +58,7 @@ class SqliteStore:
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
         self._traces = TraceTable(self.database)
+        self._agreements = AgreementTable(self.database)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -163,8 +166,9 @@ class SqliteStore:
         now: float,
         counts: Mapping[str, float] | None = None,
         report: Mapping[str, Any] | None = None,
+        measured: Sequence[AgreementCount] = (),
     ) -> None:
-        """Commit a step whole: cursor, checkpoint, update if there is one, counters. All or nothing."""
+        """Commit a step whole: cursor, checkpoint, update if there is one, counters, agreement. All or nothing."""
         with self.database.write() as connection:
             before = connection.execute("SELECT cursor FROM cohorts WHERE name = ?", (cohort,)).fetchone()
             changed = connection.execute(
@@ -187,6 +191,7 @@ class SqliteStore:
                 self._insert_update(connection, cohort, update)
                 self._traces.insert(connection, cohort, update.version, trace)
             bump(connection, cohort, counts or {})
+            self._agreements.insert(connection, cohort, measured, now)
             if report is not None:
                 _put_report(connection, cohort, report, now)
 
@@ -241,6 +246,16 @@ class SqliteStore:
     def trace(self, cohort: str, version: int) -> dict[str, Any] | None:
         """Return the trace of a version; None where none is kept."""
         return self._traces.trace(cohort, version)
+
+    def agreement_by_version(self, cohort: str) -> list[VersionAgreement]:
+        """Return the agreement with the foundation model by version, in ascending order."""
+        return self._agreements.by_version(cohort)
+
+    def agreement_over_time(
+        self, cohort: str, *, since: float = 0.0, newest: int | None = None
+    ) -> list[AgreementPoint]:
+        """Return the agreement with the foundation model by minute and model, oldest first."""
+        return self._agreements.over_time(cohort, since=since, newest=newest)
 
     def latest_update(self, cohort: str) -> PublishedUpdate | None:
         """Return the newest update of a cohort, or None before the first."""

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.traces import DEVICES_TRACED, TRACES_KEPT, Fetch
-from cema.errors import StoreError
 
 __all__ = ["TraceTable", "dump_trace"]
-
-log = logging.getLogger(__name__)
 
 # Bytes of the store's cap for each trace: with its devices it has some ten thousand.
 BYTES_FOR_EACH = 2**19
 # Samples after a version that are searched for the first of each device.
 SAMPLES_SEARCHED = 20_000
 
-# Beside the tables of the schema: a store from before gets them when it is opened, and an older CEMA ignores them.
-TABLES = (
-    "CREATE TABLE IF NOT EXISTS traces (cohort TEXT NOT NULL, version INTEGER NOT NULL, last_sample INTEGER NOT NULL, "
+TABLES = {
+    "traces": "CREATE TABLE traces (cohort TEXT NOT NULL, version INTEGER NOT NULL, last_sample INTEGER NOT NULL, "
     "content TEXT NOT NULL, PRIMARY KEY (cohort, version))",
-    "CREATE TABLE IF NOT EXISTS fetches (cohort TEXT NOT NULL, version INTEGER NOT NULL, device TEXT NOT NULL, "
+    "fetches": "CREATE TABLE fetches (cohort TEXT NOT NULL, version INTEGER NOT NULL, device TEXT NOT NULL, "
     "at REAL NOT NULL, PRIMARY KEY (cohort, version, device)) WITHOUT ROWID",
-)
+}
 
 
 def dump_trace(trace: Mapping[str, Any] | None) -> str:
@@ -47,22 +43,7 @@ class TraceTable:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._kept = max(1, min(TRACES_KEPT, database.max_bytes // BYTES_FOR_EACH))
-        self._there = self._find() or self._make()
-
-    def _find(self) -> bool:
-        with self._database.read() as connection:
-            names = connection.execute("SELECT name FROM sqlite_master WHERE name IN ('traces', 'fetches')")
-            return len(names.fetchall()) == len(TABLES)
-
-    def _make(self) -> bool:
-        try:
-            with self._database.write() as connection:
-                for table in TABLES:
-                    connection.execute(table)
-        except StoreError as error:
-            log.warning("the store keeps no traces of updates: %s", error)
-            return False
-        return True
+        self._there = make_tables(database, TABLES, what="traces of updates")
 
     def insert(self, connection: sqlite3.Connection, cohort: str, version: int, content: str) -> None:
         """Keep a trace, in the caller's transaction, and drop the oldest beyond the bound."""

@@ -16,6 +16,7 @@ from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, PutsBack, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
+from cema.cloud.store.agreements import AgreementCount, agreements_of
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
@@ -23,6 +24,7 @@ from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpo
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
+from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
@@ -85,6 +87,7 @@ class CohortWorker:
         self.settings: AdaptConfig = cohort.adapt
         self._clock = clock
         self._counts: dict[str, float] = {}
+        self._measured: list[AgreementCount] = []
         self._failures = 0
         self._last: dict[str, Any] = {}
         self._models = (edge, foundation)
@@ -277,6 +280,7 @@ class CohortWorker:
             before_update=before_update,
         )
         self.progress.window.add(tested, self.cohort.publish.window)
+        self._measured += counts_of(tested, samples, labels, version=self.publisher.version)
         self.progress.ledger.learned([sample.device for sample in samples])
         self._note(samples, batch, labels)
         return report
@@ -368,6 +372,7 @@ class CohortWorker:
         log.error("cohort %s: a step failed and was undone", self.cohort.name, exc_info=error)
         self._last["error"] = f"{type(error).__name__}: {error}"[:500]
         self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
+        self._measured = []
         self._count("worker.failed_steps", 1)
         self._restore()
 
@@ -375,6 +380,8 @@ class CohortWorker:
         """Make the step durable whole; only then is it true."""
         saved = dump_checkpoint(self.progress, self.learner)
         counts, self._counts, now = self._counts, {}, self._clock()
+        measured, self._measured = self._measured, []
+        more = {"measured": measured} if agreements_of(self.store) else {}
         version = update.version if update else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
@@ -385,6 +392,7 @@ class CohortWorker:
             now=now,
             counts=counts,
             report=self.report() | {"version": version},
+            **more,
         )
         self.cursor, self._saved = cursor, saved
         self._attempts.committed()
