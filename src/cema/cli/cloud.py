@@ -1,4 +1,4 @@
-"""`cema cloud`: run the service, and see where it stands."""
+"""`cema cloud`: run the service, see where it stands, and have it do things."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ from typing import Annotated
 
 import typer
 
-from cema.cli.cohorts import AsJson, Config
+from cema.cli.cohorts import AsJson, Config, OneCohort
 
 __all__ = ["app"]
 
+To = Annotated[
+    int, typer.Option("--to", min=1, help="The version; `cema cloud versions` lists those that are kept.")
+]
+Wait = Annotated[
+    bool,
+    typer.Option(help="Wait until the worker has signed it, for 20 seconds at most.", show_default="wait"),
+]
+AsJsonLine = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.", show_default="text")]
+
 app = typer.Typer(
-    help="Run the cloud service, and see where it stands.", no_args_is_help=True, rich_markup_mode=None
+    help="Run the cloud service, see where it stands, and act on versions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
 @app.callback()
 def cloud() -> None:
-    """Run the cloud service, and see where it stands."""
+    """Run the cloud service, see where it stands, and act on versions."""
 
 
 @app.command()
@@ -57,3 +68,73 @@ def status(
 
     with opened(config) as (settings, store):
         watched(lambda: read_status(settings, store, cohort), status_tables, json=json, again=watch)
+
+
+@app.command()
+def versions(config: Config, cohort: OneCohort = None, json: AsJson = False) -> None:
+    """List the versions that are kept: when and how they came about, and how well they do."""
+    from cema.cli.cloud_acts import print_versions
+
+    print_versions(config, cohort, json=json)
+
+
+@app.command()
+def rollback(
+    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False
+) -> None:
+    """Give devices the content of an earlier version, signed anew; forget what was learned, and go on learning."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Rollback
+
+    do(config, cohort, Rollback(to=to), json=json, wait=wait)
+
+
+@app.command()
+def pin(
+    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False
+) -> None:
+    """Give devices the content of a version, and publish nothing else until resume."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Pin
+
+    do(config, cohort, Pin(to=to), json=json, wait=wait)
+
+
+@app.command()
+def pause(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) -> None:
+    """Publish nothing until resume; devices keep the newest version."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Pause
+
+    do(config, cohort, Pause(), json=json, wait=False)
+
+
+@app.command()
+def resume(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) -> None:
+    """Publish again what is learned: the end of pause, pin and stop."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Resume
+
+    do(config, cohort, Resume(), json=json, wait=False)
+
+
+@app.command()
+def stop(config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False) -> None:
+    """In an emergency: give devices the source model, and publish nothing else until resume."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Stop
+
+    do(config, cohort, Stop(), json=json, wait=wait)
+
+
+@app.command()
+def acts(
+    config: Config,
+    cohort: OneCohort = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
+    json: AsJson = False,
+) -> None:
+    """List what operators had a cohort do: when, who, what, and the version that came of it."""
+    from cema.cli.cloud_acts import print_acts
+
+    print_acts(config, cohort, limit=limit, json=json)

@@ -24,6 +24,7 @@ from cema.cloud.store.devices import Device
 from cema.errors import StoreUnavailable
 from cema.testing.store_agreements import AgreementTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
+from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_samples import SampleTests
@@ -45,7 +46,7 @@ for number in itertools.count():
 """
 
 
-class StoreSuite(SampleTests, StepTests, AgreementTests, DeviceTests):
+class StoreSuite(SampleTests, StepTests, AgreementTests, ControlTests, DeviceTests):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 
     A class of your own overrides ``url(folder)``: the URL of the store that belongs to an empty folder. For a server

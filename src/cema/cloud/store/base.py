@@ -32,7 +32,7 @@ __all__ = [
     "Waiting",
 ]
 
-# Older updates are deleted: every update is complete, so nobody needs them.
+# Devices need none that is older: every update is complete. Which older ones operators may go back to, a back end says.
 UPDATES_KEPT = 16
 # The part of the cap that samples leave to checkpoints, updates and counters: the worker can always commit.
 STATE_SHARE = 8
@@ -293,7 +293,7 @@ class Store(Protocol):
         ...
 
     def artifact(self, cohort: str, digest: str) -> bytes | None:
-        """Return the payload of one of the cohort's `UPDATES_KEPT` newest updates, or None."""
+        """Return the payload of one of the cohort's `UPDATES_KEPT` newest updates, or of an older one kept, or None."""
         ...
 
     def count(self, cohort: str, counts: Mapping[str, float]) -> None:

@@ -22,7 +22,10 @@ from cema.cloud.store.base import (
     UpdateTag,
     Waiting,
 )
+from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.retention import Aged, kept
 from cema.cloud.store.sqlite_agreements import AgreementTable
+from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_space import make_room, shrink
@@ -33,6 +36,9 @@ from cema.errors import ConfigError, StoreError
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["SqliteStore"]
+
+# The part of the cap that payloads of older versions may take, beside those of the newest.
+OLDER_SHARE = 32
 
 
 class SqliteStore:
@@ -59,6 +65,7 @@ class SqliteStore:
         shrink(self.database)
         self._traces = TraceTable(self.database)
         self._agreements = AgreementTable(self.database)
+        self._control = ControlTable(self.database)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -167,6 +174,8 @@ class SqliteStore:
         counts: Mapping[str, float] | None = None,
         report: Mapping[str, Any] | None = None,
         measured: Sequence[AgreementCount] = (),
+        control: int | None = None,
+        acted: Acted | None = None,
     ) -> None:
         """Commit a step whole: cursor, checkpoint, update if there is one, counters, agreement. All or nothing."""
         with self.database.write() as connection:
@@ -178,6 +187,9 @@ class SqliteStore:
             ).rowcount
             if changed != 1:
                 raise self._refusal(connection, cohort, cursor, epoch)
+            self._control.commit(
+                connection, cohort, control=control, acted=acted, publishes=update is not None
+            )
             moved(connection, cohort, before[0], cursor)
             # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
             trace = dump_trace(update.trace if update else None)
@@ -204,8 +216,7 @@ class SqliteStore:
             return Fenced(f"cohort {cohort!r} was claimed by another worker (epoch {row[1]}, mine {epoch})")
         return StoreError(f"the cursor of cohort {cohort!r} is at {row[0]} and cannot go back to {cursor}")
 
-    @staticmethod
-    def _insert_update(connection: Any, cohort: str, update: PublishedUpdate) -> None:
+    def _insert_update(self, connection: Any, cohort: str, update: PublishedUpdate) -> None:
         digest = hashlib.sha256(update.payload).hexdigest()
         if digest != update.digest:
             raise StoreError(
@@ -224,12 +235,46 @@ class SqliteStore:
             "VALUES (?, ?, ?, ?, ?, ?)",
             (cohort, update.version, digest, update.created, update.expires, update.envelope),
         )
-        connection.execute(
-            "DELETE FROM updates WHERE cohort = ?1 AND version <= (SELECT version FROM updates WHERE cohort = ?1 "
-            "ORDER BY version DESC LIMIT 1 OFFSET ?2)",
-            (cohort, UPDATES_KEPT),
+        self._drop_updates(connection, cohort)
+
+    def _drop_updates(self, connection: Any, cohort: str) -> None:
+        """Delete the versions that are no longer kept, and payloads that no version has."""
+        rows = connection.execute(
+            "SELECT version, created, length(data), digest FROM updates JOIN artifacts USING (digest) "
+            "WHERE cohort = ?",
+            (cohort,),
+        ).fetchall()
+        stay = kept(
+            (Aged(*row[:3]) for row in rows),
+            newest=UPDATES_KEPT,
+            older_bytes=self.database.max_bytes // OLDER_SHARE,
+        )
+        held = self._control.held(connection, cohort)
+        connection.executemany(
+            "DELETE FROM updates WHERE cohort = ? AND version = ?",
+            [(cohort, row[0]) for row in rows if row[0] not in stay and row[3] not in held],
         )
         connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
+
+    def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
+        """Write an operator's act down, durably."""
+        return self._control.act(cohort, act, actor=actor, now=now)
+
+    def control(self, cohort: str) -> Control:
+        """Return what all acts on a cohort come to."""
+        return self._control.control(cohort)
+
+    def waiting_act(self, cohort: str) -> Acted | None:
+        """Return the act that the worker has to do, if there is one."""
+        return self._control.waiting(cohort)
+
+    def acts(self, cohort: str, *, limit: int = 100) -> list[Acted]:
+        """Return the newest acts on a cohort, newest first."""
+        return self._control.acts(cohort, limit=limit)
+
+    def versions(self, cohort: str) -> list[VersionRecord]:
+        """Return the versions that are kept, oldest first."""
+        return self._control.versions(cohort)
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

@@ -59,6 +59,11 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Take note of a step on a share of a full batch: it calls for that share of `most` replay-only steps."""
         self.idle = max(0, self.idle - math.ceil(most * share))
 
+    def acted(self) -> None:
+        """Take note that an operator has changed what devices run: what was compared before says nothing of it."""
+        self.window = AgreementWindow()
+        self.since_candidate = self.rejected_in_a_row = 0
+
     def judged(self, outcome: str) -> None:
         """Take note of what the gate said of a candidate."""
         if outcome == "waiting":

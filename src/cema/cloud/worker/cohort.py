@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,8 @@ from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.agreements import AgreementCount, agreements_of
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
+from cema.cloud.store.control import Acted, ControlChanged, name_of
+from cema.cloud.worker.acts import ActsOfOperators, Done
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
@@ -92,6 +94,7 @@ class CohortWorker:
         self._last: dict[str, Any] = {}
         self._models = (edge, foundation)
         self._seed = seed
+        self._acts = ActsOfOperators(store, cohort.name)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
@@ -154,6 +157,18 @@ class CohortWorker:
         WorkerFailed
             Three samples in a row failed, each on its own.
         """
+        try:
+            return self._run_once()
+        except ControlChanged as error:
+            log.info("%s", error)
+            self.rewind()
+            return True
+
+    def _run_once(self) -> bool:
+        act = self._acts.look()
+        if act is not None:
+            self._act(act)
+            return True
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
         size = self._size.samples
@@ -172,9 +187,18 @@ class CohortWorker:
         if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
-            self._commit(self.cursor, self.publisher.renew(now))
+            self._commit(self.cursor, self.publisher.renew(now), about={"kind": "renewed"})
             return True
         return False
+
+    def _act(self, act: Acted) -> None:
+        """Do what an operator asked for; the models are compared anew after that."""
+        done = self._acts.do(act, self.publisher, self._clock())
+        if done.begins_anew:
+            self.learner.restart()
+        self.progress.acted()
+        about = {"kind": name_of(act.act), "act": act.number, "content_of": getattr(act.act, "to", 0)}
+        self._commit(self.cursor, done.update, done=done, about=about)
 
     def _draw(self, backlog: int, size: int) -> Draw:
         """Choose what is next; where too many samples wait, the oldest go without a step of their own."""
@@ -332,6 +356,8 @@ class CohortWorker:
 
     def _candidate(self) -> PublishedUpdate | None:
         now = self._clock()
+        if not self._acts.publishes:
+            return None
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
         if self.publisher.ahead(now):
@@ -376,18 +402,26 @@ class CohortWorker:
         self._count("worker.failed_steps", 1)
         self._restore()
 
-    def _commit(self, cursor: int, update: PublishedUpdate | None = None) -> None:
-        """Make the step durable whole; only then is it true."""
+    def _commit(
+        self,
+        cursor: int,
+        update: PublishedUpdate | None = None,
+        *,
+        done: Done | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the step durable whole; only then is it true. The trace of the update says what it is `about`."""
         saved = dump_checkpoint(self.progress, self.learner)
         counts, self._counts, now = self._counts, {}, self._clock()
         measured, self._measured = self._measured, []
         more = {"measured": measured} if agreements_of(self.store) else {}
+        more |= self._acts.committed_with(done)
         version = update.version if update else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
             cursor,
             saved,
-            self._tracer.traced(update, now),
+            self._tracer.traced(update, now, about or self._lineage()),
             epoch=self.epoch,
             now=now,
             counts=counts,
@@ -399,6 +433,12 @@ class CohortWorker:
         if update is not None:
             self.publisher.published(update)
             log.info("cohort %s: version %d published", self.cohort.name, update.version)
+
+    def _lineage(self) -> dict[str, Any]:
+        """Return what a version was learned with: the gate's agreement, and the losses of the last step."""
+        candidate = self._last.get("candidate", {})
+        kind = "reverted" if candidate.get("outcome") == "reverted" else "learned"
+        return {"kind": kind, "gate": candidate, "step": self._last.get("step")}
 
     def report(self) -> dict[str, Any]:
         """Return what the worker is doing, JSON-able."""

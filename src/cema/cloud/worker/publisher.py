@@ -237,9 +237,7 @@ class Publisher:
         """
         verdict = decide(window, self.config)
         if verdict.decision == "reverted":
-            source = self._source_state()
-            payload = self._encode(source, self._golden(source))
-            return Candidate("reverted", self._sign(payload, now), verdict.agreement)
+            return Candidate("reverted", self._sign(self.source_payload(), now), verdict.agreement)
         if verdict.decision != "publish":
             return Candidate(verdict.decision, None, verdict.agreement)
         rounded = Carried.of(Learned(norm_state, statistics), self.bundle.manifest.tolerance)
@@ -258,7 +256,20 @@ class Publisher:
 
         The very same bytes, so that devices see from the digest that there is nothing to fetch.
         """
-        return self._sign(self._payload, now)
+        return self.again(self._payload, now)
+
+    def offers(self, payload: bytes, now: float) -> bool:
+        """Tell whether devices are offered this very content already, for long enough."""
+        return self.version > 0 and payload == self._payload and not self.renewal_due(now)
+
+    def again(self, payload: bytes, now: float) -> PublishedUpdate:
+        """Sign a payload that was published before, as the next version."""
+        return self._sign(payload, now)
+
+    def source_payload(self) -> bytes:
+        """Return the source model as an update carries it."""
+        source = self._source_state()
+        return self._encode(source, self._golden(source))
 
     def published(self, update: PublishedUpdate) -> None:
         """Take note that an update is durable and offered from now on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,9 +68,11 @@ class Tracer:
         if outcome != "waiting" and self._evidence is None:
             self._evidence = now
 
-    def traced(self, update: PublishedUpdate | None, now: float) -> PublishedUpdate | None:
-        """Return an update, if there is one, with its trace; see `take`."""
-        return None if update is None else replace(update, trace=self.take(now))
+    def traced(
+        self, update: PublishedUpdate | None, now: float, about: Mapping[str, Any] | None = None
+    ) -> PublishedUpdate | None:
+        """Return an update, if there is one, with its trace, and with what it is about; see `take`."""
+        return None if update is None else replace(update, trace=self.take(now) | dict(about or {}))
 
     def take(self, now: float) -> dict[str, Any]:
         """Return the trace of the version that is published at `now`, and begin the next one.

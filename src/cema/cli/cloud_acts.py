@@ -1,0 +1,163 @@
+"""What an operator has a cohort do, and the versions that it is about: the rest of `cema cloud`."""
+
+from __future__ import annotations
+
+import getpass
+import json as json_
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+
+from cema.cli.cohorts import one_cohort, opened, utc
+from cema.cloud.store.agreements import agreements_of
+from cema.cloud.store.control import Act, Acted, ControlStore, control_of, name_of
+from cema.cloud.store.traces import TraceStore
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cema.cloud.store.base import Store
+
+__all__ = ["do", "print_acts", "print_versions"]
+
+# A worker that runs looks for acts several times a second, and is seldom longer than this in one step.
+_WAIT_SECONDS = 20.0
+_LOOK_SECONDS = 0.2
+
+_WHEN = (
+    "Devices that hold a request open get it within seconds, all others with their next question (update.poll_seconds "
+    "of each device)."
+)
+_TOLD = {
+    "rollback": "Devices get the content of version {to}. Learning begins anew, and what passes the gate is published.",
+    "pin": "Devices get the content of version {to} and keep it until resume. Learning goes on; nothing is published.",
+    "stop": "Devices return to the source model and keep it until resume. Learning goes on; nothing is published.",
+    "pause": "Devices keep the newest version until resume. Learning goes on; nothing is published.",
+    "resume": "What is learned is published again, once it passes the gate.",
+}
+
+
+def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> None:
+    """Write an act down, wait until the worker has done it, and say what devices will do and by when."""
+    with opened(path) as (config, store):
+        name, control = one_cohort(config, cohort), control_of(store)
+        acted = control.act(name, act, actor=getpass.getuser(), now=time.time())
+        if wait:
+            acted = _await(control, acted)
+    if json:
+        typer.echo(json_.dumps(msgspec.to_builtins(acted)))
+        return
+    typer.echo(f"{name_of(act)} of cohort {name}: act {acted.number}, {acted.state}")
+    typer.echo(_TOLD[name_of(act)].format(to=getattr(act, "to", 0)))
+    if acted.state == "waiting":
+        typer.echo("The worker has still to sign it: it does with its next step, or once the cloud runs.")
+    elif acted.state == "failed":
+        typer.echo("It failed: the store had that content no longer (see the cloud's log).", err=True)
+        raise typer.Exit(1)
+    elif acted.version is not None:
+        typer.echo(f"Version {acted.version} has it. {_WHEN}")
+
+
+def _await(control: ControlStore, acted: Acted) -> Acted:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while acted.state == "waiting" and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        acted = next((a for a in control.acts(acted.cohort) if a.number == acted.number), acted)
+    return acted
+
+
+def print_acts(path: Path, cohort: str | None, *, limit: int, json: bool) -> None:
+    """Print the newest acts on a cohort, newest first: who asked for what, and what came of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    with opened(path) as (config, store):
+        acts = control_of(store).acts(one_cohort(config, cohort), limit=limit)
+    if json:
+        typer.echo(json_.dumps(msgspec.to_builtins(acts)))
+        return
+    table = Table("act", "UTC", "who", "what", "state", "version")
+    for acted in acts:
+        to = getattr(acted.act, "to", None)
+        what = name_of(acted.act) + ("" if to is None else f" to {to}")
+        version = "" if acted.version is None else str(acted.version)
+        moment = utc(acted.at, milliseconds=False)
+        table.add_row(str(acted.number), moment, acted.actor, what, acted.state, version)
+    Console().print(table)
+
+
+def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
+    """Print the versions of a cohort that are kept, oldest first, with how they came about and how they do."""
+    from rich.console import Console
+
+    with opened(path) as (config, store):
+        found = _versions(store, one_cohort(config, cohort))
+    if json:
+        typer.echo(json_.dumps(found))
+        return
+    console = Console()
+    console.print(_versions_table(found["versions"]))
+    console.print(f"Publishing is {found['publishing']}.", highlight=False)
+    console.print(
+        "Agreement: on which share of the samples that came while it was the newest version it chose the foundation "
+        "model's label, with its standard error, and the source model on the same samples, in per cent. Fetched: "
+        "devices that were first given it, of the first 64.",
+        highlight=False,
+    )
+
+
+def _versions(store: Store, cohort: str) -> dict[str, Any]:
+    keeps = agreements_of(store)
+    agreement = {known.version: known for known in keeps.agreement_by_version(cohort)} if keeps else {}
+    found = []
+    for record in control_of(store).versions(cohort):
+        known = agreement.get(record.version)
+        trace = store.trace(cohort, record.version) if isinstance(store, TraceStore) else None
+        found.append(
+            {
+                "version": record.version,
+                "digest": record.digest,
+                "created": record.created,
+                "expires": record.expires,
+                "payload_bytes": record.payload_bytes,
+                "agreement": msgspec.to_builtins(dict(known.models)) if known else {},
+                "trace": trace,
+            }
+        )
+    control = control_of(store).control(cohort)
+    return {"cohort": cohort, "publishing": control.publishing, "versions": found}
+
+
+def _versions_table(versions: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        "version", "created, UTC", "how", "samples", "gate", "agreement", "source", "fetched", "content"
+    )
+    for found in versions:
+        trace = found["trace"] or {}
+        gate = trace.get("gate") or {}
+        table.add_row(
+            str(found["version"]),
+            utc(found["created"], milliseconds=False),
+            _how(trace),
+            str(trace.get("samples", "")),
+            f"{100 * gate['adapted']:.1f}" if gate.get("count") else "",
+            *(_share(found["agreement"].get(model)) for model in ("running", "source")),
+            str(sum(d["fetched_at"] is not None for d in trace.get("devices", {}).values())),
+            found["digest"][:12],
+        )
+    return table
+
+
+def _how(trace: Mapping[str, Any]) -> str:
+    kind = trace.get("kind", "")
+    return f"{kind} to {trace['content_of']}" if trace.get("content_of") else kind
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else f"{100 * found['share']:.1f} ± {100 * found['standard_error']:.1f}"

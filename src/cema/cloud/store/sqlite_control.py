@@ -1,0 +1,218 @@
+"""Acts of operators in the SQLite store, see `cema.cloud.store.control`."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, cast
+
+import msgspec
+
+from cema.cloud.store.control import (
+    SOURCE,
+    Act,
+    Acted,
+    ActRefused,
+    Control,
+    ControlChanged,
+    Pin,
+    Rollback,
+    Stop,
+    VersionRecord,
+    after,
+    supersedes,
+)
+from cema.cloud.store.sqlite_beside import make_tables
+from cema.cloud.store.sqlite_database import Database
+from cema.errors import StoreError
+
+__all__ = ["ControlTable"]
+
+# Acts are never deleted: who did what is of use for years, and a person makes few.
+TABLES = {
+    "acts": "CREATE TABLE acts (number INTEGER PRIMARY KEY AUTOINCREMENT, cohort TEXT NOT NULL, at REAL NOT NULL, "
+    "actor TEXT NOT NULL, act TEXT NOT NULL, content TEXT, state TEXT NOT NULL, done_at REAL, version INTEGER)",
+    "acts_state": "CREATE INDEX acts_state ON acts (cohort, state)",
+    "control": "CREATE TABLE control (cohort TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID",
+}
+
+_COLUMNS = "number, cohort, at, actor, act, content, state, done_at, version"
+# Versions that a refusal names, the newest.
+_NAMED = 10
+
+
+class ControlTable:
+    """Acts on every cohort; see `cema.cloud.store.control.ControlStore`.
+
+    Parameters
+    ----------
+    database
+        The store's database. A full one from before gets no tables, and refuses acts until it is opened with room.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._there = make_tables(database, TABLES, what="acts of operators")
+
+    def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
+        """Write an act down, and what all of them come to."""
+        if not self._there:
+            raise StoreError(
+                "the store has no room for acts; raise limits.store_bytes and start the cloud again"
+            )
+        with self._database.write() as connection:
+            if connection.execute("SELECT 1 FROM cohorts WHERE name = ?", (cohort,)).fetchone() is None:
+                raise StoreError(f"the store has no cohort {cohort!r}; start the cloud once with it")
+            content = _content(connection, cohort, act)
+            waiting = _waiting(connection, cohort)
+            if waiting is not None and supersedes(act, waiting.act):
+                connection.execute(
+                    "UPDATE acts SET state = 'superseded', done_at = ? WHERE number = ?",
+                    (now, waiting.number),
+                )
+            # What needs no signature is done at once.
+            state, done_at = ("waiting", None) if content is not None else ("done", now)
+            number = connection.execute(
+                "INSERT INTO acts (cohort, at, actor, act, content, state, done_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (cohort, now, actor, msgspec.json.encode(act).decode(), content, state, done_at),
+            ).lastrowid
+            assert number is not None  # noqa: S101 - for the type; an INSERT has one
+            control = after(_control(connection, cohort), act, number=number, content=content)
+            connection.execute(
+                "INSERT INTO control (cohort, state) VALUES (?, ?) ON CONFLICT (cohort) DO UPDATE "
+                "SET state = excluded.state",
+                (cohort, msgspec.json.encode(control).decode()),
+            )
+            row = connection.execute(f"SELECT {_COLUMNS} FROM acts WHERE number = ?", (number,)).fetchone()  # noqa: S608
+        return _acted(row)
+
+    def control(self, cohort: str) -> Control:
+        """Return what all acts come to: one row is read."""
+        if not self._there:
+            return Control()
+        row = self._database.peek("SELECT state FROM control WHERE cohort = ?", (cohort,))
+        return msgspec.json.decode(row[0], type=Control) if row else Control()
+
+    def waiting(self, cohort: str) -> Acted | None:
+        """Return the act that the worker has to do, if there is one: one row is read."""
+        if not self._there:
+            return None
+        row = self._database.peek(
+            f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+            (cohort,),
+        )
+        return _acted(row) if row else None
+
+    def acts(self, cohort: str, *, limit: int) -> list[Acted]:
+        """Return the newest acts on a cohort, newest first."""
+        if not self._there:
+            return []
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? ORDER BY number DESC LIMIT ?",  # noqa: S608
+                (cohort, limit),
+            ).fetchall()
+        return [_acted(row) for row in rows]
+
+    def versions(self, cohort: str) -> list[VersionRecord]:
+        """Return the versions that are kept, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT version, digest, created, expires, length(data) FROM updates JOIN artifacts USING (digest) "
+                "WHERE cohort = ? ORDER BY version",
+                (cohort,),
+            ).fetchall()
+        return [VersionRecord(*row) for row in rows]
+
+    def commit(
+        self,
+        connection: sqlite3.Connection,
+        cohort: str,
+        *,
+        control: int | None,
+        acted: Acted | None,
+        publishes: bool,
+    ) -> None:
+        """Check, in the transaction of a step, that nobody has acted since it began, and note what it has done.
+
+        Parameters
+        ----------
+        control
+            The serial that the step was made under; None checks nothing.
+        acted
+            The act that it has done, if any, as it is to be written down.
+        publishes
+            Whether the step has an update.
+        """
+        if not self._there:
+            return
+        serial = _control(connection, cohort).serial
+        if control is not None and publishes and serial != control:
+            raise ControlChanged(
+                f"cohort {cohort!r}: an operator acted while the step was made (act {serial}); make it again"
+            )
+        if acted is not None:
+            connection.execute(
+                "UPDATE acts SET state = ?, done_at = ?, version = ? WHERE number = ? AND state = 'waiting'",
+                (acted.state, acted.done_at, acted.version, acted.number),
+            )
+
+    def held(self, connection: sqlite3.Connection, cohort: str) -> set[str]:
+        """Return the digests that may not be deleted: devices are to have them, now or soon."""
+        if not self._there:
+            return set()
+        waiting = _waiting(connection, cohort)
+        wanted = (_control(connection, cohort).content, waiting.content if waiting else None)
+        return {digest for digest in wanted if digest is not None and digest != SOURCE}
+
+
+def _content(connection: sqlite3.Connection, cohort: str, act: Act) -> str | None:
+    """Return what is to be published for an act."""
+    match act:
+        case Stop():
+            return SOURCE
+        case Rollback(to=version) | Pin(to=version):
+            row = connection.execute(
+                "SELECT digest FROM updates WHERE cohort = ? AND version = ?", (cohort, version)
+            ).fetchone()
+            if row is None:
+                raise ActRefused(_not_kept(connection, cohort, version))
+            return cast("str", row[0])
+        case _:
+            return None
+
+
+def _not_kept(connection: sqlite3.Connection, cohort: str, version: int) -> str:
+    rows = connection.execute(
+        "SELECT version FROM updates WHERE cohort = ? ORDER BY version DESC LIMIT ?", (cohort, _NAMED)
+    ).fetchall()
+    newest = ", ".join(str(row[0]) for row in reversed(rows))
+    have = f"the newest that are kept: {newest}" if rows else "none was published yet"
+    return f"cohort {cohort!r} keeps no version {version}; {have} (cema cloud versions lists all)"
+
+
+def _waiting(connection: sqlite3.Connection, cohort: str) -> Acted | None:
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+        (cohort,),
+    ).fetchone()
+    return _acted(row) if row else None
+
+
+def _control(connection: sqlite3.Connection, cohort: str) -> Control:
+    row = connection.execute("SELECT state FROM control WHERE cohort = ?", (cohort,)).fetchone()
+    return msgspec.json.decode(row[0], type=Control) if row else Control()
+
+
+def _acted(row: tuple[Any, ...]) -> Acted:
+    number, cohort, at, actor, act, content, state, done_at, version = row
+    return Acted(
+        number=number,
+        cohort=cohort,
+        at=at,
+        actor=actor,
+        act=msgspec.json.decode(act, type=Act),
+        content=content,
+        state=state,
+        done_at=done_at,
+        version=version,
+    )

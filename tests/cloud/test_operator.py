@@ -1,0 +1,201 @@
+"""An operator's acts from the command line to the model that a device runs: real cloud, real agent, real commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloud_support import samples_of
+from cloud_tiny_models import quadrants
+from server_process import PATIENCE, Server, eventually
+
+from cema.cloud.config import CloudConfig
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import CloudLink, EdgeConfig, UpdateConfig
+from cema.formats.bundle import Bundle
+
+
+def cema(config: Path, *arguments: str) -> Any:
+    """Run a command in a process of its own, and return the JSON that it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cema", "cloud", *arguments, "--config", str(config), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class Fleet:
+    """A cloud that has published some versions, and a device that predicts throughout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "cloud.toml"
+        # Every step makes a version: how good it is makes no difference here.
+        self.config.write_text(
+            self.config.read_text().replace("every_steps = 2", "every_steps = 1\ngate = 1.0")
+        )
+        with closing(CloudConfig.load(self.config).open_store()) as store:
+            self.token = store.devices(["north"]).add("cam", cohort="north")
+        self.server = Server(self.config, self.token)
+        self.sent = 0
+        self.bundle = Bundle.load(folder / "bundle")
+        self.agent = EdgeAgent(
+            EdgeConfig(
+                bundle=str(folder / "bundle"),
+                state=str(folder / "state"),
+                cloud=CloudLink(url=self.server.url, cohort="north", token=self.token),
+                update=UpdateConfig(poll_seconds=0.2),
+            )
+        )
+        self._end = threading.Event()
+        self.predicted = 0
+        self.failures: list[Exception] = []
+        self._thread = threading.Thread(target=self._predict)
+        self._thread.start()
+
+    def _predict(self) -> None:
+        images, _ = quadrants(4, 7, drift=False)
+        while not self._end.is_set():
+            try:
+                assert np.isfinite(self.agent.predict(images).logits).all()
+                self.predicted += 1
+            except Exception as error:
+                self.failures.append(error)
+                return
+
+    def send(self, count: int) -> None:
+        images, _ = quadrants(count, 100 + self.sent, drift=True)
+        self.sent += count
+        self.server.send(samples_of(images))
+
+    def versions(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = cema(self.config, "versions")["versions"]
+        return found
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(PATIENCE)
+        self.agent.close()
+        self.server.close()
+
+
+@pytest.fixture
+def fleet(factory: Path, tmp_path: Path) -> Iterator[Fleet]:
+    shutil.copytree(factory, tmp_path / "f")
+    fleet = Fleet(tmp_path / "f")
+    yield fleet
+    fleet.close()
+
+
+def test_versions_are_rolled_back_pinned_stopped_and_go_on_while_the_device_predicts(fleet: Fleet) -> None:
+    for _ in range(8):
+        fleet.send(32)
+    eventually(lambda: len(fleet.versions()) >= 3 and fleet.agent.status().version >= 3)
+    paused = cema(fleet.config, "pause")
+    assert (paused["act"], paused["state"]) == ({"type": "pause"}, "done")
+    eventually(lambda: fleet.server.get("status").json()["backlog"] == 0)
+    versions = fleet.versions()
+    first, newest = versions[0], versions[-1]
+    assert fleet.agent.wait_for_version(newest["version"], PATIENCE)
+
+    pinned = cema(fleet.config, "pin", "--to", str(first["version"]))
+    assert (pinned["state"], pinned["version"]) == ("done", newest["version"] + 1)
+    assert fleet.agent.wait_for_version(pinned["version"], PATIENCE)
+    assert fleet.agent.status().digest == first["digest"]
+    fleet.send(64)
+    eventually(lambda: fleet.server.get("status").json()["backlog"] == 0)
+    assert fleet.versions()[-1]["version"] == pinned["version"]
+
+    stopped = cema(fleet.config, "stop")
+    assert fleet.agent.wait_for_version(stopped["version"], PATIENCE)
+    source = fleet.bundle.affine_state()
+    serving = fleet.agent._active
+    assert serving.version == stopped["version"]
+    assert serving.affine is not None
+    for key, value in source.items():
+        np.testing.assert_allclose(serving.affine[key], value, atol=2e-3)
+
+    back = cema(fleet.config, "rollback", "--to", str(newest["version"]))
+    assert fleet.agent.wait_for_version(back["version"], PATIENCE)
+    assert fleet.agent.status().digest == newest["digest"]
+    for _ in range(8):
+        fleet.send(32)
+    assert fleet.agent.wait_for_version(back["version"] + 1, PATIENCE), "it goes on after a rollback"
+
+    acts = cema(fleet.config, "acts")
+    assert [act["act"]["type"] for act in acts] == ["rollback", "stop", "pin", "pause"]
+    assert {act["state"] for act in acts} == {"done"}
+    assert fleet.failures == []
+    assert fleet.predicted > 0
+    assert fleet.agent.status().rejected_updates == {}
+
+
+def test_an_act_on_a_cloud_that_does_not_run_is_done_once_it_does(fleet: Fleet) -> None:
+    for _ in range(8):
+        fleet.send(32)
+    eventually(lambda: fleet.agent.status().version >= 1)
+    fleet.server.close()  # killed
+    waiting = cema(fleet.config, "stop", "--no-wait")
+    assert (waiting["state"], waiting["version"]) == ("waiting", None)
+    server = Server(fleet.config, fleet.token)
+    try:
+        eventually(lambda: cema(fleet.config, "acts")[0]["state"] == "done")
+        version = cema(fleet.config, "acts")[0]["version"]
+        assert server.get("status").json()["version"] == version
+    finally:
+        server.close()
+
+
+def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet) -> None:
+    for _ in range(8):
+        fleet.send(32)
+    eventually(lambda: fleet.agent.status().version >= 3)
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    commands = [
+        line.split()[1:]
+        for block in page.split("```sh\n")[1:]
+        for line in block.partition("```")[0].splitlines()
+    ]
+    assert len(commands) >= 10
+    printed: dict[str, str] = {}
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "cema", *command],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            cwd=fleet.config.parent,
+            env={**os.environ, "COLUMNS": "160"},
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        printed.setdefault(command[1], done.stdout)
+    assert "agreement of the newest version minus that of the source model" in printed["status"]
+    assert "Devices get the content of version 2." in printed["rollback"]
+    assert "Devices return to the source model" in printed["stop"]
+    assert "all others with their next question" in printed["stop"]
+    rows = [line.replace("│", " ").split() for line in printed["acts"].splitlines()]
+    done_acts = [
+        [cell for cell in row if cell in {"rollback", "pin", "pause", "stop", "resume"}] for row in rows
+    ]
+    assert [cells[0] for cells in done_acts if cells] == [
+        "resume",
+        "stop",
+        "resume",
+        "pause",
+        "pin",
+        "rollback",
+    ]
