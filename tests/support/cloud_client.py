@@ -48,6 +48,7 @@ class Cloud:
         self.token = add("cam", cohort="north")
         self.southern = add("far", cohort="south")
         self.operator = add("ops", cohort=None, role="operator")
+        self.admin = add("boss", cohort=None, role="admin")
         self.northern_operator = add("ops-north", cohort="north", role="operator")
 
     def ready(self, **more: object) -> None:

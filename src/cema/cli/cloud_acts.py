@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json as json_
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,11 @@ import msgspec
 import typer
 
 from cema.cli.cohorts import one_cohort, opened, utc
-from cema.cloud.store.agreements import agreements_of
 from cema.cloud.store.control import Act, Acted, ControlStore, control_of, name_of
-from cema.cloud.store.traces import TraceStore
+from cema.cloud.store.told import versions_told
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from cema.cloud.store.base import Store
 
 __all__ = ["do", "print_acts", "print_versions"]
 
@@ -95,13 +92,15 @@ def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
     from rich.console import Console
 
     with opened(path) as (config, store):
-        found = _versions(store, one_cohort(config, cohort))
+        name = one_cohort(config, cohort)
+        publishing = control_of(store).control(name).publishing
+        versions = versions_told(store, name)
     if json:
-        typer.echo(json_.dumps(found))
+        typer.echo(json_.dumps({"cohort": name, "publishing": publishing, "versions": versions}))
         return
     console = Console()
-    console.print(_versions_table(found["versions"]))
-    console.print(f"Publishing is {found['publishing']}.", highlight=False)
+    console.print(_versions_table(versions))
+    console.print(f"Publishing is {publishing}.", highlight=False)
     console.print(
         "Agreement: on which share of the samples that came while it was the newest version it chose the foundation "
         "model's label, with its standard error, and the source model on the same samples, in per cent. Fetched: "
@@ -110,29 +109,7 @@ def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
     )
 
 
-def _versions(store: Store, cohort: str) -> dict[str, Any]:
-    keeps = agreements_of(store)
-    agreement = {known.version: known for known in keeps.agreement_by_version(cohort)} if keeps else {}
-    found = []
-    for record in control_of(store).versions(cohort):
-        known = agreement.get(record.version)
-        trace = store.trace(cohort, record.version) if isinstance(store, TraceStore) else None
-        found.append(
-            {
-                "version": record.version,
-                "digest": record.digest,
-                "created": record.created,
-                "expires": record.expires,
-                "payload_bytes": record.payload_bytes,
-                "agreement": msgspec.to_builtins(dict(known.models)) if known else {},
-                "trace": trace,
-            }
-        )
-    control = control_of(store).control(cohort)
-    return {"cohort": cohort, "publishing": control.publishing, "versions": found}
-
-
-def _versions_table(versions: list[dict[str, Any]]) -> Table:
+def _versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from cema.cloud.store.agreements import agreement_members
+from cema.cloud.store.told import more_status
 from cema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _read(store: Store, cohort: str) -> dict[str, Any]:
         found = store.status(cohort)
     except StoreError as error:  # no cloud was ever started with it
         return {"cohort": cohort, "error": str(error)}
-    return found | {"agreement": agreement_members(store, cohort)}
+    return found | more_status(store, cohort)
 
 
 def status_tables(found: Mapping[str, Any]) -> Group:
@@ -58,13 +58,13 @@ def status_tables(found: Mapping[str, Any]) -> Group:
     from rich.table import Table
 
     now = found["time"]
-    table = Table("cohort", "version", "published", "samples", "waiting", "worker", "heard of")
+    table = Table("cohort", "version", "published", "publishing", "samples", "waiting", "worker", "heard of")
     agreement = Table("cohort", "model", "agreement, %", "standard error", "samples")
     told: list[str] = []
     for cohort in found["cohorts"]:
         name = cohort["cohort"]
         if "error" in cohort:
-            table.add_row(name, "", "", "", "", "never started", "")
+            table.add_row(name, "", "", "", "", "", "never started", "")
             continue
         table.add_row(name, *_cells(cohort, now))
         for model, share in cohort["agreement"].items():
@@ -110,6 +110,7 @@ def _cells(cohort: Mapping[str, Any], now: float) -> Iterable[str]:
     update, worker = cohort["update"], cohort["worker"]
     yield str(cohort["version"])
     yield "never" if update is None else _ago(now - update["created"])
+    yield cohort.get("publishing", "on")
     yield f"{cohort['samples']:,}"
     yield f"{cohort['backlog']:,}"
     yield "never ready" if worker is None else ("ready" if worker.get("ready") else "not ready")

@@ -34,6 +34,7 @@ Out = Annotated[
 class _Role(enum.StrEnum):
     DEVICE = "device"
     OPERATOR = "operator"
+    ADMIN = "admin"
 
 
 @app.callback()
@@ -47,10 +48,11 @@ def add(
     config: Config,
     cohort: Annotated[
         str | None,
-        typer.Option(help="The cohort it belongs to.", show_default="none: for an operator, who sees all"),
+        typer.Option(help="The cohort it belongs to.", show_default="none: for an operator or admin of all"),
     ] = None,
     role: Annotated[
-        _Role, typer.Option(help="A device uploads and fetches; an operator reads.")
+        _Role,
+        typer.Option(help="A device uploads and fetches; an operator reads; an admin acts on versions too."),
     ] = _Role.DEVICE,
     out: Out = None,
 ) -> None:

@@ -405,6 +405,9 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
         "ready",
         "metrics",
         "openapi_document",
+        "versions",
+        "acts",
+        "act",
     }
     public = {name for name, operation in operations.items() if "security" not in operation}
     assert public == {"health", "live", "ready", "openapi_document"}

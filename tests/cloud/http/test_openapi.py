@@ -38,6 +38,8 @@ SAMPLES = "/v1/cohorts/{cohort}/samples"
 LATEST = "/v1/cohorts/{cohort}/updates/latest"
 ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
 STATUS = "/v1/cohorts/{cohort}/status"
+VERSIONS = "/v1/cohorts/{cohort}/versions"
+ACTS = "/v1/cohorts/{cohort}/acts"
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -56,6 +58,7 @@ class Api:
             "device": add("cam", cohort="north"),
             "operator": add("ops-north", cohort="north", role="operator"),
             "chief": add("ops", cohort=None, role="operator"),
+            "admin": add("boss", cohort="north", role="admin"),
             "revoked": add("old", cohort="north"),
         }
         self.engine.devices.revoke("old")
@@ -111,6 +114,8 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     api.publish()
     wrong_senders(api)
     wrong_uploads(api, monkeypatch)
+    wrong_acts(api, monkeypatch)
+    good_acts(api)
     good_requests(api)
     full(api)
     faults(api)
@@ -144,7 +149,8 @@ def before_the_first_update(api: Api) -> None:
 
 
 def wrong_senders(api: Api) -> None:
-    for method, path in (("POST", SAMPLES), ("GET", LATEST), ("GET", ARTIFACT), ("GET", STATUS)):
+    reads = [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS)]
+    for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
         api(method, path, cohort="west")
@@ -152,6 +158,10 @@ def wrong_senders(api: Api) -> None:
     api("GET", f"{LATEST}?wait=-1")
     for who in (None, "revoked", "device", "operator"):
         api("GET", "/metrics", who=who)
+    for path in (VERSIONS, ACTS):
+        api("GET", path, who="device")
+    for who in ("device", "operator", "chief"):
+        api("POST", ACTS, who=who)
 
 
 def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +185,53 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(service, "STORING_SECONDS", 0.01)
         patch.setattr(api.app.state.service, "_places", asyncio.Semaphore(0))
         api("POST", SAMPLES, content=b"")
+
+
+def wrong_acts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    api("GET", f"{ACTS}?limit=0", who="admin")
+    api("POST", ACTS, who="admin", content=bytes(5000))
+    wrong = (
+        b"",
+        b"\xff",
+        b"{}",
+        b'{"type": "erase"}',
+        b'{"type": "pin", "to": 0}',
+        b'{"type": "pin", "to": 1e40}',
+    )
+    for content in (*wrong, b'{"type": "pause", "to": 1}', b"[" * 4000):
+        assert api("POST", ACTS, who="admin", content=content).status_code == 400
+    assert api("POST", ACTS, who="admin", content=b'{"type": "pin", "to": 9}').status_code == 409
+    with monkeypatch.context() as patch:
+        patch.setattr(body, "FIRST_SECONDS", 0.01)
+        api("POST", ACTS, who="admin", content=never())
+    assert api("GET", ACTS, who="admin").json() == {"acts": []}
+
+
+def good_acts(api: Api) -> None:
+    for content in (
+        b'{"type": "pin", "to": 1}',
+        b'{"type":"rollback","to":1}',
+        b'{"type": "stop"}',
+        b'{"type": "resume"}',
+    ):
+        assert api("POST", ACTS, who="admin", content=content).status_code == 202
+    acts = api("GET", ACTS, who="operator").json()["acts"]
+    assert [(act["act"]["type"], act["state"], act["actor"]) for act in acts] == [
+        ("resume", "done", "boss"),
+        ("stop", "superseded", "boss"),
+        ("rollback", "superseded", "boss"),
+        ("pin", "superseded", "boss"),
+    ]
+    (version,) = api("GET", VERSIONS, who="chief").json()["versions"]
+    assert (version["version"], version["digest"]) == (1, DIGEST)
+    assert api("POST", ACTS, who="admin", content=b'{"type": "stop"}').status_code == 202
+    status = api("GET", STATUS).json()
+    assert (status["publishing"], status["act"]["act"]) == ("stopped", {"type": "stop"})
+    assert api("POST", ACTS, who="admin", content=b'{"type": "resume"}').status_code == 202
 
 
 def good_requests(api: Api) -> None:
@@ -221,7 +278,12 @@ def faults(api: Api) -> None:
         connection.execute("ALTER TABLE evicted RENAME TO lost_ids")
     api("POST", SAMPLES, content=encode_samples(make_samples(1, seed=99)))
     with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE acts RENAME TO lost_acts")
+    assert api("POST", ACTS, who="admin", content=b'{"type": "stop"}').status_code == 503
+    api("GET", ACTS, who="admin")
+    with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
+    api("GET", VERSIONS, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
     api("GET", STATUS)
@@ -229,6 +291,7 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
     api("POST", SAMPLES, content=b"")
+    api("POST", ACTS, who="admin", content=b"")
 
 
 @pytest.fixture(scope="module")
@@ -245,23 +308,30 @@ NAMES = st.one_of(
 HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80).map(str.strip)
 HEADERS = ("Authorization", "If-None-Match", "Content-Type", "Content-Encoding", "Range")
 REQUESTS = {
-    "who": st.one_of(st.none(), st.sampled_from(["device", "operator", "chief", "revoked"]), HEADER_TEXT),
+    "who": st.one_of(
+        st.none(), st.sampled_from(["device", "operator", "chief", "admin", "revoked"]), HEADER_TEXT
+    ),
     "cohort": NAMES,
     "digest": st.one_of(st.just(DIGEST), st.from_regex(r"[0-9a-f]{60,66}", fullmatch=True), NAMES),
     "headers": st.dictionaries(st.sampled_from(HEADERS), HEADER_TEXT, max_size=2),
 }
-BODIES = st.one_of(st.binary(max_size=200), st.just(encode_samples(make_samples(2))))
+ACT_BODIES = [b'{"type": "pin", "to": 1}', b'{"type": "stop"}', b'{"type": "resume"}']
+BODIES = st.one_of(
+    st.binary(max_size=200), st.just(encode_samples(make_samples(2))), st.sampled_from(ACT_BODIES)
+)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    path=st.sampled_from([SAMPLES, LATEST, ARTIFACT, STATUS, "/metrics"]),
+    method_path=st.sampled_from(
+        [("POST", SAMPLES), ("POST", ACTS)]
+        + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, "/metrics")]
+    ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,
 )
 def test_any_request_gets_a_declared_response(
-    shared: Api, path: str, request: dict[str, Any], content: bytes
+    shared: Api, method_path: tuple[str, str], request: dict[str, Any], content: bytes
 ) -> None:
-    upload = path == SAMPLES
-    response = shared("POST" if upload else "GET", path, **request, content=content if upload else None)
+    response = shared(*method_path, **request, content=content if method_path[0] == "POST" else None)
     assert response.status_code < 500, response.text

@@ -87,12 +87,22 @@ OPERATOR = {
     ("samples", "403"), ("latest", "200"), ("latest", "204"), ("latest", "404"),
     ("{digest}", "200"), ("{digest}", "404"), ("status", "200"), ("status", "404"), ("metrics", "200"),
 }  # fmt: skip
+ADMIN = {
+    ("acts", "202"),
+    ("acts", "200"),
+    ("acts", "400"),
+    ("acts", "409"),
+    ("acts", "404"),
+    ("versions", "200"),
+}
 NOBODY = {(name, "200") for name in ("livez", "readyz", "healthz", "openapi.json")} | {
     (name, "401") for name in ("samples", "latest", "{digest}", "status", "metrics")
 }
 
 
-@pytest.mark.parametrize(("who", "expected"), [("token", DEVICE), ("operator", OPERATOR), (None, NOBODY)])
+@pytest.mark.parametrize(
+    ("who", "expected"), [("token", DEVICE), ("operator", OPERATOR), ("admin", ADMIN), (None, NOBODY)]
+)
 def test_every_answer_is_in_the_document(
     cloud: Cloud, tmp_path: Path, who: str | None, expected: set[tuple[str, str]]
 ) -> None:

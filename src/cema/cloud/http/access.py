@@ -18,15 +18,19 @@ from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
 
 __all__ = [
+    "ADMINISTRATOR_ERRORS",
     "BY_TOKEN",
     "MEMBER_ERRORS",
+    "OPERATOR_ERRORS",
     "SCRAPER_ERRORS",
     "UPLOADER_ERRORS",
     "CohortName",
     "Credentials",
+    "administrator",
     "authenticate",
     "bearer",
     "member",
+    "operator",
     "scraper",
     "uploader",
 ]
@@ -35,6 +39,8 @@ __all__ = [
 _TOKEN_ERRORS = ("unauthorized", "revoked")
 MEMBER_ERRORS = (*_TOKEN_ERRORS, "unknown_cohort", "wrong_cohort")
 UPLOADER_ERRORS = (*MEMBER_ERRORS, "not_a_device")
+OPERATOR_ERRORS = (*MEMBER_ERRORS, "not_an_operator")
+ADMINISTRATOR_ERRORS = (*MEMBER_ERRORS, "not_an_administrator")
 SCRAPER_ERRORS = (*_TOKEN_ERRORS, "not_an_operator")
 
 # The pattern is for readers of the document: another name is an unknown cohort (404), not an invalid request.
@@ -124,7 +130,43 @@ def uploader(cohort: str, credentials: HTTPAuthorizationCredentials | None, serv
     device = member(cohort, credentials, service)
     if device.role != "device":
         raise ApiError(
-            "not_a_device", f"{device.name!r} is an operator and may only read", "use a device's token"
+            "not_a_device", f"{device.name!r} is an {device.role} and may not upload", "use a device's token"
+        )
+    return device
+
+
+def operator(cohort: CohortName, credentials: Credentials, service: TheService) -> Device:
+    """Let through who may read what is no business of devices.
+
+    Raises
+    ------
+    ApiError
+        As `member`; 403 for a device.
+    """
+    device = member(cohort, credentials, service)
+    if device.role == "device":
+        raise ApiError(
+            "not_an_operator",
+            f"{device.name!r} is a device: it may not read this",
+            "use the token of an operator or an admin",
+        )
+    return device
+
+
+def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
+    """Let through who may act on a cohort's versions.
+
+    Raises
+    ------
+    ApiError
+        As `member`; 403 for devices and operators.
+    """
+    device = member(cohort, credentials, service)
+    if device.role != "admin":
+        raise ApiError(
+            "not_an_administrator",
+            f"{device.name!r} has the role {device.role} and may not act on versions",
+            "use the token of an admin: cema device add NAME --role admin",
         )
     return device
 
@@ -138,10 +180,10 @@ def scraper(credentials: Credentials, service: TheService) -> Device:
         As `authenticate`; 403 unless it is an operator of all cohorts.
     """
     device = authenticate(credentials, service)
-    if device.role != "operator" or device.cohort is not None:
+    if device.role == "device" or device.cohort is not None:
         raise ApiError(
             "not_an_operator",
             f"{device.name!r} may not read the metrics, which cover every cohort",
-            "use the token of an operator that was added without a cohort",
+            "use the token of an operator or an admin that was added without a cohort",
         )
     return device

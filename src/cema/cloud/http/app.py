@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import operations, updates, uploads
+from cema.cloud.http import acts, operations, updates, uploads
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -25,6 +25,7 @@ docs/protocol.md says what the bodies hold and what a device has to do. Every er
 _TAGS = [
     {"name": "samples", "description": "From devices to the cloud."},
     {"name": "updates", "description": "From the cloud to devices."},
+    {"name": "acts", "description": "What an operator has a cohort do."},
     {"name": "operations", "description": "For those who run the service."},
 ]
 
@@ -67,7 +68,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, operations):
+    for part in (uploads, updates, acts, operations):
         app.include_router(part.router)
     return app
 

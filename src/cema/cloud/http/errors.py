@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from cema._util.names import shortened
 from cema.cloud.http.caching import NO_STORE
@@ -25,11 +26,13 @@ ERRORS: dict[str, tuple[int, str]] = {
     "wrong_cohort": (403, "The token is for another cohort."),
     "not_a_device": (403, "An operator tried to upload."),
     "not_an_operator": (403, "The token is not that of an operator of all cohorts."),
+    "not_an_administrator": (403, "The token may not act on versions."),
     "unknown_cohort": (404, "There is no such cohort."),
     "unknown_artifact": (404, "The cohort has no such artifact, or no longer."),
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method."),
     "timeout": (408, "The body did not arrive in time."),
+    "act_refused": (409, "The act cannot be done: no such version is kept."),
     "too_large": (
         413,
         "The body has too many bytes, its images too many pixels, or its new samples would not fit an empty store.",
@@ -93,8 +96,10 @@ def install_errors(app: FastAPI) -> None:
     async def api_error(_: Request, error: Exception) -> Response:
         return error.response() if isinstance(error, ApiError) else _internal()
 
-    async def http_error(_: Request, error: Exception) -> Response:
-        return _of_framework(error).response() if isinstance(error, HTTPException) else _internal()
+    async def http_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return _internal()
+        return _of_framework(error, _methods(app, request)).response()
 
     async def invalid(_: Request, error: Exception) -> Response:
         return ApiError("invalid_request", str(error), "correct the request").response()
@@ -108,7 +113,15 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, internal)
 
 
-def _of_framework(error: HTTPException) -> ApiError:
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """Return the methods that a request's path takes; the framework knows those of its first route alone."""
+    for path, operations in app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            return {method.upper() for method in operations}
+    return set()
+
+
+def _of_framework(error: HTTPException, methods: set[str]) -> ApiError:
     if error.status_code == 404:
         return ApiError("not_found", "there is nothing at this address", "check the URL")
     if error.status_code == 405:
@@ -116,7 +129,7 @@ def _of_framework(error: HTTPException) -> ApiError:
             "method_not_allowed",
             "this address does not take that method",
             "see the Allow header",
-            headers=dict(error.headers or {}),
+            headers={**(error.headers or {}), **({"Allow": ", ".join(sorted(methods))} if methods else {})},
         )
     return ApiError("http_error", str(error.detail), "correct the request", status=error.status_code)
 

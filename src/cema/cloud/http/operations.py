@@ -12,7 +12,7 @@ from cema.cloud.http.metrics import CONTENT_TYPE
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import CheckResult, Health, Ready, Status
 from cema.cloud.http.service import TheService
-from cema.cloud.store.agreements import agreement_members
+from cema.cloud.store.told import more_status
 
 __all__ = ["router"]
 
@@ -33,7 +33,7 @@ def cohort_status(cohort: CohortName, service: TheService, response: Response) -
     status = service.store.status(cohort)
     status["worker"] = {"ready": False, **(status["worker"] or {})}
     status["healthy"] = service.readiness.healthy(cohort)
-    status["agreement"] = agreement_members(service.store, cohort)
+    status |= more_status(service.store, cohort)
     response.headers.update(NO_STORE)
     return Status(**status)
 

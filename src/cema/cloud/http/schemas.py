@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "ActRecord",
+    "Acts",
+    "Agreement",
     "CheckResult",
     "Envelope",
     "Error",
@@ -18,6 +21,10 @@ __all__ = [
     "UpdateSummary",
     "Verdict",
     "Verdicts",
+    "Version",
+    "VersionAct",
+    "VersionlessAct",
+    "Versions",
 ]
 
 Seconds = Annotated[float, Field(description="Unix time in seconds.")]
@@ -92,6 +99,67 @@ class Agreement(BaseModel):
     high: float
 
 
+class VersionAct(BaseModel):
+    """Give devices the content of an earlier version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["rollback", "pin"]
+    to: int = Field(ge=1, le=2**53, description="The version.")
+
+
+class VersionlessAct(BaseModel):
+    """Publish nothing, give devices the source model, or go on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["pause", "stop", "resume"]
+
+
+class ActRecord(BaseModel):
+    """An act as it was written down."""
+
+    number: int
+    cohort: str
+    at: Seconds
+    actor: str = Field(description="The name of the token, or the user of the command line.")
+    act: VersionAct | VersionlessAct
+    content: str | None = Field(
+        description="The payload's digest, or `source`; null where no version is needed."
+    )
+    state: Literal["waiting", "done", "superseded", "failed"]
+    done_at: Seconds | None
+    version: int | None = Field(description="The version that devices have of it.")
+
+
+class Acts(BaseModel):
+    """Acts on a cohort."""
+
+    acts: list[ActRecord]
+
+
+class Version(BaseModel):
+    """A version that can be given to devices again. Members may be added."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int
+    digest: str = Field(description="SHA-256 of the payload.")
+    created: Seconds
+    expires: Seconds
+    payload_bytes: int
+    agreement: dict[str, Agreement] = Field(description="While it was the newest version, by who answered.")
+    trace: dict[str, Any] | None = Field(description="How it came about; for people.")
+
+
+class Versions(BaseModel):
+    """The versions of a cohort that are kept."""
+
+    cohort: str
+    publishing: Literal["on", "paused", "pinned", "stopped"]
+    versions: list[Version]
+
+
 class Status(BaseModel):
     """Where a cohort stands. Members may be added."""
 
@@ -113,6 +181,8 @@ class Status(BaseModel):
     agreement: dict[str, Agreement] = Field(
         description="By who answered (`device`, `running`, `adapted`, `source`), where anything is known."
     )
+    publishing: Literal["on", "paused", "pinned", "stopped"] = "on"
+    act: ActRecord | None = Field(None, description="The act that the worker has still to do.")
 
 
 class Health(BaseModel):

@@ -6,8 +6,7 @@ forbids. What must be signed for it, the worker signs with its next step. A back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -32,7 +31,6 @@ __all__ = [
     "after",
     "control_of",
     "name_of",
-    "status_members",
     "supersedes",
 ]
 
@@ -42,6 +40,9 @@ SOURCE = "source"
 Publishing: TypeAlias = Literal["on", "paused", "pinned", "stopped"]
 """Whether the worker publishes what it learns. ``paused``: devices keep the newest version; ``pinned``: the content of
 the version that was named; ``stopped``: the source model. It goes on learning in all of them."""
+
+
+_Version = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class ActRefused(StoreError):  # noqa: N818 - a state, not a fault
@@ -61,7 +62,7 @@ class Rollback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         The earlier version.
     """
 
-    to: int
+    to: _Version
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pin"):
@@ -73,7 +74,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         The version.
     """
 
-    to: int
+    to: _Version
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pause"):
@@ -266,14 +267,3 @@ def supersedes(act: Act, waiting: Act) -> bool:
             return not isinstance(waiting, Rollback)
         case _:
             return True
-
-
-def status_members(store: Store, cohort: str) -> Mapping[str, Any]:
-    """Return what a cohort's status tells of its control, JSON-able; empty for a store that takes no acts."""
-    if not isinstance(store, ControlStore):
-        return {}
-    control, waiting = store.control(cohort), store.waiting_act(cohort)
-    return {
-        "publishing": control.publishing,
-        "act": None if waiting is None else msgspec.to_builtins(waiting),
-    }

@@ -7,13 +7,13 @@ import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from cema.errors import StoreError
 
 __all__ = ["Device", "DeviceRegister", "Role", "check_device", "new_token", "token_digest"]
 
-Role = Literal["device", "operator"]
+Role = Literal["device", "operator", "admin"]
 TOKEN_BYTES = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -27,10 +27,10 @@ class Device:
     name
         Unique; letters, digits, ``.``, ``_`` and ``-``.
     role
-        ``device``: uploads samples and fetches updates. ``operator``: reads status and metrics too, and
-        changes nothing.
+        ``device``: uploads samples and fetches updates. ``operator``: reads status, versions, acts and metrics, and
+        changes nothing. ``admin``: reads the same, and acts on versions.
     cohort
-        The only cohort it may speak for; None, for an operator, stands for all.
+        The only cohort it may speak for; None, for an operator or an admin, stands for all.
     created_at, revoked_at
         Unix seconds; `revoked_at` is None while the token is good.
     """
@@ -57,7 +57,7 @@ class DeviceRegister(Protocol):
         name
             A name that nobody has or had.
         cohort
-            The cohort it belongs to; an operator may have None, and then sees all.
+            The cohort it belongs to; an operator or an admin may have None, and then all are meant.
         role
             What it may do, see `Device`.
         now
@@ -114,8 +114,8 @@ def check_device(name: str, cohort: str | None, role: Role, cohorts: Collection[
             f"device name must be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or "
             f"digit, got {name!r}"
         )
-    if role not in ("device", "operator"):
-        raise StoreError(f"role must be 'device' or 'operator', got {role!r}")
+    if role not in get_args(Role):
+        raise StoreError(f"role must be one of {', '.join(get_args(Role))}, got {role!r}")
     if cohort is None and role == "device":
         raise StoreError(f"a device belongs to one cohort; name it, out of {sorted(cohorts)}")
     if cohort is not None and cohort not in cohorts:

@@ -1,0 +1,59 @@
+"""What several parts of a store know about a cohort, put together as operators are told it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from cema.cloud.store.agreements import agreement_members, agreements_of
+from cema.cloud.store.base import Store
+from cema.cloud.store.control import ControlStore, control_of
+from cema.cloud.store.traces import TraceStore
+
+__all__ = ["more_status", "versions_told"]
+
+
+def more_status(store: Store, cohort: str) -> dict[str, Any]:
+    """Return what a cohort's status has beside what `cema.cloud.store.base.Store.status` returns, JSON-able.
+
+    Returns
+    -------
+    dict
+        ``agreement``, by who answered; and, for a store that takes acts, ``publishing`` and ``act``, the one that waits
+        for the worker or None.
+    """
+    found: dict[str, Any] = {"agreement": agreement_members(store, cohort)}
+    if isinstance(store, ControlStore):
+        waiting = store.waiting_act(cohort)
+        found["publishing"] = store.control(cohort).publishing
+        found["act"] = None if waiting is None else msgspec.to_builtins(waiting)
+    return found
+
+
+def versions_told(store: Store, cohort: str) -> list[Mapping[str, Any]]:
+    """Return the versions that are kept, oldest first, JSON-able: each with its agreement and its trace.
+
+    Raises
+    ------
+    StoreError
+        The store's back end takes no acts, and tells no versions.
+    """
+    keeps = agreements_of(store)
+    agreement = {known.version: known for known in keeps.agreement_by_version(cohort)} if keeps else {}
+    found: list[Mapping[str, Any]] = []
+    for record in control_of(store).versions(cohort):
+        known = agreement.get(record.version)
+        found.append(
+            {
+                "version": record.version,
+                "digest": record.digest,
+                "created": record.created,
+                "expires": record.expires,
+                "payload_bytes": record.payload_bytes,
+                "agreement": msgspec.to_builtins(dict(known.models)) if known else {},
+                "trace": store.trace(cohort, record.version) if isinstance(store, TraceStore) else None,
+            }
+        )
+    return found
