@@ -224,7 +224,12 @@ class FakeTime:
 
     @property
     def clock(self) -> Clock:
-        return Clock(now=lambda: self.seconds, monotonic=lambda: self.seconds, wait=self._wait)
+        return Clock(
+            now=lambda: self.seconds,
+            monotonic=lambda: self.seconds,
+            wait=self._wait,
+            uptime=lambda: ("one boot", self.seconds),
+        )
 
     def _wait(self, event: threading.Event, seconds: float | None) -> bool:
         self.waits.append(seconds)

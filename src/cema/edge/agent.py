@@ -36,6 +36,7 @@ from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
 
 if TYPE_CHECKING:
+    from cema.edge.budget import Budget
     from cema.edge.client import CloudClient
     from cema.edge.own_model import OwnModel
     from cema.edge.uploader import Uploader
@@ -98,6 +99,7 @@ class EdgeAgent:
         self._changes = 0  # of the domain, by the device's own watch
         self._uploader: Uploader | None = None
         self._link: CloudClient | None = None
+        self._budget: Budget | None = None
         self.bundle = Bundle.load(Path(config.bundle))
         manifest = self.bundle.manifest
         self._selector = make_selector(config.selection, manifest.classes)
@@ -220,6 +222,7 @@ class EdgeAgent:
             selection=selection,
             e_max=selection.get("e_max"),
             spool_bytes=self._spool.bytes,
+            budget=None if self._budget is None else self._budget.status(),
             last_error="; ".join(error for error in errors if error) or None,
         )
 
@@ -369,6 +372,10 @@ class EdgeAgent:
         from cema.edge.uploader import Uploader  # noqa: PLC0415
 
         upload = self._config.upload
+        if self._config.budget.limited:
+            from cema.edge.budget import Budget  # noqa: PLC0415
+
+            self._budget = Budget(self._config.budget, self._state.budget_path, self._clock)
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(
             cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock
@@ -383,6 +390,7 @@ class EdgeAgent:
             backoff=self._own_backoff(),
             on_change=self._notify,
             on_delivered=self._on_delivered,
+            budget=self._budget,
         )
         updater = Updater(
             self._link,

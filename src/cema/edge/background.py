@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cema.edge.retry import Backoff, LinkError
+from cema.edge.system import uptime
 from cema.errors import CemaError
 
 __all__ = ["BackgroundThread", "Clock", "Pause"]
@@ -29,11 +30,14 @@ class Clock:
         Seconds that never jump: for measuring pauses.
     wait : callable
         ``wait(event, seconds)``: return when the event is set, or after the seconds (``None``: never).
+    uptime : callable
+        What tells this run of the device from others, and the seconds since it began.
     """
 
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     wait: Callable[[threading.Event, float | None], bool] = threading.Event.wait
+    uptime: Callable[[], tuple[str, float]] = uptime
 
 
 @dataclass(frozen=True)

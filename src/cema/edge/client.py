@@ -114,10 +114,17 @@ class CloudClient:
         self._closed = False
         self.on_sent: Callable[[], None] = lambda: None
 
-    def send_samples(self, body: bytes, content_type: str) -> Reply:
-        """Post a frame of samples; the reply is a 200."""
+    def send_samples(
+        self, body: bytes, content_type: str, on_sending: Callable[[], None] = lambda: None
+    ) -> Reply:
+        """Post a frame of samples; the reply is a 200.
+
+        `on_sending` is called before the first byte of the body is sent: not where there is no connection.
+        """
         headers = {"Content-Type": content_type}
-        reply = self._request("POST", "/samples", 1 << 20, headers=headers, content=body)
+        reply = self._request(
+            "POST", "/samples", 1 << 20, headers=headers, content=body, on_sending=on_sending
+        )
         reply = self._expect(200, reply, "/samples", "verdicts on the samples")
         self.on_sent()
         return reply
@@ -169,6 +176,7 @@ class CloudClient:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
         patience: float = 0.0,
+        on_sending: Callable[[], None] = lambda: None,
     ) -> Reply:
         if self._closed:
             raise LinkError("the connection to the cloud is closed; the agent is shutting down")
@@ -188,7 +196,7 @@ class CloudClient:
                     headers=all_headers,
                     content=content,
                     timeout=httpx2.Timeout(self._timeout, read=self._timeout + patience),
-                    extensions={"trace": partial(self._trace, sent)},
+                    extensions={"trace": partial(self._trace_body, on_sending, sent)},
                 ) as response,
             ):
                 good = response.status_code == 200
@@ -239,6 +247,13 @@ class CloudClient:
                 if len(body) >= _MAX_ERROR_BYTES or self._clock.monotonic() > deadline:
                     break
         return bytes(body)
+
+    def _trace_body(
+        self, sending: Callable[[], None], sent: Callable[[], None], event: str, info: Mapping[str, Any]
+    ) -> None:
+        if event.endswith(".send_request_body.started"):
+            sending()
+        self._trace(sent, event, info)
 
     def _trace(self, sent: Callable[[], None], event: str, info: Mapping[str, Any]) -> None:
         if event.endswith(".send_request_body.complete"):

@@ -20,6 +20,7 @@ import msgspec
 
 from cema._util.checks import require_at_least
 from cema._util.toml import load_toml, read_text, resolve_path
+from cema.edge.budget_config import BudgetConfig
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
 from cema.ondevice.adaptation import AdaptationConfig
@@ -171,7 +172,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         How many images go through the model at once.
     cloud : CloudLink or None
         None: select and spool, and talk to nobody.
-    selection, upload, update, guard, statistics, views, recentre
+    selection, upload, budget, update, guard, statistics, views, recentre
         See the sections' classes.
     """
 
@@ -182,6 +183,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cloud: CloudLink | None = None
     selection: SelectionConfig = SelectionConfig()
     upload: UploadConfig = UploadConfig()
+    budget: BudgetConfig = BudgetConfig()
     update: UpdateConfig = UpdateConfig()
     guard: GuardConfig = GuardConfig()
     statistics: StatisticsConfig = StatisticsConfig()

@@ -7,6 +7,7 @@
     floor-<line>.json       the last envelope of another cohort or model that the device was used for before
     selector.json           the selector's state, and the model it belongs to
     spool.db                the spool (see `cema.edge.spool`)
+    budget.json             what was sent lately, where there is a budget (see `cema.edge.budget`)
 
 The payload is on disk under its own name before ``update.json`` names it, so that at every moment one whole
 update is remembered. Nothing here is believed without the signature: what is read back is verified as if it
@@ -38,7 +39,9 @@ __all__ = ["Resumed", "StateFolder"]
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OVER = re.compile(r"\.(update|floor|selector)\b.*\.[0-9a-f]{12}\.tmp")  # as `write_atomic` calls them
+_LEFT_OVER = re.compile(
+    r"\.(update|floor|selector|budget)\b.*\.[0-9a-f]{12}\.tmp"
+)  # as `write_atomic` calls them
 _OURS = ("update.json", "update-*.bin", "floor-*.json", "selector.json")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
@@ -122,6 +125,11 @@ class StateFolder:
     def spool_path(self) -> Path:
         """Where the spool lies."""
         return self.path / "spool.db"
+
+    @property
+    def budget_path(self) -> Path:
+        """Where it is written down what was sent lately."""
+        return self.path / "budget.json"
 
     def clean(self, digest: str | None) -> None:
         """Remove what interrupted writes left over; call it only while no other agent uses the folder.

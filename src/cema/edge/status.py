@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EdgeStatus", "Prediction"]
+__all__ = ["BudgetStatus", "EdgeStatus", "LimitStatus", "Prediction"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,47 @@ class Prediction:
     version: int
     guarded: bool
     captured_at: float
+
+
+class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How one limit of the budget is used.
+
+    Attributes
+    ----------
+    used : int
+        Bytes or samples that count in the window now.
+    allowed : int
+    projected : int
+        What a whole window would use at the rate of its latest quarter.
+    on_course : bool
+        Whether that is allowed, and nothing waits for this limit.
+    """
+
+    used: int
+    allowed: int
+    projected: int
+    on_course: bool
+
+
+class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the budget is used.
+
+    Attributes
+    ----------
+    limits : dict of str to LimitStatus
+        By their names in the configuration.
+    waits_for : str or None
+        The limit that keeps samples waiting, or ``quiet_hours``; None when none does.
+    waits_until : float or None
+        When they may be sent, in unix seconds by the device's clock.
+    text : str
+        The same in words.
+    """
+
+    limits: dict[str, LimitStatus]
+    waits_for: str | None
+    waits_until: float | None
+    text: str
 
 
 class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +123,8 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         The upper threshold among them, in nats; None for a rule without one.
     spool_bytes : int
         Encoded image bytes in the spool.
+    budget : BudgetStatus or None
+        None where neither limits nor quiet hours are configured, or no cloud.
     last_error : str or None
         What is wrong in the background right now; None when everything works.
     """
@@ -109,4 +152,5 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     selection: dict[str, float]
     e_max: float | None
     spool_bytes: int
+    budget: BudgetStatus | None
     last_error: str | None

@@ -1,4 +1,4 @@
-"""What the agent asks of the operating system: to run something behind all else, and to take back memory."""
+"""What the agent asks of the operating system: a thread behind all else, free memory, how long the device runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
-__all__ = ["return_free_memory", "run_behind"]
+__all__ = ["return_free_memory", "run_behind", "uptime"]
 
 T = TypeVar("T")
 _LEAST_PRIORITY = 19
+_PROCESS = os.urandom(16).hex()
 
 
 def run_behind(call: Callable[[], T]) -> T:
@@ -64,3 +67,25 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def uptime() -> tuple[str, float]:
+    """Return what tells this run of the device from others, and the seconds since it began, sleep included.
+
+    On systems other than Linux a run is that of the process.
+
+    Returns
+    -------
+    (str, float)
+    """
+    boot = _boot_id()
+    return (boot, time.clock_gettime(time.CLOCK_BOOTTIME)) if boot else (_PROCESS, time.monotonic())
+
+
+@cache
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip() if hasattr(time, "CLOCK_BOOTTIME") else ""
+    except (OSError, ValueError):
+        return ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from cema.edge.answers import one_line
 from cema.edge.background import BackgroundThread, Clock, Pause
+from cema.edge.budget import Budget
 from cema.edge.client import CloudClient
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.spool import Spool
@@ -24,6 +26,8 @@ _AFTER_SILENCE = 0.1
 # Batches in a row that must come through before a halved limit is doubled again. Every 413 after that doubles
 # the number, so that a cloud with a lower limit is asked ever more rarely.
 _PATIENCE, _LONGEST_PATIENCE = 8, 1024
+# The longest pause for the budget: quiet hours go by a clock that may be set meanwhile.
+_LONGEST_WAIT = 60.0
 
 
 class Uploader(BackgroundThread):
@@ -33,7 +37,8 @@ class Uploader(BackgroundThread):
     the last one, or on :meth:`hurry`; what comes after a silence waits a tenth of that time, for what comes with it.
     A batch answered 413 is halved, and after some batches that came through the limits double again, up to those
     configured; a single sample answered so is dropped (``too_large_for_cloud``), since it would block all others
-    for ever.
+    for ever. Under a budget a batch is cut to what may be sent now, and the rest waits; a sample larger than the budget
+    will ever allow is dropped (``over_budget``).
 
     Parameters
     ----------
@@ -46,6 +51,8 @@ class Uploader(BackgroundThread):
         See :class:`~cema.edge.background.BackgroundThread`.
     on_delivered : callable, optional
         Called with the samples of a batch that were answered ``stored`` or ``duplicate``.
+    budget : Budget, optional
+        What may be sent; everything when left out.
     """
 
     def __init__(
@@ -60,10 +67,11 @@ class Uploader(BackgroundThread):
         backoff: Backoff,
         on_change: Callable[[], None],
         on_delivered: Callable[[Sequence[Sample]], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__("uploader", clock=clock, backoff=backoff, on_change=on_change)
         self._on_delivered = on_delivered
-        self._spool, self._link = spool, link
+        self._spool, self._link, self._budget = spool, link, budget
         self._limits = self._configured = (batch_samples, batch_bytes)
         self._patience, self._good = _PATIENCE, 0
         self._raised = False  # whether the limits were doubled since the last 413
@@ -74,7 +82,7 @@ class Uploader(BackgroundThread):
         self._unwritten: Callable[[], object] | None = None  # what the cloud said and the disk did not take
 
     def hurry(self) -> None:
-        """Send without lingering until the spool is empty; a server's wish to wait still holds."""
+        """Send without lingering until the spool is empty; the budget and a server's wish to wait still hold."""
         self._hurry = True
         self.notify()
 
@@ -84,6 +92,8 @@ class Uploader(BackgroundThread):
         waiting = self._spool.samples
         if not waiting:
             self._since, self._hurry = None, False
+            if self._budget is not None:
+                self._budget.relax()
             return Pause(None)
         now = self.clock.monotonic()
         self._since = now if self._since is None else self._since
@@ -92,17 +102,61 @@ class Uploader(BackgroundThread):
         due = max(self._since + _AFTER_SILENCE * self._linger, self._sent + self._linger)
         if not full and not self._hurry and now < due:
             return Pause(due - now)
+        self._since = None
+        if self._budget is not None:
+            return self._send_within(self._budget, now)
         batch = self._spool.peek(samples, size)
         if batch:
             self._sent = now
-            self._send(batch)
-        self._since = None
+            self._send(batch, encode_samples(batch))
         return Pause(0.0)
 
-    def _send(self, batch: Sequence[Sample]) -> None:
+    def _send_within(self, budget: Budget, now: float) -> Pause:
+        """Send as much of a batch as the budget allows now, or say how long it has to wait."""
+        room = budget.room()
+        if not room.samples or not room.bytes:
+            wait = budget.wait(1)
+            return Pause(min(wait.seconds, _LONGEST_WAIT) if wait else 0.0)
+        samples, size = self._limits
+        batch = self._spool.peek(min(samples, room.samples), min(size, room.bytes))
+        fits = bisect_right(
+            range(1, len(batch) + 1), room.bytes, key=lambda count: len(encode_samples(batch[:count]))
+        )
+        if not batch:
+            return Pause(0.0)
+        batch = batch[: max(1, fits)]
+        body = encode_samples(batch)
+        if len(body) > budget.largest:
+            self._drop(batch[0], "over_budget")
+            logger.warning(
+                "a sample of %d bytes is more than the budget ever allows (%d): dropped; raise the limits of "
+                "[budget], or make samples smaller with upload.max_side or upload.quality",
+                len(body),
+                budget.largest,
+            )
+        elif (wait := budget.wait(len(body), len(batch))) is not None:
+            return Pause(min(wait.seconds, _LONGEST_WAIT))
+        elif budget.charge(len(body), len(batch)):
+            self._sent = now
+            self._send_charged(budget, batch, body)
+        return Pause(0.0)
+
+    def _send_charged(self, budget: Budget, batch: Sequence[Sample], body: bytes) -> None:
+        began: list[bool] = []
+        try:
+            self._send(batch, body, lambda: began.append(True))
+        finally:
+            if began:
+                budget.settle()
+            else:
+                budget.cancel()
+
+    def _send(
+        self, batch: Sequence[Sample], body: bytes, on_sending: Callable[[], None] = lambda: None
+    ) -> None:
         self._spool.count("requests")
         try:
-            reply = self._link.send_samples(encode_samples(batch), CONTENT_TYPE)
+            reply = self._link.send_samples(body, CONTENT_TYPE, on_sending)
         except LinkError as error:
             if error.status != _TOO_LARGE:
                 raise
@@ -148,7 +202,10 @@ class Uploader(BackgroundThread):
             return
         logger.warning("the cloud takes no sample of %d bytes: dropped", len(batch[0].image))
         self._limits = self._configured
-        self._unwritten = lambda: self._spool.drop([batch[0].id], "too_large_for_cloud")
+        self._drop(batch[0], "too_large_for_cloud")
+
+    def _drop(self, sample: Sample, reason: str) -> None:
+        self._unwritten = lambda: self._spool.drop([sample.id], reason)
         self._write()
 
     def _write(self) -> None:
