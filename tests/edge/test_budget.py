@@ -126,7 +126,7 @@ def test_that_the_clock_was_set_is_written_down_at_once(device: Device) -> None:
     assert not (device.path / "budget.json").exists()
     device.offset = 86_400
     budget.status()
-    budget.room()
+    budget.look()
     assert msgspec.json.decode((device.path / "budget.json").read_bytes())["wall"] == NOW + 86_400
 
 

@@ -427,6 +427,8 @@ class EdgeAgent:
         self._notify()
 
     def _save(self) -> None:
+        if self._budget is not None:
+            self._budget.look()
         with self._selecting:
             snapshot = self._selector.state()
         try:

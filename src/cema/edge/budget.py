@@ -55,7 +55,8 @@ class Budget:
     sent, and the charge is on the disk then: whatever becomes of the process, no limit is ever exceeded. A request
     that did not get as far as sending its body costs nothing.
 
-    One thread may charge and settle; any thread may ask.
+    One thread may charge and settle; any thread may ask. Somebody should `look` from time to time, so that a clock that
+    is set is noticed while nothing is sent.
 
     Parameters
     ----------
@@ -71,6 +72,7 @@ class Budget:
         self._limits = [_limit(name, allowed) for name, allowed in config.limits.items()]
         self._quiet = QuietHours(config.quiet_hours, config.quiet_clock)
         self._lock = threading.Lock()  # never held over a write
+        self._writing = threading.Lock()  # what is on the disk is never older than what was there before
         self._denied: tuple[int, int] | None = None  # the request that waits, if one does
         self._clock_was_set = False  # and the disk does not know
         keep_private(path)
@@ -82,6 +84,10 @@ class Budget:
     def largest(self) -> int:
         """Bytes that a request may ever have: no window allows more."""
         return min((limit.allowed for limit in self._limits if limit.what == "bytes"), default=_PLENTY)
+
+    def look(self) -> None:
+        """Take note of the clocks, and write down that the wall clock was set, if it was."""
+        self._advance()
 
     def room(self) -> Room:
         """Return what may be sent in one request now; nothing of either in quiet hours."""
@@ -223,16 +229,17 @@ class Budget:
             logger.warning("%s", error)
 
     def _write(self) -> None:
-        with self._lock:
-            data, self._clock_was_set = self._ledger.dump(), False
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomic(self._path, data, mode=0o600)
-        except OSError as error:
-            raise SpoolError(
-                f"{shown(self._path)} cannot be written: {error}; nothing is sent until it can, since the budget "
-                "would be forgotten; check the disk's space and health"
-            ) from error
+        with self._writing:
+            with self._lock:
+                data, self._clock_was_set = self._ledger.dump(), False
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_atomic(self._path, data, mode=0o600)
+            except OSError as error:
+                raise SpoolError(
+                    f"{shown(self._path)} cannot be written: {error}; nothing is sent until it can, since the budget "
+                    "would be forgotten; check the disk's space and health"
+                ) from error
 
     def _load(self) -> Ledger:
         moment = self._moment()
