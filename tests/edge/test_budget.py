@@ -244,6 +244,8 @@ def test_the_devices_own_clock_goes_on() -> None:
         ("bytes_per_hour = 0", r"bytes_per_hour: expected at least 1, got 0"),
         ("samples_per_month = -1", "samples_per_month: expected at least 1"),
         ('quiet_hours = ["8-18"]', "expected a range of the day"),
+        ('first = "best"', "first"),
+        ("seed = -1", "seed: expected a whole number from 0"),
         ("bytes_per_week = 5", "bytes_per_week"),
     ],
 )

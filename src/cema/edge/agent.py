@@ -22,6 +22,7 @@ from cema.edge.guard import Guard
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, build_runtime
 from cema.edge.spool import Spool
+from cema.edge.spool_order import SendOrder
 from cema.edge.state import Resumed, StateFolder
 from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.system import return_free_memory, run_behind
@@ -106,7 +107,10 @@ class EdgeAgent:
         self._state = StateFolder(Path(config.state))
         with ExitStack() as undo:
             self._spool = Spool(
-                self._state.spool_path, max_bytes=config.upload.spool_bytes, on_change=self._spool_changed
+                self._state.spool_path,
+                max_bytes=config.upload.spool_bytes,
+                on_change=self._spool_changed,
+                order=SendOrder(config.budget.first, config.budget.seed),
             )
             undo.callback(self._spool.close)
             self._state.load_selector(manifest.base, config.selection.rule, self._selector)

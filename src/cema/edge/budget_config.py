@@ -9,11 +9,14 @@ import msgspec
 from cema._util.checks import require
 from cema.edge.quiet_hours import QuietHours
 
-__all__ = ["BudgetConfig"]
+__all__ = ["BudgetConfig", "First"]
+
+First = Literal["oldest", "random", "entropy", "classes"]
+"""The orders in which samples are sent."""
 
 
 class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[budget]``: how much a device sends, and when; without limits and quiet hours there is none.
+    """``[budget]``: how much a device sends, when, and what first; without limits and quiet hours all is sent.
 
     Attributes
     ----------
@@ -25,6 +28,11 @@ class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Ranges of the day in which no request begins, such as ``08:00-18:00``.
     quiet_clock : {"local", "utc"}
         Whose time of day that is.
+    first : {"oldest", "random", "entropy", "classes"}
+        What is sent first of what waits: the oldest; any; the highest entropy; the predicted classes of which the
+        fewest were sent.
+    seed : int
+        Of what is random.
     """
 
     bytes_per_hour: int | None = None
@@ -35,10 +43,13 @@ class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     samples_per_month: int | None = None
     quiet_hours: tuple[str, ...] = ()
     quiet_clock: Literal["local", "utc"] = "local"
+    first: First = "oldest"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in self.limits.items():
             require(value >= 1, name, "at least 1", value)
+        require(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1", self.seed)
         QuietHours(self.quiet_hours, self.quiet_clock)
 
     @property

@@ -11,9 +11,11 @@ import math
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from cema.edge.spool_database import PAGE_BYTES
+from cema.edge.spool_order import SENT, SendOrder
 from cema.edge.spool_sqlite import SAMPLE_BYTES, SAMPLES, SpoolFile
 from cema.errors import SpoolError
 from cema.formats.sample import Sample, Verdict
@@ -29,7 +31,7 @@ _COLUMNS = "id, image, entropy, label, version, captured_at"
 
 
 class Spool:
-    """A first-in first-out queue of samples on disk, bounded in bytes, with the counters that live beside it.
+    """A queue of samples on disk, bounded in bytes, with the counters that live beside it; first in, first out.
 
     Every method may be called from any thread. Methods that touch the disk serialise on one lock;
     :meth:`count`, :meth:`counters`, :attr:`samples` and :attr:`bytes` never do, so that callers in a hurry
@@ -43,6 +45,8 @@ class Spool:
         Cap in bytes on the files together (database and write-ahead log), at least ``MIN_SPOOL_BYTES``.
     on_change : callable, optional
         Called without arguments, outside all locks, after samples were added or removed.
+    order : SendOrder, optional
+        Which samples are the first ones, if not the oldest. What makes room is always the oldest.
 
     Raises
     ------
@@ -51,14 +55,22 @@ class Spool:
         full or read-only shows in `problem`: then everything else raises, and tries to open the file again.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        on_change: Callable[[], None] | None = None,
+        order: SendOrder | None = None,
+    ) -> None:
         if max_bytes < MIN_SPOOL_BYTES:
             raise SpoolError(
                 f"a spool needs at least {MIN_SPOOL_BYTES} bytes, got max_bytes={max_bytes}; "
                 "raise upload.spool_bytes"
             )
         self._on_change = on_change or (lambda: None)
-        self._file = SpoolFile(path, max_bytes)
+        self._order = order or SendOrder()
+        self._file = SpoolFile(path, max_bytes, self._order.attach)
 
     @property
     def samples(self) -> int:
@@ -128,7 +140,7 @@ class Spool:
         return stored
 
     def peek(self, max_samples: int, max_bytes: int) -> list[Sample]:
-        """Return the oldest samples without removing them: at least one when there is one.
+        """Return the first samples without removing them: at least one when there is one.
 
         Parameters
         ----------
@@ -142,9 +154,15 @@ class Spool:
         """
         found: list[Sample] = []
         size = 0
-        with self._file.reading() as db:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM samples ORDER BY seq LIMIT ?", (max_samples,))  # noqa: S608
-            for digest, image, entropy, label, version, captured_at in rows:
+        with (
+            self._file.reading() as db,
+            closing(self._order.take(db, max_samples, self._file.counters())) as first,
+        ):
+            for seq in first:
+                row = db.execute(f"SELECT {_COLUMNS} FROM samples WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
+                if row is None:
+                    raise sqlite3.DatabaseError(f"the sample with the number {seq} is missing")
+                digest, image, entropy, label, version, captured_at = row
                 size += len(image)
                 if found and size > max_bytes:
                     break
@@ -158,7 +176,6 @@ class Spool:
                         captured_at=max(0.0, captured_at),  # negative: of a clock that was never set
                     )
                 )
-            rows.close()
         return found
 
     def acknowledge(self, verdicts: Iterable[Verdict]) -> int:
@@ -222,12 +239,14 @@ class Spool:
                 for sample_id in ids[start : start + step]:
                     name = outcome[sample_id]
                     gone = db.execute(
-                        "DELETE FROM samples WHERE id = ? RETURNING bytes", (_digest(sample_id),)
+                        "DELETE FROM samples WHERE id = ? RETURNING bytes, label", (_digest(sample_id),)
                     )
-                    for (size,) in gone.fetchall():
+                    for size, label in gone.fetchall():
                         changes.update({name: 1, SAMPLES: -1, SAMPLE_BYTES: -size})
                         if name == "uploaded":
                             changes["uploaded_bytes"] += size
+                            if self._order.counts_classes:
+                                changes[f"{SENT}{label}"] += 1
                         removed += 1
         self._on_change()
         return removed

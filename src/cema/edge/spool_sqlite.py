@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,6 +62,8 @@ class SpoolFile:
         Created, with its folder, when absent; for this user only.
     max_bytes : int
         Cap in bytes on the database and its write-ahead log together.
+    on_open : callable, optional
+        Called with each connection before it is used; what it raises counts as the database's.
 
     Attributes
     ----------
@@ -78,8 +80,14 @@ class SpoolFile:
         When another process holds the file, or no file can have that path.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        on_open: Callable[[sqlite3.Connection], None] = lambda _: None,
+    ) -> None:
         self.path = path
+        self._on_open = on_open
         self._log_bytes = min(max_bytes // 4, _MAX_LOG_BYTES)
         self.max_pages = (max_bytes - self._log_bytes) // PAGE_BYTES
         self.budget = self._log_bytes // _FRAME_BYTES // 2
@@ -229,6 +237,7 @@ class SpoolFile:
         try:
             stored = dict(db.execute("SELECT name, value FROM counters").fetchall())
             dropped = self._shrink(db)
+            self._on_open(db)
             rows, size = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM samples").fetchone()
         except BaseException:
             db.close()
