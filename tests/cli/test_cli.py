@@ -31,6 +31,7 @@ def cema(
         [],
         ["bench"],
         ["bench", "compare"],
+        ["cost"],
         ["demo"],
         ["export"],
         ["cloud", "serve"],

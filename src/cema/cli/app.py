@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cema._util.version import __version__
-from cema.cli import bench, cloud, demo, device, edge, export, keys, train, update
+from cema.cli import bench, cloud, cost, demo, device, edge, export, keys, train, update
 
 __all__ = ["app"]
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: what draws boxes takes longer to load than all else
 )
+app.command("cost", short_help="Compute the bytes and the money that a fleet costs.")(cost.cost)
 app.command("demo", short_help="Run a cloud and several devices here, and plot the gain.")(demo.demo)
 app.command("export", short_help="Export a torch classifier as a bundle for devices.")(export.export)
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")

@@ -28,7 +28,6 @@ from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.system import return_free_memory, run_behind
 from cema.errors import CemaError
 from cema.formats.bundle import Bundle
-from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
 from cema.ondevice.adaptation import DeviceAdaptation
 from cema.ondevice.preprocess import Images
@@ -351,15 +350,9 @@ class EdgeAgent:
 
     def _make_recorder(self) -> Encoder:
         upload = self._config.upload
-        side = self.bundle.manifest.upload_side if upload.max_side is None else upload.max_side
         return Encoder(
             self._spool,
-            CodecConfig(
-                codec=upload.codec,
-                quality=upload.quality,
-                subsampling=upload.subsampling,
-                max_side=side or None,
-            ),
+            upload.image_codec(self.bundle.manifest.upload_side),
             max_samples=upload.queue_samples,
             max_bytes=upload.queue_bytes,
             save=self._save,

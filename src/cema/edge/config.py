@@ -23,6 +23,7 @@ from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.budget_config import BudgetConfig
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.formats.image import CodecConfig
 from cema.ondevice.adaptation import AdaptationConfig
 from cema.ondevice.own_statistics import StatisticsConfig
 from cema.ondevice.recentre import RecentreConfig
@@ -126,6 +127,13 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"expected `quality` from 1 to 100, got {self.quality}")
         if self.max_side is not None:
             require_at_least(self, 0, "max_side")
+
+    def image_codec(self, upload_side: int | None) -> CodecConfig:
+        """Return how images are encoded by a device whose bundle has this `upload_side`."""
+        side = upload_side if self.max_side is None else self.max_side
+        return CodecConfig(
+            codec=self.codec, quality=self.quality, subsampling=self.subsampling, max_side=side or None
+        )
 
 
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
