@@ -245,6 +245,8 @@ def test_the_devices_own_clock_goes_on() -> None:
         ("samples_per_month = -1", "samples_per_month: expected at least 1"),
         ('quiet_hours = ["8-18"]', "expected a range of the day"),
         ('first = "best"', "first"),
+        ("duplicates = 256", "duplicates: expected a distance from 0 to 255"),
+        ("remember = 0", "remember: expected a whole number from 1 to 4096"),
         ("seed = -1", "seed: expected a whole number from 0"),
         ("bytes_per_week = 5", "bytes_per_week"),
     ],

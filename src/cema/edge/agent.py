@@ -38,6 +38,7 @@ from cema.ondevice.selection.rules import make_selector
 if TYPE_CHECKING:
     from cema.edge.budget import Budget
     from cema.edge.client import CloudClient
+    from cema.edge.near_duplicates import NearDuplicates
     from cema.edge.own_model import OwnModel
     from cema.edge.uploader import Uploader
 
@@ -388,6 +389,7 @@ class EdgeAgent:
             on_change=self._notify,
             on_delivered=self._on_delivered,
             budget=self._budget,
+            near_duplicates=self._make_near_duplicates(),
         )
         updater = Updater(
             self._link,
@@ -405,6 +407,14 @@ class EdgeAgent:
             check=self._own.check if self._own else None,
         )
         self._threads += [self._uploader, updater]
+
+    def _make_near_duplicates(self) -> NearDuplicates | None:
+        budget = self._config.budget
+        if not budget.duplicates:
+            return None
+        from cema.edge.near_duplicates import NearDuplicates  # noqa: PLC0415
+
+        return NearDuplicates(self._spool, distance=budget.duplicates, most=budget.remember)
 
     def _own_backoff(self) -> Backoff:
         return replace(self._backoff, failures=0)

@@ -33,6 +33,11 @@ class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         fewest were sent.
     seed : int
         Of what is random.
+    duplicates : float
+        Samples closer than this to one that was sent, in grey levels, are not sent; 0 for none. See
+        `cema.ondevice.likeness`.
+    remember : int
+        With how many of the latest that were sent they are compared.
     """
 
     bytes_per_hour: int | None = None
@@ -45,11 +50,15 @@ class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     quiet_clock: Literal["local", "utc"] = "local"
     first: First = "oldest"
     seed: int = 0
+    duplicates: float = 0.0
+    remember: int = 256
 
     def __post_init__(self) -> None:
         for name, value in self.limits.items():
             require(value >= 1, name, "at least 1", value)
         require(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1", self.seed)
+        require(0 <= self.duplicates <= 255, "duplicates", "a distance from 0 to 255", self.duplicates)
+        require(1 <= self.remember <= 4096, "remember", "a whole number from 1 to 4096", self.remember)
         QuietHours(self.quiet_hours, self.quiet_clock)
 
     @property

@@ -10,9 +10,10 @@ import logging
 import math
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeAlias
 
 from cema.edge.spool_database import PAGE_BYTES
 from cema.edge.spool_order import SENT, SendOrder
@@ -22,11 +23,15 @@ from cema.formats.sample import Sample, Verdict
 
 __all__ = ["MIN_SPOOL_BYTES", "Spool"]
 
+_Data: TypeAlias = bytes  # in `Spool` that name is a property
+
 logger = logging.getLogger(__name__)
 
 MIN_SPOOL_BYTES = 1 << 20
 """The smallest cap a spool accepts: below it SQLite's own pages would be most of the file."""
 
+_REMEMBERED = "CREATE TABLE IF NOT EXISTS sent (seq INTEGER PRIMARY KEY, signature BLOB NOT NULL) STRICT"
+_REMEMBERED_AT_ONCE = 32  # in one transaction
 _COLUMNS = "id, image, entropy, label, version, captured_at"
 
 
@@ -199,6 +204,42 @@ class Spool:
     def drop(self, ids: Iterable[str], reason: str) -> int:
         """Remove samples that can never be delivered, counted under `reason`; return how many there were."""
         return self._remove(dict.fromkeys(ids, f"dropped.{reason}"))
+
+    def remember(self, signatures: Sequence[_Data], most: int) -> None:
+        """Keep what samples looked like that were sent, the latest `most`, beside the samples.
+
+        Their table is made when it is first needed; an older CEMA ignores it. In a full spool the oldest samples make
+        room for it.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refuses, or the spool's files have no room.
+        """
+        latest = signatures[-most:]
+        for start in range(0, len(latest), _REMEMBERED_AT_ONCE):
+            group = [(signature,) for signature in latest[start : start + _REMEMBERED_AT_ONCE]]
+            pages = math.ceil(sum(len(each) + 16 for (each,) in group) / (PAGE_BYTES - 200)) + 4
+            with self._file.transaction() as (db, changes):
+                for _ in range((self._file.budget - 2 * pages) // 4):
+                    if self._file.free_pages(db) >= pages or not _evict(db, changes):
+                        break
+                db.execute(_REMEMBERED)
+                db.executemany("INSERT INTO sent (signature) VALUES (?)", group)
+                db.execute("DELETE FROM sent WHERE seq <= (SELECT max(seq) FROM sent) - ?", (most,))
+
+    def remembered(self) -> list[_Data]:
+        """Return what `remember` kept, the oldest first.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refuses.
+        """
+        with self._file.reading() as db:
+            if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'sent'").fetchone():
+                return []
+            return [row[0] for row in db.execute("SELECT signature FROM sent ORDER BY seq").fetchall()]
 
     @property
     def problem(self) -> str | None:

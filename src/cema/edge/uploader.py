@@ -12,6 +12,7 @@ from cema.edge.answers import one_line
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.budget import Budget
 from cema.edge.client import CloudClient
+from cema.edge.near_duplicates import NearDuplicates
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.spool import Spool
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, encode_samples
@@ -53,6 +54,8 @@ class Uploader(BackgroundThread):
         Called with the samples of a batch that were answered ``stored`` or ``duplicate``.
     budget : Budget, optional
         What may be sent; everything when left out.
+    near_duplicates : NearDuplicates, optional
+        What looks like something that was sent, and is dropped (``near_duplicate``); nothing when left out.
     """
 
     def __init__(
@@ -68,10 +71,12 @@ class Uploader(BackgroundThread):
         on_change: Callable[[], None],
         on_delivered: Callable[[Sequence[Sample]], None] | None = None,
         budget: Budget | None = None,
+        near_duplicates: NearDuplicates | None = None,
     ) -> None:
         super().__init__("uploader", clock=clock, backoff=backoff, on_change=on_change)
         self._on_delivered = on_delivered
         self._spool, self._link, self._budget = spool, link, budget
+        self._near_duplicates = near_duplicates
         self._limits = self._configured = (batch_samples, batch_bytes)
         self._patience, self._good = _PATIENCE, 0
         self._raised = False  # whether the limits were doubled since the last 413
@@ -105,11 +110,21 @@ class Uploader(BackgroundThread):
         self._since = None
         if self._budget is not None:
             return self._send_within(self._budget, now)
-        batch = self._spool.peek(samples, size)
+        batch = self._peek(samples, size)
         if batch:
             self._sent = now
             self._send(batch, encode_samples(batch))
         return Pause(0.0)
+
+    def _peek(self, samples: int, size: int) -> list[Sample]:
+        """Return the first samples without near-duplicates; none where all of them were."""
+        batch = self._spool.peek(samples, size)
+        if self._near_duplicates is None:
+            return batch
+        fresh, twins = self._near_duplicates.split(batch)
+        if twins:
+            self._drop(twins, "near_duplicate")
+        return fresh
 
     def _send_within(self, budget: Budget, now: float) -> Pause:
         """Send as much of a batch as the budget allows now, or say how long it has to wait."""
@@ -118,7 +133,7 @@ class Uploader(BackgroundThread):
             wait = budget.wait(1)
             return Pause(min(wait.seconds, _LONGEST_WAIT) if wait else 0.0)
         samples, size = self._limits
-        batch = self._spool.peek(min(samples, room.samples), min(size, room.bytes))
+        batch = self._peek(min(samples, room.samples), min(size, room.bytes))
         fits = bisect_right(
             range(1, len(batch) + 1), room.bytes, key=lambda count: len(encode_samples(batch[:count]))
         )
@@ -127,7 +142,7 @@ class Uploader(BackgroundThread):
         batch = batch[: max(1, fits)]
         body = encode_samples(batch)
         if len(body) > budget.largest:
-            self._drop(batch[0], "over_budget")
+            self._drop(batch[:1], "over_budget")
             logger.warning(
                 "a sample of %d bytes is more than the budget ever allows (%d): dropped; raise the limits of "
                 "[budget], or make samples smaller with upload.max_side or upload.quality",
@@ -168,8 +183,11 @@ class Uploader(BackgroundThread):
             self._write()
         finally:
             kept = {verdict.id for verdict in verdicts if verdict.verdict != "rejected"}
-            if kept and self._on_delivered is not None:
-                self._on_delivered([sample for sample in batch if sample.id in kept])
+            delivered = [sample for sample in batch if sample.id in kept]
+            if delivered and self._near_duplicates is not None:
+                self._near_duplicates.remember(delivered)
+            if delivered and self._on_delivered is not None:
+                self._on_delivered(delivered)
         if not verdicts:
             raise LinkError(
                 f"the cloud answered 200 without a verdict on any of {len(batch)} samples; is it the cloud?"
@@ -202,10 +220,10 @@ class Uploader(BackgroundThread):
             return
         logger.warning("the cloud takes no sample of %d bytes: dropped", len(batch[0].image))
         self._limits = self._configured
-        self._drop(batch[0], "too_large_for_cloud")
+        self._drop(batch[:1], "too_large_for_cloud")
 
-    def _drop(self, sample: Sample, reason: str) -> None:
-        self._unwritten = lambda: self._spool.drop([sample.id], reason)
+    def _drop(self, samples: Sequence[Sample], reason: str) -> None:
+        self._unwritten = lambda: self._spool.drop([sample.id for sample in samples], reason)
         self._write()
 
     def _write(self) -> None:
