@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from edge_support import COHORT, Answer, Cloud, FakeTime, images, make_sample
 
@@ -16,6 +19,7 @@ from cema.edge.budget import Budget
 from cema.edge.budget_config import BudgetConfig
 from cema.edge.client import CloudClient
 from cema.edge.config import EdgeConfig
+from cema.edge.program import run
 from cema.edge.retry import Backoff
 from cema.edge.spool import Spool
 from cema.edge.uploader import Uploader
@@ -180,6 +184,22 @@ def test_no_window_of_an_hour_has_more_whatever_the_cloud_answers(device: Device
     assert len(sent) > 30
     for end, _ in sent:
         assert sum(size for time, size in sent if end - 3600 <= time <= end) <= allowed
+
+
+def test_the_programs_status_says_it_in_words(
+    make_config: Callable[..., EdgeConfig], cloud: Cloud, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", images(6))
+    out = io.StringIO()
+    config = make_config(cloud, budget=BudgetConfig(bytes_per_month=50_000_000, samples_per_day=4))
+    assert run(config, tmp_path / "images.npy", batch=6, linger=2.0, out=out) == 0
+    last = json.loads(out.getvalue().splitlines()[-1])
+    assert last["event"] == "finished"
+    assert last["budget"]["limits"]["samples_per_day"]["used"] == 4
+    month, day, wait = last["budget"]["text"].split("; ")
+    assert month.startswith("0 of 50 MB this month, ")
+    assert day.startswith("4 of 4 samples this day, ")
+    assert wait.startswith("waits for samples_per_day until ")
 
 
 def test_the_agent_keeps_to_it_and_says_so(

@@ -107,11 +107,12 @@ class Uploader(BackgroundThread):
         due = max(self._since + _AFTER_SILENCE * self._linger, self._sent + self._linger)
         if not full and not self._hurry and now < due:
             return Pause(due - now)
+        pause = self._send_next(now) if self._budget is None else self._send_within(self._budget, now)
         self._since = None
-        if self._budget is not None:
-            return self._send_within(self._budget, now)
-        batch = self._peek(samples, size)
-        if batch:
+        return pause
+
+    def _send_next(self, now: float) -> Pause:
+        if batch := self._peek(*self._limits):
             self._sent = now
             self._send(batch, encode_samples(batch))
         return Pause(0.0)
