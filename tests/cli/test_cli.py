@@ -34,6 +34,8 @@ def cema(
         ["demo"],
         ["export"],
         ["cloud", "serve"],
+        ["cloud", "backup"],
+        ["cloud", "restore"],
         ["edge", "run"],
         ["device", "add"],
         ["keys", "new"],

@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
+from cema.cli import backup as backups
+
 __all__ = ["app"]
 
-app = typer.Typer(help="Run the cloud service.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Run the cloud service, back it up and restore it.", no_args_is_help=True, rich_markup_mode=None
+)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 
 
 @app.callback()
 def cloud() -> None:
-    """Run the cloud service."""
+    """Run the cloud service, back it up and restore it."""
 
 
 @app.command()

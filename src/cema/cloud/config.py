@@ -137,8 +137,8 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Samples that it takes to publish. Fewer may bring the source model back, when it is far better than what
         devices run.
     first_version : int
-        The next version has at least this number. Raise it after a backup of the store was restored: devices refuse
-        numbers that they have seen.
+        The next version has at least this number. Raise it after the store was restored by other means than `cema cloud
+        restore`: devices refuse numbers that they have seen.
     statistics : bool
         Whether updates carry the statistics that they were learned with, where devices have statistics of their own:
         they are the prior of those, and serve on devices that are to use the update's instead.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cema._util.toml import resolve_path
-from cema.cloud.store import sqlite_samples
+from cema.cloud.store import sqlite_backup, sqlite_restore, sqlite_samples
+from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import (
     UPDATES_KEPT,
     Backlog,
@@ -56,6 +57,9 @@ class SqliteStore:
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
         self._traces = TraceTable(self.database)
+        # Only a restore sets them, and that waits until nobody has the store open.
+        with self.database.read() as connection:
+            self._floors = sqlite_backup.read_floors(connection)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -71,6 +75,41 @@ class SqliteStore:
     def check_limits(cls, limits: Limits) -> None:
         """Check the cloud's limits, see `cema.cloud.store.base.Backend.check_limits`."""
         sqlite_samples.check_limits(limits)
+
+    @classmethod
+    def inspect(cls, backup: Path) -> Content:
+        """Check a copy and return what it holds, see `cema.cloud.store.backups.RestoringBackend.inspect`."""
+        return sqlite_backup.read_content(backup)
+
+    @classmethod
+    def newest_versions_at(cls, address: str) -> dict[str, int] | None:
+        """Return the newest version by cohort of the store at a path; None where none can be read."""
+        return sqlite_restore.newest_versions_at(_path(address))
+
+    @classmethod
+    def restore(
+        cls,
+        address: str,
+        backup: Path,
+        *,
+        floors: Mapping[str, int],
+        replace: bool,
+        progress: Progress | None = None,
+    ) -> Restored:
+        """Put a copy in the place of the store, see `cema.cloud.store.backups.RestoringBackend.restore`."""
+        return sqlite_restore.restore(
+            _path(address), backup, floors=floors, replace=replace, progress=progress
+        )
+
+    def backup(
+        self, path: Path, *, now: float, notes: Mapping[str, Any], progress: Progress | None = None
+    ) -> Content:
+        """Write a checked copy of the store to a new file, see `cema.cloud.store.backups.BackupStore.backup`."""
+        return sqlite_backup.make_backup(self.database.path, path, now=now, notes=notes, progress=progress)
+
+    def version_floor(self, cohort: str) -> int:
+        """Return the lowest number that the next version of a cohort may have; 0 where any will do."""
+        return self._floors.get(cohort, 0)
 
     def put(
         self,
@@ -199,8 +238,7 @@ class SqliteStore:
             return Fenced(f"cohort {cohort!r} was claimed by another worker (epoch {row[1]}, mine {epoch})")
         return StoreError(f"the cursor of cohort {cohort!r} is at {row[0]} and cannot go back to {cursor}")
 
-    @staticmethod
-    def _insert_update(connection: Any, cohort: str, update: PublishedUpdate) -> None:
+    def _insert_update(self, connection: Any, cohort: str, update: PublishedUpdate) -> None:
         digest = hashlib.sha256(update.payload).hexdigest()
         if digest != update.digest:
             raise StoreError(
@@ -211,6 +249,11 @@ class SqliteStore:
         ]
         if update.version <= (last or 0):
             raise StoreError(f"update {update.version} of cohort {cohort!r} must follow version {last or 0}")
+        if update.version < self.version_floor(cohort):
+            raise StoreError(
+                f"update {update.version} of cohort {cohort!r} must have at least number {self.version_floor(cohort)}: "
+                "the store was restored, and devices may have seen those below"
+            )
         connection.execute(
             "INSERT OR IGNORE INTO artifacts (digest, data) VALUES (?, ?)", (digest, update.payload)
         )

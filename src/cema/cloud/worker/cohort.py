@@ -16,6 +16,7 @@ from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, PutsBack, StepReport
 from cema.adapt.config import AdaptConfig
 from cema.cloud.config import CohortConfig, WorkerConfig
+from cema.cloud.store.backups import version_floor
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
@@ -104,6 +105,7 @@ class CohortWorker:
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
         self.publisher.resume(store.latest_update(name))
+        self.publisher.not_below(version_floor(store, name))
         store.put_report(name, self.report(), now=self._clock())
 
     def rewind(self) -> None:

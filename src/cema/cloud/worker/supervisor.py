@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -11,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from cema._util.memory import worker_environment
 from cema.cloud.config import CloudConfig
+from cema.cloud.data_folder import lock_data_folder
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
@@ -111,7 +111,7 @@ class LocalEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
         bases = _check_files(config)
-        self._lock = _lock(Path(config.data))
+        self._lock = lock_data_folder(Path(config.data))
         try:
             self._store = config.open_store()
         except BaseException:
@@ -249,22 +249,3 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    """Take the data folder for this process; the kernel gives it back when the process ends."""
-    try:
-        # Others on this machine have no business here; a folder that was there keeps its mode.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = open(folder / "server.lock", "ab")  # noqa: SIM115 - held as long as the engine
-    except OSError as error:
-        raise StoreError(f"the data folder {folder} cannot be written: {error}; choose another") from error
-    try:
-        os.set_inheritable(file.fileno(), False)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise StoreError(
-            f"another cloud is using the data folder {folder}; stop it, or configure another folder"
-        ) from error
-    return file
