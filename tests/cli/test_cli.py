@@ -34,6 +34,7 @@ def cema(
         ["demo"],
         ["export"],
         ["cloud", "serve"],
+        ["cloud", "audit"],
         ["cloud", "backup"],
         ["cloud", "restore"],
         ["edge", "run"],

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cema.cli.actor import command_line_actor
+
 if TYPE_CHECKING:
     from cema.cloud.backup import RestoredCloud
     from cema.cloud.store.backups import Content
@@ -36,7 +38,7 @@ def backup(
 
     loaded = CloudConfig.load(config)
     with _progress("copying", shown=not json) as tell:
-        content = run(loaded, out, tell)
+        content = run(loaded, out, tell, actor=command_line_actor())
     if json:
         typer.echo(json_.dumps({"backup": str(out), **_content(content)}))
         return
@@ -76,7 +78,14 @@ def restore(
 
     loaded = CloudConfig.load(config)
     with _progress("restoring", shown=not json) as tell:
-        done = run(loaded, file, replace=replace, next_version=next_version, progress=tell)
+        done = run(
+            loaded,
+            file,
+            replace=replace,
+            next_version=next_version,
+            progress=tell,
+            actor=command_line_actor(),
+        )
     if json:
         typer.echo(json_.dumps(_restored(file, done)))
         return

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cema.cli import audit as audits
 from cema.cli import backup as backups
 
 __all__ = ["app"]
@@ -14,6 +15,7 @@ __all__ = ["app"]
 app = typer.Typer(
     help="Run the cloud service, back it up and restore it.", no_args_is_help=True, rich_markup_mode=None
 )
+app.command("audit")(audits.audit)
 app.command("backup")(backups.backup)
 app.command("restore")(backups.restore)
 

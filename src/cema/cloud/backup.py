@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cema.cloud.config import CloudConfig, PublishConfig
 from cema.cloud.data_folder import lock_data_folder
+from cema.cloud.store.audits import Act, AuditStore
 from cema.cloud.store.backups import Content, Progress, Restored, backups_of, restorer_of
 from cema.cloud.store.open import backend_of
-from cema.errors import ConfigError, StoreError
+from cema.errors import ConfigError, StoreError, StoreFull
 
 __all__ = ["RestoredCloud", "backup", "restore", "versions_since"]
 
@@ -49,8 +50,21 @@ class RestoredCloud:
     next_versions: Mapping[str, int]
 
 
-def backup(config: CloudConfig, path: Path, progress: Progress | None = None) -> Content:
+def backup(
+    config: CloudConfig, path: Path, progress: Progress | None = None, *, actor: str | None = None
+) -> Content:
     """Write a checked copy of a cloud's store to a new file; the cloud may be running.
+
+    Parameters
+    ----------
+    config
+        The cloud's configuration.
+    path
+        A file that does not exist.
+    progress
+        Told how far it is.
+    actor
+        Who makes the copy; kept in the store's record of acts, where there is room for it.
 
     Raises
     ------
@@ -70,13 +84,17 @@ def backup(config: CloudConfig, path: Path, progress: Progress | None = None) ->
     with closing(config.open_store()) as store:
         copies = backups_of(store)
         try:
-            return copies.backup(path, now=now, notes=notes, progress=progress)
+            content = copies.backup(path, now=now, notes=notes, progress=progress)
         except FileExistsError as error:
             raise ConfigError(f"{path}: there is such a file already; name another with --out") from error
         except OSError as error:
             raise ConfigError(
                 f"{path}: cannot be written ({error.strerror}); name another file with --out"
             ) from error
+        if actor is not None and isinstance(store, AuditStore):
+            with suppress(StoreFull):  # a full store is no reason to have no backup
+                store.record_act(Act(actor, "store.backup", str(path)))
+    return content
 
 
 def restore(
@@ -86,6 +104,7 @@ def restore(
     replace: bool = False,
     next_version: int | None = None,
     progress: Progress | None = None,
+    actor: str | None = None,
 ) -> RestoredCloud:
     """Make a backup the store of a cloud that does not run.
 
@@ -102,6 +121,8 @@ def restore(
         the backup.
     progress
         Told how far it is.
+    actor
+        Who restores; kept in the restored store's record of acts, where there is room for it.
 
     Raises
     ------
@@ -118,6 +139,11 @@ def restore(
         known = restorer.newest_versions_at(address) or {}
         floors = _floors(config, content, known, next_version, time.time())
         done = restorer.restore(address, path, floors=floors, replace=replace, progress=progress)
+        with closing(config.open_store()) as store:  # which also shows that it can be opened
+            if actor is not None and isinstance(store, AuditStore):
+                with suppress(StoreFull):
+                    detail = {"made_at": content.made_at, "next_versions": dict(floors)}
+                    store.record_act(Act(actor, "store.restore", str(path), detail))
     return RestoredCloud(content, done, floors)
 
 

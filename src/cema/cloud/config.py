@@ -9,12 +9,13 @@ from typing import Literal
 import msgspec
 
 from cema._util.checks import require, require_at_least
+from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
 from cema.cloud.store.base import Store
 from cema.cloud.store.open import absolute_url, check_store, open_store
 
-__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]
+__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "LogConfig", "PublishConfig", "WorkerConfig"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # The smallest store that holds a few batches of uploads beside checkpoints and updates.
@@ -167,6 +168,22 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"lifetime_days: expected a number above 0, got {self.lifetime_days}")
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the server and its worker log, to standard error.
+
+    Attributes
+    ----------
+    format : {"text", "json"}
+        Lines for people, or one JSON object a line for programs.
+    level : {"debug", "info", "warning", "error"}
+        What is logged, at least. ``info`` has every upload and every error of a request; ``debug`` has the polls of
+        devices, too.
+    """
+
+    format: Form = "text"
+    level: Level = "info"
+
+
 class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One cohort: the devices that share an edge model and an environment.
 
@@ -224,6 +241,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         What the cloud takes.
     worker : WorkerConfig
         How the worker process runs.
+    log : LogConfig
+        What is logged, and how.
     cohort : tuple of CohortConfig
         At least one.
     """
@@ -236,6 +255,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     store: str | None = None
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist.

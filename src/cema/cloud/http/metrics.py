@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Summa
 from prometheus_client.registry import Collector
 
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.base import Store
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Metrics:
         self._registry.register(_ReadinessCollector(readiness))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Book one answered request; what is no common method becomes ``other``."""
-        method = method if method in METHODS or method == "any" else "other"
+        """Book one answered request."""
         self._seconds.labels(method, route, str(status)).observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
@@ -142,7 +142,7 @@ class _ReadinessCollector(Collector):
 
 
 class RequestTimer:
-    """ASGI middleware that books each request's latency by route, never by raw path."""
+    """ASGI middleware that books each request's latency by route, never by raw path, and writes its log record."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -154,6 +154,7 @@ class RequestTimer:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
+        record = RequestRecord()
         status = 500
 
         async def watch(message: Message) -> None:
@@ -167,5 +168,7 @@ class RequestTimer:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if route != "unmatched" else "any"
-            waited = scope.get(WAITED, 0.0)
-            self._metrics.observe(method, route, status, time.perf_counter() - begin - waited)
+            method = method if method in METHODS or method == "any" else "other"
+            seconds = time.perf_counter() - begin - scope.get(WAITED, 0.0)
+            self._metrics.observe(method, route, status, seconds)
+            record.write(method, route, status, seconds)

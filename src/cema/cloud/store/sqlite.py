@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cema._util.toml import resolve_path
 from cema.cloud.store import sqlite_backup, sqlite_restore, sqlite_samples
+from cema.cloud.store.audits import Act, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import (
     UPDATES_KEPT,
@@ -22,6 +23,7 @@ from cema.cloud.store.base import (
     UpdateTag,
     Waiting,
 )
+from cema.cloud.store.sqlite_audits import ActTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_space import make_room, shrink
@@ -57,6 +59,7 @@ class SqliteStore:
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
         self._traces = TraceTable(self.database)
+        self._acts = ActTable(self.database)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -157,6 +160,22 @@ class SqliteStore:
     def devices(self, cohorts: Collection[str]) -> SqliteDevices:
         """Return the register of devices; it takes new ones of these cohorts."""
         return SqliteDevices(self.database, cohorts)
+
+    def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteDevices:
+        """Return the register of devices that keeps who adds, renews and revokes."""
+        return SqliteDevices(self.database, cohorts, acts=self._acts, actor=actor)
+
+    def record_act(self, act: Act, *, now: float | None = None) -> None:
+        """Keep an act, durably."""
+        self._acts.record_alone(act, now=now)
+
+    def acts(self, *, after: int = 0, limit: int) -> list[RecordedAct]:
+        """Return up to `limit` acts that follow `after` in the record, oldest first."""
+        return self._acts.after(after, limit)
+
+    def newest_acts(self, limit: int) -> list[RecordedAct]:
+        """Return the newest acts, oldest first."""
+        return self._acts.newest(limit)
 
     def close(self) -> None:
         """Close the database."""

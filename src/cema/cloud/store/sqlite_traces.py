@@ -8,6 +8,8 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.traces import DEVICES_TRACED, TRACES_KEPT, Fetch
 from cema.errors import StoreError
@@ -60,7 +62,7 @@ class TraceTable:
                 for table in TABLES:
                     connection.execute(table)
         except StoreError as error:
-            log.warning("the store keeps no traces of updates: %s", error)
+            report(log, events.TRACES_NOT_KEPT, error=str(error))
             return False
         return True
 

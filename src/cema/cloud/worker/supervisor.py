@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from cema._util.events import report
 from cema._util.memory import worker_environment
+from cema.cloud import events
 from cema.cloud.config import CloudConfig
 from cema.cloud.data_folder import lock_data_folder
 from cema.cloud.store.base import Store
@@ -177,7 +179,7 @@ class LocalEngine:
             try:
                 status = self._run_worker()
             except OSError as error:
-                log.error("the worker cannot be started: %s", error)
+                report(log, events.WORKER_NOT_STARTED, error=str(error))
                 status = 1
             if self._stopping.is_set():
                 return
@@ -187,7 +189,7 @@ class LocalEngine:
             first = False
             if time.monotonic() - begin >= STEADY_SECONDS:
                 delay = FIRST_DELAY
-            log.error("the worker ended with status %d; starting another in %.1f s", status, delay)
+            report(log, events.WORKER_RESTARTED, status=status, seconds=delay)
             self._note_restart()
             self._stopping.wait(delay)
             delay = min(2 * delay, LONGEST_DELAY)
@@ -218,7 +220,7 @@ class LocalEngine:
                 self._store.count(cohort.name, {"worker.restarts": 1})
         except StoreError as error:
             # Locked for too long, or the disk fails: the worker is restarted all the same.
-            log.error("the worker's restart could not be noted: %s", error)
+            report(log, events.RESTART_NOT_NOTED, error=str(error))
 
 
 def _check_files(config: CloudConfig) -> dict[str, str]:

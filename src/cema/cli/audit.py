@@ -1,0 +1,49 @@
+"""`cema cloud audit`: who did what."""
+
+from __future__ import annotations
+
+import json as json_
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["audit"]
+
+
+def audit(
+    config: Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")],
+    limit: Annotated[int, typer.Option(min=1, help="How many acts, the newest.")] = 100,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line.", show_default="a table")
+    ] = False,
+) -> None:
+    """Tell who added, renewed and revoked devices, and who made and restored backups."""
+    from cema.cloud.config import CloudConfig
+    from cema.cloud.store.audits import audits_of
+
+    with closing(CloudConfig.load(config).open_store()) as store:
+        found = audits_of(store).newest_acts(limit)
+    if json:
+        for entry in found:
+            act = entry.act
+            line = {"seq": entry.seq, "time": _moment(entry.at, "T"), "actor": act.actor, "act": act.name}
+            typer.echo(json_.dumps({**line, "subject": act.subject, "detail": dict(act.detail)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("time", "who", "act", "subject", "detail")
+    for entry in found:
+        detail = ", ".join(f"{name}: {value}" for name, value in entry.act.detail.items())
+        cells = (_moment(entry.at, " "), entry.act.actor, entry.act.name, entry.act.subject, detail)
+        table.add_row(*map(Text, cells))
+    Console().print(table)
+
+
+def _moment(seconds: float, between: str) -> str:
+    """Return a moment as RFC 3339 has it."""
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(between, 'seconds')}Z"
