@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RESERVED", "Event", "report"]
+__all__ = ["MEMBERS", "RESERVED", "Event", "report"]
 
-RESERVED = frozenset(
-    {"crowd", "exc_info", "time", "level", "logger", "process", "event", "message", "exception"}
-)
-"""What every line of JSON may have, and the parameters of `report`: no event has fields of these names."""
+MEMBERS = ("time", "level", "logger", "process", "event", "message", "exception")
+"""What a line of JSON may have beside the fields of its event."""
+RESERVED = frozenset({*MEMBERS, "crowd", "exc_info"})
+"""Those, and the parameters of `report`: no event has fields of these names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes
     ----------
     source : {"own", "update"}
-        Those of its own latest inputs, with an update's or the source model's as a prior; or those of the update. A
-        model without BatchNorm has none, and this says nothing.
+        Whose: those of its own latest inputs, with an update's or the source model's as a prior; or those of the
+        update. A model without BatchNorm has none, and this says nothing.
     prior : float
         How many images the update's statistics count for; before the first update, the source model's. At least 0.
     source_share : float
