@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from cema.cloud.store.sqlite_database import SCHEMA_VERSION
 from cema.errors import StoreError
 
 __all__ = [
-    "BUSY_SECONDS",
+    "companions",
     "copy_file",
     "make_backup",
     "newest_versions",
     "read_content",
     "read_floors",
+    "remove_database",
     "write_floors",
 ]
 
@@ -45,16 +46,33 @@ def make_backup(
     if path.exists() or path.is_symlink():
         raise FileExistsError(path)
     with unfinished(path) as temporary:
-        copy_file(source, temporary, progress)
-        with _own_errors(temporary), _opened(temporary) as connection:
-            connection.execute("DROP TABLE IF EXISTS backup")
-            connection.execute(RECORD)
-            connection.execute("INSERT INTO backup VALUES (?, ?)", (now, json.dumps(notes, allow_nan=False)))
-        content = read_content(temporary)
-        _sync(temporary)
-        os.link(temporary, path)  # unlike rename, link refuses to replace
+        try:
+            copy_file(source, temporary, progress)
+            with _own_errors(temporary), _opened(temporary) as connection:
+                connection.execute("DROP TABLE IF EXISTS backup")
+                connection.execute(RECORD)
+                connection.execute(
+                    "INSERT INTO backup VALUES (?, ?)", (now, json.dumps(notes, allow_nan=False))
+                )
+            content = read_content(temporary)
+            _sync(temporary)
+            os.link(temporary, path)  # unlike rename, link refuses to replace
+        finally:
+            with suppress(OSError):  # why is said by the error that is on its way
+                remove_database(temporary)
     sync_folder(path.parent)
     return content
+
+
+def companions(path: Path) -> list[Path]:
+    """Return the files beside a database that SQLite reads by their names: those of another one would damage it."""
+    return [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
+
+
+def remove_database(path: Path) -> None:
+    """Remove a database that nobody has open, as far as it is there."""
+    for part in (path, *companions(path)):
+        part.unlink(missing_ok=True)
 
 
 def copy_file(source: Path, target: Path, progress: Progress | None, *, finished: bool = False) -> None:

@@ -15,13 +15,19 @@ from pathlib import Path
 
 from cema._util.files import sync_folder
 from cema.cloud.store.backups import Progress, Restored
-from cema.cloud.store.sqlite_backup import copy_file, newest_versions, read_content, read_floors, write_floors
+from cema.cloud.store.sqlite_backup import (
+    companions,
+    copy_file,
+    newest_versions,
+    read_content,
+    read_floors,
+    remove_database,
+    write_floors,
+)
 from cema.errors import StoreError
 
 __all__ = ["newest_versions_at", "restore"]
 
-# SQLite reads these by their names beside a database: those of another one would damage it.
-COMPANIONS = ("-wal", "-shm", "-journal")
 # How a database begins. What does not is left as it is: SQLite would remove the log of an empty file that it opens.
 HEADER = b"SQLite format 3\0"
 # So long a short use of the store, such as adding a device, may take.
@@ -50,7 +56,7 @@ def restore(
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Always the same name, so that what a killed process has left is found and removed.
     new = path.with_name(f".{path.name}.restore.tmp")
-    _remove(new)
+    remove_database(new)
     try:
         copy_file(backup, new, progress, finished=True)
         read_content(new)
@@ -65,7 +71,7 @@ def restore(
         raise StoreError(f"a store appeared at {path} meanwhile; see what uses it, and try again") from error
     finally:
         with suppress(OSError):  # why is said by the error that is on its way
-            _remove(new)
+            remove_database(new)
     sync_folder(path.parent)
     if good is None:
         return Restored(kept, None)
@@ -83,7 +89,7 @@ def _keep(path: Path) -> Iterator[Path]:
     """Give what is there a second name; afterwards nothing lies beside the store that SQLite would read."""
     if _is_database(path):
         _make_one_file(path)
-    there = [part for part in (path, *_companions(path)) if part.exists()]
+    there = [part for part in (path, *companions(path)) if part.exists()]
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     base = path.with_name(f"{path.name}.replaced-{moment}")
     for part in there:
@@ -137,12 +143,3 @@ def _good_tokens(path: Path) -> frozenset[tuple[str, bytes]] | None:
     except sqlite3.Error:
         return None
     return frozenset((row[0], row[1]) for row in rows)
-
-
-def _companions(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in COMPANIONS]
-
-
-def _remove(path: Path) -> None:
-    for part in (path, *_companions(path)):
-        part.unlink(missing_ok=True)
