@@ -136,6 +136,32 @@ def test_a_store_that_is_there_is_replaced_only_when_told_and_kept(
         assert update.version == 900
 
 
+def test_a_store_behind_a_link_is_restored_where_it_is(config: CloudConfig, tmp_path: Path) -> None:
+    disk = tmp_path / "another disk"
+    disk.mkdir()
+    database(config).rename(disk / "cema.db")
+    database(config).symlink_to(disk / "cema.db")
+    backups.backup(config, tmp_path / "out.db")
+    done = backups.restore(config, tmp_path / "out.db", replace=True)
+    assert database(config).is_symlink()
+    assert [path.parent for path in done.store.kept] == [disk]
+    assert version(config) == 3
+    with closing(config.open_store()) as store:
+        assert version_floor(store, "north") == done.next_versions["north"]
+
+
+def test_names_may_have_characters_that_mean_something_in_a_url(tmp_path: Path) -> None:
+    (tmp_path / "cloud.toml").write_text(CONFIG.replace('"data"', '"d a?#%41&mode=rw"'))
+    config = CloudConfig.load(tmp_path / "cloud.toml")
+    with closing(config.open_store()) as store:
+        store.open_cohort("north", base="b")
+        publish(store, 3)
+    out = tmp_path / "o?mode=memory#%2F.db"
+    assert backups.backup(config, out).cohorts["north"].version == 3
+    backups.restore(config, out, replace=True)
+    assert version(config) == 3
+
+
 def test_nothing_is_restored_while_the_store_is_in_use(
     config: CloudConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,7 +173,8 @@ def versions_since(seconds: float, *, min_seconds: float, lifetime_days: float) 
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file; name a backup that `cema cloud backup` has made")
-    log = path.with_name(f"{path.name}-wal")
+    file = path.resolve()
+    log = file.with_name(f"{file.name}-wal")
     if log.exists() and log.stat().st_size:
         raise StoreError(
             f"{path}: expected a backup, got a store in use or its plain copy ({log.name} is a part of it); "

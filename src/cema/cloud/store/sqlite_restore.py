@@ -52,6 +52,9 @@ def restore(
     path: Path, backup: Path, *, floors: Mapping[str, int], replace: bool, progress: Progress | None
 ) -> Restored:
     """Put a copy in the place of the store, see `cema.cloud.store.backups.RestoringBackend.restore`."""
+    path = (
+        path.resolve()
+    )  # as SQLite does: what belongs to a store lies beside the file, not beside a link to it
     _refuse_what_is_there(path, replace=replace)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Always the same name, so that what a killed process has left is found and removed.
