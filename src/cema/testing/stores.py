@@ -25,6 +25,7 @@ from cema.errors import StoreUnavailable
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_machine import StoreMachine
+from cema.testing.store_optional import OptionalTests
 from cema.testing.store_samples import SampleTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
@@ -44,7 +45,7 @@ for number in itertools.count():
 """
 
 
-class StoreSuite(SampleTests, StepTests, DeviceTests):
+class StoreSuite(SampleTests, StepTests, DeviceTests, OptionalTests):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 
     A class of your own overrides ``url(folder)``: the URL of the store that belongs to an empty folder. For a server
