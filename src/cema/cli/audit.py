@@ -20,7 +20,10 @@ def audit(
         bool, typer.Option("--json", help="Print one JSON object per line.", show_default="a table")
     ] = False,
 ) -> None:
-    """Tell who added, renewed and revoked devices, and who made and restored backups."""
+    """Tell who did what with devices and backups.
+
+    That is: who added, renewed and revoked devices, and who made and restored backups.
+    """
     from cema.cloud.config import CloudConfig
     from cema.cloud.store.audits import audits_of
 

@@ -134,8 +134,8 @@ def _content(content: Content) -> dict[str, Any]:
 
 def _told(content: Content) -> str:
     return (
-        f"{content.size} bytes, made at {_moment(content.made_at)}, {len(content.cohorts)} cohorts, "
-        f"{content.devices} devices and operators ({content.revoked} revoked); checked"
+        f"{content.size} bytes, made at {_moment(content.made_at)}, cohorts: {len(content.cohorts)}, "
+        f"devices and operators: {content.devices} (revoked: {content.revoked}); checked"
     )
 
 

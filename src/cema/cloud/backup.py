@@ -200,12 +200,12 @@ def _floors(
                 )
             floors[name] = given
         else:
-            floors[name] = max(newest + _since(config, content, name, now), seen) + 1
+            floors[name] = max(newest + _since(config, content, name, now, seen), seen) + 1
     return floors
 
 
-def _since(config: CloudConfig, content: Content, name: str, now: float) -> int:
-    """Return how many versions of a cohort can have been published since the backup.
+def _since(config: CloudConfig, content: Content, name: str, now: float, seen: int) -> int:
+    """Return how many versions of a cohort can have been published since the backup; `seen` is the highest known.
 
     Raises
     ------
@@ -213,8 +213,8 @@ def _since(config: CloudConfig, content: Content, name: str, now: float) -> int:
         That cannot be told.
     """
     remedy = (
-        "find the highest version that any device runs (`cema cloud backup` says the store's newest, a device's status "
-        "its own), and name a higher number with --next-version"
+        f"find the highest version of cohort {name!r} that any device runs (its status says it; {seen} is the highest "
+        "that is known here), and name a higher number with --next-version"
     )
     if content.made_at is None:
         raise ConfigError(
