@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cloud_process import PATIENCE, Server, eventually
 from cloud_support import samples_of
 from cloud_tiny_models import quadrants
-from server_process import PATIENCE, Server, eventually
 
 from cema.cloud.config import CloudConfig
 from cema.edge.agent import EdgeAgent

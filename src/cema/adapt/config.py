@@ -67,17 +67,18 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes
     ----------
     preset : {"poster", "reference"}
-        The weighting of the distillation loss, see `LossWeights`.
+        The weighting of the distillation loss: the paper's or the published code's (`LossWeights`).
     kl, ce, entropy : float, optional
-        Replace the preset's weight of one term.
+        Replace the preset's weight of one term: of the divergence, of the cross-entropy, of the edge model's entropy.
+        At least 0.
     e_max : float
-        E_max^0 of the sample weight H(x) = exp(E_max^0 - E), as a fraction of ln C.
+        E_max^0 of the sample weight H(x) = exp(E_max^0 - E), as a fraction of ln C; at least 0.
     edge_lr, foundation_lr : float
         SGD learning rates. At a rate of 0 only that model's statistics move.
     sgd_momentum : float
         Momentum of both optimisers, in [0, 1).
     fresh : int
-        New uploads in one full step.
+        New uploads in one full step; at least 1.
     replayed : int
         Replayed samples added to a full step; a smaller step gets proportionally fewer. The paper has 96; 48 were as
         accurate on three pairs of models.
@@ -85,35 +86,37 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Distillation steps for each batch of new uploads, at least 1; each beside others that are replayed. The
         foundation model answers once.
     average : float
-        What is published is an exponential average of the edge model's parameters over the latest steps: 1 - 1/n for
-        about n of them (`cema.adapt.averaging.ParameterAverage`), 0 for those of the last step.
+        What is published is an exponential average of the edge model's parameters over the latest steps, replay-only
+        ones and every pass counted: 1 - 1/n for about n of them (`cema.adapt.averaging.ParameterAverage`), 0 for those
+        of the last step; in [0, 1).
     capacity : int
         Samples the replay buffer keeps, first in first out; 0 switches replay off.
     replay_from : int
-        Samples that must be stored before replay begins.
+        Samples that must be stored before replay begins; at least 1, at most `capacity`.
     start : {"first_batch", "source"}
         Where running statistics start: at those of the first uploads, or at the source model's.
     statistics : {"window", "fresh", "step", "source"}
-        What running statistics follow: the average over the last `window` new uploads, an exponential average
-        over new uploads, an exponential average over everything in a step (new and replayed, as the published
-        code does), or nothing at all.
+        What running statistics follow: the average over the last `window` new uploads, an exponential average over new
+        uploads, an exponential average over everything in a step (new and replayed, as the published code does), or
+        nothing at all.
     window : int
-        New uploads over which ``statistics = "window"`` averages.
+        New uploads over which ``statistics = "window"`` averages; at least 1.
     source_share : float
-        What the source model's statistics count for beside a window's, in [0, 1): as the devices' own
-        (``[statistics] source_share``).
+        What the source model's statistics count for beside a window's, in [0, 1), and 0 unless ``statistics =
+        "window"``: as the devices' own (``[statistics] source_share``).
     change_limit : float
-        How far the latest of a batch of uploads must be from those in the window, in what the inputs look like, to
-        be taken for a change of domain (`ChangeDetector`), at which the window is cleared; 0 switches this off.
+        How far the latest of a batch of uploads must be from those in the window, in what the inputs look like (a
+        squared distance), to be taken for a change of domain (`ChangeDetector`), at which the window is cleared; 0
+        switches this off.
     on_change : {"keep", "reset"}
-        Whether at such a change a model's affine parameters stay as they are, or go back to the source model's
-        because what they learned was for another domain.
+        Whether at such a change a model's affine parameters stay as they are, or go back to the source model's because
+        what they learned was for another domain.
     bank : int
         Domains for which what was learned is kept, at most, to be put back when one comes again
         (`cema.adapt.bank.NormBank`); 0 switches this off.
     bank_limit : float
         How far a batch of uploads may be from those of a kept domain to be taken for it: as a multiple of how far two
-        samples of one domain are by chance (`cema.adapt.bank.Spread.unlike`).
+        samples of one domain are by chance (`cema.adapt.bank.Spread.unlike`); at least 0.
     bank_parameters : {"foundation", "both"}
         Whose affine parameters are put back, beside the statistics of both models.
     replay_scope : {"since_change", "all"}
@@ -121,7 +124,7 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     statistics_momentum : float
         Rate of the exponential averages per full step, in (0, 1].
     chunk : int
-        Images in one forward pass without gradients; bounds memory.
+        Images in one forward pass without gradients; bounds memory. At least 1.
     algorithm : str
         What learns: ``cema``, ``package.module:Class`` or ``path/to/file.py:Class`` (`cema.adapt.base.Learner`).
     options : dict
@@ -129,12 +132,12 @@ class AdaptConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     refreshed : int
         Replayed samples of a step for which the foundation model's answer is made again; the others are taught with the
         answer from before. With ``fresh + replayed`` or more, every answer is made again in every step, as in the
-        published code.
+        published code. At least 0.
     views : ViewSet
-        Views of an upload over which the foundation model's answer is averaged.
+        Views of an upload over which the foundation model's answer is averaged, once for each upload.
     activations_mb : int
-        Memory, in MiB, for what one model keeps between a forward and its backward pass; more images than fit into it
-        are passed in pieces. ``statistics = "step"`` passes everything at once.
+        Memory, in MiB, for what one model keeps between a forward and its backward pass, at least 1; more images than
+        fit into it are passed in pieces. ``statistics = "step"`` passes everything at once.
     checkpoint : bool
         Recompute activations of repeated blocks in the backward pass: less memory, about a third more time.
     """

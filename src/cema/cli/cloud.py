@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cema.cli import audit as audits
+from cema.cli import backup as backups
 from cema.cli.cohorts import AsJson, Config, OneCohort
 
 __all__ = ["app"]
@@ -20,15 +22,18 @@ Wait = Annotated[
 AsJsonLine = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.", show_default="text")]
 
 app = typer.Typer(
-    help="Run the cloud service, see where it stands, and act on versions.",
+    help="Run the cloud service, watch it, act on it, back it up.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.command("audit")(audits.audit)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 
 
 @app.callback()
 def cloud() -> None:
-    """Run the cloud service, see where it stands, and act on versions."""
+    """Run the cloud service, watch it, act on it, back it up."""
 
 
 @app.command()

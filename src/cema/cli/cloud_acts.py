@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json as json_
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
+from cema.cli.actor import command_line_actor
 from cema.cli.cohorts import one_cohort, opened, utc
 from cema.cloud.store.control import Act, Acted, ControlStore, control_of, name_of
 from cema.cloud.store.told import versions_told
@@ -42,7 +42,7 @@ def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> N
     """Write an act down, wait until the worker has done it, and say what devices will do and by when."""
     with opened(path) as (config, store):
         name, control = one_cohort(config, cohort), control_of(store)
-        acted = control.act(name, act, actor=getpass.getuser(), now=time.time())
+        acted = control.act(name, act, actor=command_line_actor(), now=time.time())
         if wait:
             acted = _await(control, acted)
     if json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
+from cema.cli.actor import command_line_actor
 from cema.cli.cohorts import Config, opened, utc
 from cema.errors import ConfigError, StoreError
 
@@ -128,9 +129,15 @@ def _give_out(make: Callable[[], str], name: str, out: Path | None) -> None:
 
 @contextmanager
 def _register(path: Path) -> Iterator[DeviceRegister]:
-    """Open the register of a configured cloud, running or not."""
+    """Open the register of a configured cloud, running or not; what is done is recorded, where the store can."""
+    from cema.cloud.store.audits import AuditStore
+
     with opened(path) as (config, store):
-        yield store.devices([cohort.name for cohort in config.cohort])
+        names = [cohort.name for cohort in config.cohort]
+        if isinstance(store, AuditStore):
+            yield store.audited_devices(names, actor=command_line_actor())
+        else:
+            yield store.devices(names)
 
 
 def _moment(seconds: float | None) -> str:

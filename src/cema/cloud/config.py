@@ -9,12 +9,13 @@ from typing import Literal
 import msgspec
 
 from cema._util.checks import require, require_at_least
+from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
 from cema.cloud.store.base import Store
 from cema.cloud.store.open import absolute_url, check_store, open_store
 
-__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "PublishConfig", "WorkerConfig"]
+__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "LogConfig", "PublishConfig", "WorkerConfig"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # The smallest store that holds a few batches of uploads beside checkpoints and updates.
@@ -27,26 +28,29 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes
     ----------
     store_bytes : int
-        Cap of the store (of its database file). Old samples leave when it is reached. Samples leave an eighth free,
-        which must hold, of every cohort together, the worker's checkpoint (statistics, parameters and momenta of the
-        normalisation layers of both models, and some 10 bytes for each sample that may be replayed) and the 16
-        newest updates; a worker that finds no room for a checkpoint ends.
+        Cap of the store (of its database file), at least 4,194,304. Old samples leave when it is reached. Samples leave
+        an eighth free, which must hold, of every cohort together, the worker's checkpoint (statistics, parameters and
+        momenta of the normalisation layers of both models, and some 10 bytes for each sample that may be replayed) and
+        the 16 newest updates; a worker that finds no room for a checkpoint ends.
     body_bytes : int
-        Largest request body; a larger one is answered 413. At most a quarter of `store_bytes`, so that an empty
-        store takes every request.
+        Largest request body; a larger one is answered 413. At most a quarter of `store_bytes`, so that an empty store
+        takes every request.
     batch_samples : int
-        Most samples in one request; more are answered 413. What the store needs for each beside its image may
-        be half of `store_bytes`, at most: how many that allows depends on the store.
+        Most samples in one request; more are answered 413. What the store needs for each beside its image may be half
+        of `store_bytes`, at most: how many that allows depends on the store.
     backlog_samples : int
-        Samples of one cohort that may wait for its worker; beyond them uploads are answered 429.
+        Samples of one cohort that may wait for its worker; beyond them uploads are answered 429. At least
+        `batch_samples`.
     device_samples : float
         Samples per second of one device, over half a minute; beyond them its uploads are answered 429. 0: no limit.
     image_pixels : int
-        Most pixels of one image; a sample with more is rejected. Set the devices' ``upload.max_side`` below it.
+        Most pixels of one image; a sample with more is rejected. A request may hold four times as many in all. Set the
+        devices' ``upload.max_side`` below it. At least 1.
     image_aspect : float
-        How many times longer than wide, or wider than long, an image may be; a sample past that is rejected.
+        How many times longer than wide, or wider than long, an image may be; a sample past that is rejected. At least
+        1.
     retry_after_seconds : int
-        What a 429 or 503 asks the device to wait.
+        What a 429 or 503 asks the device to wait; at least 1.
     """
 
     store_bytes: int = 8 * 2**30
@@ -89,15 +93,16 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     threads : int
         torch's CPU threads; 0 leaves the choice to torch.
     poll_seconds : float
-        How often it looks for new samples when it has none.
+        How often it looks for new samples when it has none; at least 0.01.
     linger_seconds : float
-        How long samples wait for a batch to fill before a smaller one is taken.
+        How long samples wait for a batch to fill before a smaller one is taken; at least 0.
     idle_steps : int
-        Replay-only steps, at most, after a full batch of new samples, and their share after a smaller one. None is
-        made while samples wait.
+        Replay-only steps, at most, after a full batch of new samples, and their share after a smaller one; at least 0.
+        None is made while samples wait.
     max_backlog : int
-        Waiting samples above which the oldest go to the replay buffer without a step of their own: a worker that
-        is slower than the stream must learn what devices see now, not what they saw long ago.
+        Waiting samples above which the oldest go to the replay buffer without a step of their own: a worker that is
+        slower than the stream must learn what devices see now, not what they saw long ago. At least 1, and at least
+        every cohort's ``adapt.fresh``.
     """
 
     device: str = "auto"
@@ -121,24 +126,25 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes
     ----------
     every_steps : int
-        Steps between two candidates.
+        Steps between two candidates; at least 1.
     min_seconds : float
-        Time between two versions, at least.
+        Time between two versions, at least. Above 0, `cema cloud restore` can tell how many versions may have been
+        published since a backup.
     lifetime_days : float
-        How long a version may be installed. Half of it later the version is signed anew, changed or not.
+        How long a version may be installed; above 0. Half of it later the version is signed anew, changed or not.
     gate : float
         How much smaller the adapted model's agreement with the foundation model may be, as a share of the window, than
         that of the version that devices run. It may never be smaller than the source model's. 1 publishes everything
         finite.
     window : int
-        The newest samples on which they are compared, each before it was learned from, none from before a change
-        of the environment.
+        The newest samples on which they are compared, each before it was learned from, none from before a change of the
+        environment; at least 1.
     evidence : int
-        Samples that it takes to publish. Fewer may bring the source model back, when it is far better than what
-        devices run.
+        Samples that it takes to publish, 1 to `window`. Fewer may bring the source model back, when it is far better
+        than what devices run.
     first_version : int
-        The next version has at least this number. Raise it after a backup of the store was restored: devices refuse
-        numbers that they have seen.
+        The next version has at least this number. Raise it after the store was restored by other means than `cema cloud
+        restore`: devices refuse numbers that they have seen.
     statistics : bool
         Whether updates carry the statistics that they were learned with, where devices have statistics of their own:
         they are the prior of those, and serve on devices that are to use the update's instead.
@@ -167,17 +173,37 @@ class PublishConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"lifetime_days: expected a number above 0, got {self.lifetime_days}")
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the server and its worker log, to standard error.
+
+    Attributes
+    ----------
+    format : {"text", "json"}
+        Lines for people, or one JSON object a line for programs.
+    level : {"debug", "info", "warning", "error"}
+        What is logged, at least. ``info`` has every upload and every error of a request; ``debug`` has the polls of
+        devices, too.
+    """
+
+    format: Form = "text"
+    level: Level = "info"
+
+
 class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One cohort: the devices that share an edge model and an environment.
 
     Attributes
     ----------
     name : str
-        In the URLs: lower-case letters, digits, ``.``, ``_`` and ``-``, at most 64.
+        In the URLs: 1 to 64 lower-case letters, digits, ``.``, ``_`` and ``-``, beginning with a letter or digit. Names
+        must differ.
     bundle : str
         The bundle its devices were provisioned with, relative to the configuration file.
-    model, foundation : str
-        Names of the edge model (the one the bundle was exported from) and of the foundation model.
+    model : str
+        The edge model that the bundle was exported from: built in, ``timm:``, ``torchvision:``, ``hf:``,
+        ``package.module:function``.
+    foundation : str
+        The foundation model, named in the same way.
     model_weights, foundation_weights : str, optional
         Weight files (safetensors), relative to the configuration file.
     adapt : AdaptConfig
@@ -212,18 +238,21 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     data : str
         Folder of what this machine keeps: the lock of the server and, unless `store` names another, the store.
     store : str, optional
-        URL of the store, see `cema.cloud.store.open.open_store`; None stands for ``cema.db`` in `data`. A relative
-        path in it, too, is relative to the file.
+        URL of the store: ``sqlite:PATH``, or ``package.module:Class:ADDRESS`` for one of your own
+        (`cema.cloud.store.open.open_store`). None stands for ``cema.db`` in `data`. A relative path in it, too, is
+        relative to the file.
     signing_key : str
-        Private key (ed25519, PEM) that signs updates.
+        Private key (ed25519, PEM) that signs updates; ``cema keys new`` makes one.
     host : str
         Address to listen on.
     port : int
-        Port to listen on, for plain HTTP; 0 takes a free one. TLS is the business of a proxy in front.
+        Port to listen on, for plain HTTP, 0 to 65,535; 0 takes a free one. TLS is the business of a proxy in front.
     limits : LimitsConfig
         What the cloud takes.
     worker : WorkerConfig
         How the worker process runs.
+    log : LogConfig
+        What is logged, and how.
     cohort : tuple of CohortConfig
         At least one.
     """
@@ -236,6 +265,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     store: str | None = None
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist.

@@ -41,8 +41,11 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     url : str
         ``https://HOST[:PORT][/PREFIX]``.
     cohort : str
-    token, token_file : str or None
-        Exactly one: the device's token, or a file with it, read again for every request.
+        The cohort that the device belongs to.
+    token : str or None
+        The device's token. Set exactly one of `token` and `token_file`.
+    token_file : str or None
+        A text file (UTF-8) with the token, read again for every request.
     """
 
     url: str
@@ -89,21 +92,28 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes
     ----------
-    codec, quality, subsampling
-        See :class:`cema.formats.sample.CodecConfig`.
+    codec : {"auto", "jpeg", "png", "raw"}
+        ``auto`` takes the shorter of PNG and raw for images of fewer than 64 x 64 pixels, and JPEG for all others.
+    quality : int
+        JPEG quality, 1 to 100.
+    subsampling : {"444", "420"}
+        JPEG chroma subsampling. ``420`` is smaller, but it removes some of the noise that the cloud should adapt to.
     max_side : int or None
-        Shorter side, in pixels, to which larger images are scaled down; None: the bundle's `upload_side`; 0:
-        never.
-    batch_samples, batch_bytes : int
-        Limits of one request.
+        Images with a longer shorter side are scaled down to it, in pixels. 0: never. None: the bundle's `upload_side`.
+    batch_samples : int
+        Samples in one request, at most; at least 1.
+    batch_bytes : int
+        Bytes of encoded images in one request, at most; at least 1.
     linger_seconds : float
-        How long after the last one a batch that is not full may wait; after a silence a tenth of it.
+        How long after the last one a batch that is not full may wait, and a tenth of it after a silence; at least 0.
     timeout_seconds : float
-        For connecting, one write, or one read.
+        For connecting, one write, or one read. A whole answer may take ten times that. At least 0.1.
     spool_bytes : int
-        Cap on the spool's files.
-    queue_samples, queue_bytes : int
-        How much may wait, in memory, for the spool.
+        Cap on the spool's files; at least 1,048,576.
+    queue_samples : int
+        Samples that may wait in memory for the spool; at least 1.
+    queue_bytes : int
+        Bytes that may wait in memory for the spool; at least 1.
     """
 
     codec: Literal["auto", "jpeg", "png", "raw"] = "auto"
@@ -137,9 +147,13 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[update]``: `poll_seconds` between two questions for updates, where the cloud does not keep its answer back.
+    """``[update]``: how updates are asked for.
 
-    It is asked to do so where this is at most a minute.
+    Attributes
+    ----------
+    poll_seconds : float
+        Time between two requests for updates, where the cloud does not keep its answer back until there is one; at
+        least 0.01. The cloud is asked to do so where this is at most a minute.
     """
 
     poll_seconds: float = 30.0
@@ -154,7 +168,7 @@ class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes
     ----------
     limit : float
-        The squared distance above which the source model serves; 0 switches the guard off.
+        The squared distance from the update's domain above which the source model predicts; 0 switches the guard off.
     change_limit : float
         The squared distance from the first inputs of a domain above which the domain has changed, and statistics of the
         device's own and its mean logits begin anew (:class:`cema.ondevice.own_domain.OwnDomain`); 0 for never.
@@ -172,14 +186,17 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes
     ----------
-    bundle, state : str
-        Folders: what the device was provisioned with, and where it may write.
+    bundle : str
+        Folder of the bundle that the device was provisioned with.
+    state : str
+        Folder where the device may write: spool, selection state, last update. It and its files are made readable for
+        the device's user only.
     threads : int
-        Threads one operator of the model may use.
+        CPU threads that one operator of the model may use; at least 1.
     batch : int
-        How many images go through the model at once.
+        Images that go through the model at once; at least 1.
     cloud : CloudLink or None
-        None: select and spool, and talk to nobody.
+        The cloud that the device talks to. None: it selects and spools, and talks to nobody.
     selection, upload, budget, update, guard, statistics, views, recentre
         See the sections' classes.
     """

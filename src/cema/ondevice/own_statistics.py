@@ -25,18 +25,21 @@ class StatisticsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes
     ----------
     source : {"own", "update"}
-        Those of its own latest inputs, with an update's or the source model's as a prior; or those of the update. A
-        model without BatchNorm has none, and this says nothing.
+        Whose: those of its own latest inputs, with an update's or the source model's as a prior; or those of the
+        update. A model without BatchNorm has none, and this says nothing.
     prior : float
-        How many images the update's statistics count for; before the first update, the source model's.
+        How many images the update's statistics count for; before the first update, the source model's. At least 0.
     source_share : float
         What the source model's statistics count for beside all of these, in [0, 1), however many images were read.
+        Above 0 it needs a bundle that was exported by a version with this key; such a bundle has a new `base`, so that
+        its cohort needs a new name.
     samples : int
-        Images over which a device's own statistics are averaged; so many are read when a domain begins.
+        Images over which a device's own statistics are averaged; so many are read when a domain begins. At least
+        `read`.
     read : int
-        Images that are read after an update, and from time to time.
+        Images that are read after an update, and from time to time; at least 1.
     every : int
-        Images from the end of one reading to the next on a steady stream.
+        Images from the end of one reading to the next on a steady stream; at least 1.
     """
 
     source: Literal["own", "update"] = "own"

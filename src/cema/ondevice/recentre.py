@@ -22,11 +22,12 @@ class RecentreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes
     ----------
     mode : {"off", "on", "auto"}
-        ``auto`` is on for models without running statistics whose mean logits on clean images are known.
+        Whether what a domain adds to all logits alike is taken off. ``auto`` is on for models without running
+        statistics whose mean logits on clean images are known (``cema export --clean``).
     weight : float
-        Images after which half of the shift is taken off.
+        Images after which half of the shift is taken off; at least 0.
     memory : int
-        Images after which older ones are forgotten.
+        Images after which older ones are forgotten; at least 1.
     """
 
     mode: Literal["off", "on", "auto"] = "auto"

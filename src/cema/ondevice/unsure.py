@@ -29,7 +29,7 @@ class ViewSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     count : int
         Views, the image itself included; 1 for no others.
     shift : int
-        Pixels by which views are shifted, at least 1.
+        Pixels of the model's input by which views are shifted, at least 1.
     mirror : bool
         Whether every second view is a mirror image: not for digits, letters and signs.
     """

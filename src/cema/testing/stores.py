@@ -27,6 +27,7 @@ from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, toget
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_machine import StoreMachine
+from cema.testing.store_optional import OptionalTests
 from cema.testing.store_samples import SampleTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
@@ -46,7 +47,7 @@ for number in itertools.count():
 """
 
 
-class StoreSuite(SampleTests, StepTests, AgreementTests, ControlTests, DeviceTests):
+class StoreSuite(SampleTests, StepTests, AgreementTests, ControlTests, DeviceTests, OptionalTests):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 
     A class of your own overrides ``url(folder)``: the URL of the store that belongs to an empty folder. For a server

@@ -24,7 +24,7 @@ def test_an_admin_of_one_cohort_acts_on_no_other(cloud: Cloud) -> None:
     assert south.json()["error"]["code"] == "wrong_cohort"
     assert cloud.get("/metrics", token=token).status_code == 403
     north = cloud.http.post("/v1/cohorts/north/acts", json=ACT, headers=auth(token))
-    assert (north.status_code, north.json()["actor"]) == (202, "northern")
+    assert (north.status_code, north.json()["actor"]) == (202, "token:northern")
 
 
 @pytest.mark.parametrize("path", ["versions", "acts"])

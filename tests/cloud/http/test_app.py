@@ -15,8 +15,10 @@ import pytest
 from cloud_client import Cloud, auth, refused
 from cloud_support import StillEngine, make_samples, samples_of, serving, write_config
 from openapi_spec_validator import validate
+from prometheus_client.parser import text_string_to_metric_families
 
 from cema.cloud.config import CloudConfig
+from cema.cloud.http.metrics import FAMILIES, METRICS
 from cema.cloud.store.agreements import AgreementCount
 from cema.cloud.store.sqlite_database import PAGE
 from cema.cloud.store.sqlite_samples import ROW_BYTES
@@ -339,6 +341,27 @@ def test_metrics_count_what_happened(cloud: Cloud) -> None:
     route = 'method="POST",route="/v1/cohorts/{cohort}/samples",status="200"'
     assert float(values[f"cema_http_request_seconds_count{{{route}}}"]) == 2
     assert 'route="unmatched",status="404"' in response.text
+
+
+def test_the_metrics_that_are_served_are_those_that_are_described(cloud: Cloud) -> None:
+    """docs/reference/metrics.md is made of the descriptions."""
+    cloud.ready()
+    cloud.send(make_samples(1))
+    cloud.publish(1, b"payload")
+    cloud.store.count("north", {f"{prefix}x": 1 for prefix in FAMILIES} | {"steps.count": 1})
+    epoch, counts = cloud.store.claim("north").epoch, [AgreementCount(1, "running", 4, 3)]
+    cloud.store.commit_step("north", 0, b"", epoch=epoch, now=1.0, measured=counts)
+    with cloud.store.database.write() as connection:
+        connection.execute("UPDATE cohorts SET committed_at = 1.0")
+    text = cloud.get("/metrics", token=cloud.operator).text
+    served = {}
+    for family in text_string_to_metric_families(text):
+        labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
+        if not family.name.endswith("_created"):  # when a histogram began: beside it in this format
+            served[family.name] = (family.type, labels, family.documentation)
+    expected = {metric.name: (metric.kind, set(metric.labels), metric.text) for metric in METRICS}
+    assert {name: served.get(name) for name in expected} == expected
+    assert served.keys() == expected.keys()
 
 
 def test_invented_methods_are_one_label(cloud: Cloud) -> None:

@@ -221,10 +221,10 @@ def good_acts(api: Api) -> None:
         assert api("POST", ACTS, who="admin", content=content).status_code == 202
     acts = api("GET", ACTS, who="operator").json()["acts"]
     assert [(act["act"]["type"], act["state"], act["actor"]) for act in acts] == [
-        ("resume", "done", "boss"),
-        ("stop", "superseded", "boss"),
-        ("rollback", "superseded", "boss"),
-        ("pin", "superseded", "boss"),
+        ("resume", "done", "token:boss"),
+        ("stop", "superseded", "token:boss"),
+        ("rollback", "superseded", "token:boss"),
+        ("pin", "superseded", "token:boss"),
     ]
     (version,) = api("GET", VERSIONS, who="chief").json()["versions"]
     assert (version["version"], version["digest"]) == (1, DIGEST)
@@ -278,7 +278,7 @@ def faults(api: Api) -> None:
         connection.execute("ALTER TABLE evicted RENAME TO lost_ids")
     api("POST", SAMPLES, content=encode_samples(make_samples(1, seed=99)))
     with api.engine.store.database.write() as connection:
-        connection.execute("ALTER TABLE acts RENAME TO lost_acts")
+        connection.execute("ALTER TABLE cohort_acts RENAME TO lost_acts")
     assert api("POST", ACTS, who="admin", content=b'{"type": "stop"}').status_code == 503
     api("GET", ACTS, who="admin")
     with api.engine.store.database.write() as connection:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from cloud_process import PATIENCE, Server, eventually, gone
 from cloud_support import samples_of
 from cloud_tiny_models import quadrants
-from server_process import PATIENCE, Server, eventually, gone
 
 from cema.cloud.config import CloudConfig
 from cema.cloud.worker.rounds import open_cohort

@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cema.cloud.config import NAME
 from cema.cloud.http.errors import ApiError
+from cema.cloud.http.records import note_sender
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
 
@@ -86,6 +87,7 @@ def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Serv
             "send 'Authorization: Bearer TOKEN' with the token that adding the device printed",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    note_sender(device.name)
     if device.revoked_at is not None:
         raise ApiError(
             "revoked",
@@ -110,6 +112,7 @@ def member(cohort: CohortName, credentials: Credentials, service: TheService) ->
             f"there is no cohort {cohort!r} here",
             "check the cohort in the device's settings",
         )
+    note_sender(device.name, cohort)
     if device.cohort is not None and device.cohort != cohort:
         raise ApiError(
             "wrong_cohort",

@@ -112,7 +112,7 @@ async def act(cohort: CohortName, request: Request) -> Response:
     service: Service = request.app.state.service
     who = await service.at_once(administrator, cohort, bearer(request), service)
     asked = _decode(await read_body(request, LARGEST_ACT))
-    acted = await run_in_threadpool(_act, service, cohort, asked, who.name)
+    acted = await run_in_threadpool(_act, service, cohort, asked, f"token:{who.name}")
     return Response(msgspec.json.encode(acted), 202, media_type="application/json", headers=NO_STORE)
 
 

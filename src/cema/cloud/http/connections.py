@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from cema._util.events import report
+from cema.cloud import events
+
 __all__ = ["Connections", "guarded_protocol", "most_connections"]
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,7 @@ class Connections:
         self._open.add(transport)
         self._waiting[transport] = None
         if len(self._open) > self.most:
-            log.warning("%d connections are open, closing the one that has waited the longest", self.most)
+            report(log, events.CONNECTIONS_FULL, most=self.most)
             victim = next(iter(self._waiting))
             self.remove(victim)
             victim.abort()
@@ -132,7 +135,7 @@ class _GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
             self._timer = self.loop.call_later(self.everyone.seconds[phase], self._expire)
 
     def _expire(self) -> None:
-        log.warning("a connection was closed: its %s took too long", self._phase)
+        report(log, events.CONNECTION_SLOW, phase=self._phase)
         self.transport.abort()
 
     def _stop_timer(self) -> None:

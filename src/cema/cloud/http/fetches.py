@@ -7,6 +7,8 @@ import logging
 
 from starlette.concurrency import run_in_threadpool
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import Store
 from cema.cloud.store.traces import Fetch, TraceStore
 from cema.errors import StoreError
@@ -59,4 +61,4 @@ class Fetches:
         try:
             self._store.note_fetches(notes)
         except StoreError as error:
-            log.warning("who fetched updates could not be noted: %s", error)
+            report(log, events.FETCHES_NOT_NOTED, error=str(error))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.agreements import agreement_members
 from cema.cloud.store.base import Store
 
@@ -23,29 +24,109 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["WAITED", "Metrics", "RequestTimer"]
+__all__ = ["METRICS", "WAITED", "Described", "Metrics", "RequestTimer"]
 
 WAITED = "cema.waited"
 """Where an endpoint puts into the scope the seconds that a request waited because it had asked to."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Described(NamedTuple):
+    """A metric, without its values.
+
+    Attributes
+    ----------
+    name : str
+        As it is made; what is served may have an ending, such as ``_total`` for a counter.
+    kind : {"counter", "gauge", "histogram", "summary"}
+        Its type.
+    labels : tuple of str
+        The names of its labels.
+    text : str
+        What it says.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "summary"]
+    labels: tuple[str, ...]
+    text: str
+
+
 # Counter names in the store that begin so become one metric, labelled with the rest of the name.
 FAMILIES = {
-    "samples.rejected.": ("cema_samples_rejected", "Samples refused at upload, by reason.", "reason"),
-    "samples.": ("cema_samples", "Samples answered at upload, by verdict.", "verdict"),
-    "evicted.": ("cema_samples_evicted", "Stored samples that left the store, by reason.", "reason"),
-    "worker.": ("cema_worker_events", "What the worker did, by event.", "event"),
-    "updates.": ("cema_updates", "Candidates of an update, by outcome.", "outcome"),
-    "bytes.": (
-        "cema_image_bytes",
-        "Encoded image bytes of samples answered at upload, by verdict.",
-        "verdict",
-    ),
+    "samples.rejected.": "cema_samples_rejected",
+    "samples.": "cema_samples",
+    "evicted.": "cema_samples_evicted",
+    "worker.": "cema_worker_events",
+    "updates.": "cema_updates",
+    "bytes.": "cema_image_bytes",
 }
+# Gauges that are members of a cohort's status.
+GAUGES = {
+    "samples": "cema_stored_samples",
+    "backlog": "cema_backlog_samples",
+    "version": "cema_update_version",
+}
+# Gauges that are members of each model's agreement.
 AGREEMENT = {
-    "samples": "New samples that the agreement with the foundation model is of, the newest.",
-    "share": "Share of them on which a model chose the foundation model's label.",
-    "standard_error": "Standard error of that share.",
+    "samples": "cema_agreement_samples",
+    "share": "cema_agreement_share",
+    "standard_error": "cema_agreement_standard_error",
 }
+METRICS = (
+    Described(
+        "cema_http_request_seconds",
+        "histogram",
+        ("method", "route", "status"),
+        "Time from request to the end of its answer, without what it waited for a new version.",
+    ),
+    Described(
+        "cema_samples_rejected", "counter", ("cohort", "reason"), "Samples refused at upload, by reason."
+    ),
+    Described("cema_samples", "counter", ("cohort", "verdict"), "Samples answered at upload, by verdict."),
+    Described(
+        "cema_samples_evicted",
+        "counter",
+        ("cohort", "reason"),
+        "Stored samples that left the store, by reason.",
+    ),
+    Described("cema_worker_events", "counter", ("cohort", "event"), "What the worker did, by event."),
+    Described("cema_updates", "counter", ("cohort", "outcome"), "Candidates of an update, by outcome."),
+    Described(
+        "cema_image_bytes",
+        "counter",
+        ("cohort", "verdict"),
+        "Encoded image bytes of samples answered at upload, by verdict.",
+    ),
+    Described("cema_step_seconds", "summary", ("cohort",), "Time of the worker's steps."),
+    Described("cema_stored_samples", "gauge", ("cohort",), "Samples in the store."),
+    Described("cema_backlog_samples", "gauge", ("cohort",), "Samples that wait for the worker."),
+    Described("cema_update_version", "gauge", ("cohort",), "Newest published version; 0 before the first."),
+    Described(
+        "cema_quarantined_devices",
+        "gauge",
+        ("cohort",),
+        "Devices that nothing is learned from: unlike all others.",
+    ),
+    Described("cema_seconds_since_commit", "gauge", ("cohort",), "Since the worker's last durable step."),
+    Described(
+        "cema_agreement_samples",
+        "gauge",
+        ("cohort", "model"),
+        "New samples that the agreement with the foundation model is of, the newest.",
+    ),
+    Described(
+        "cema_agreement_share",
+        "gauge",
+        ("cohort", "model"),
+        "Share of them on which a model chose the foundation model's label.",
+    ),
+    Described("cema_agreement_standard_error", "gauge", ("cohort", "model"), "Standard error of that share."),
+    Described("cema_store_bytes", "gauge", (), "Bytes of the store in use."),
+    Described("cema_ready", "gauge", ("check",), "1 where a check of /readyz is well, else 0."),
+)
+"""Every metric that is served."""
+_BY_NAME = {metric.name: metric for metric in METRICS}
 # A label for each of these and one for all others: anybody may invent methods, and labels are never forgotten.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -65,23 +146,28 @@ class Metrics:
 
     def __init__(self, store: Store, cohorts: Sequence[str], readiness: Readiness) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._seconds = Histogram(
-            "cema_http_request_seconds",
-            "Time from request to the end of its answer, without what it waited for a new version.",
-            ("method", "route", "status"),
-            registry=self._registry,
-        )
+        seconds = _BY_NAME["cema_http_request_seconds"]
+        self._seconds = Histogram(seconds.name, seconds.text, seconds.labels, registry=self._registry)
         self._registry.register(_StoreCollector(store, cohorts))
         self._registry.register(_ReadinessCollector(readiness))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Book one answered request; what is no common method becomes ``other``."""
-        method = method if method in METHODS or method == "any" else "other"
+        """Book one answered request."""
         self._seconds.labels(method, route, str(status)).observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE
+
+
+def _counter(name: str) -> CounterMetricFamily:
+    told = _BY_NAME[name]
+    return CounterMetricFamily(told.name, told.text, labels=told.labels)
+
+
+def _gauge(name: str) -> GaugeMetricFamily:
+    told = _BY_NAME[name]
+    return GaugeMetricFamily(told.name, told.text, labels=told.labels)
 
 
 class _StoreCollector(Collector):
@@ -92,31 +178,12 @@ class _StoreCollector(Collector):
         self._cohorts = cohorts
 
     def collect(self) -> Iterable[Metric]:
-        families = {
-            prefix: CounterMetricFamily(name, text, labels=("cohort", label))
-            for prefix, (name, text, label) in FAMILIES.items()
-        }
-        steps = SummaryMetricFamily("cema_step_seconds", "Time of the worker's steps.", labels=("cohort",))
-        quarantined = GaugeMetricFamily(
-            "cema_quarantined_devices",
-            "Devices that nothing is learned from: unlike all others.",
-            labels=("cohort",),
-        )
-        since = GaugeMetricFamily(
-            "cema_seconds_since_commit", "Since the worker's last durable step.", labels=("cohort",)
-        )
-        gauges = {
-            key: GaugeMetricFamily(name, text, labels=("cohort",))
-            for key, name, text in (
-                ("samples", "cema_stored_samples", "Samples in the store."),
-                ("backlog", "cema_backlog_samples", "Samples that wait for the worker."),
-                ("version", "cema_update_version", "Newest published version; 0 before the first."),
-            )
-        }
-        agreement = {
-            key: GaugeMetricFamily(f"cema_agreement_{key}", text, labels=("cohort", "model"))
-            for key, text in AGREEMENT.items()
-        }
+        families = {prefix: _counter(name) for prefix, name in FAMILIES.items()}
+        gauges = {key: _gauge(name) for key, name in GAUGES.items()}
+        told = _BY_NAME["cema_step_seconds"]
+        steps = SummaryMetricFamily(told.name, told.text, labels=told.labels)
+        quarantined, since = _gauge("cema_quarantined_devices"), _gauge("cema_seconds_since_commit")
+        agreement = {key: _gauge(name) for key, name in AGREEMENT.items()}
         for cohort in self._cohorts:
             for model, found in agreement_members(self._store, cohort).items():
                 for key, gauge in agreement.items():
@@ -133,9 +200,8 @@ class _StoreCollector(Collector):
                 prefix = next((p for p in FAMILIES if name.startswith(p)), None)
                 if prefix:
                     families[prefix].add_metric((cohort, name.removeprefix(prefix)), value)
-        used = GaugeMetricFamily(
-            "cema_store_bytes", "Bytes of the store in use.", value=self._store.used_bytes()
-        )
+        used = _gauge("cema_store_bytes")
+        used.add_metric((), self._store.used_bytes())
         yield from (
             *families.values(),
             steps,
@@ -154,16 +220,14 @@ class _ReadinessCollector(Collector):
         self._readiness = readiness
 
     def collect(self) -> Iterable[Metric]:
-        ready = GaugeMetricFamily(
-            "cema_ready", "1 where a check of /readyz is well, else 0.", labels=("check",)
-        )
+        ready = _gauge("cema_ready")
         for check in self._readiness.checks():
             ready.add_metric((check.name,), float(check.ok))
         yield ready
 
 
 class RequestTimer:
-    """ASGI middleware that books each request's latency by route, never by raw path."""
+    """ASGI middleware that books each request's latency by route, never by raw path, and writes its log record."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -175,6 +239,7 @@ class RequestTimer:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
+        record = RequestRecord()
         status = 500
 
         async def watch(message: Message) -> None:
@@ -188,5 +253,7 @@ class RequestTimer:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if route != "unmatched" else "any"
-            waited = scope.get(WAITED, 0.0)
-            self._metrics.observe(method, route, status, time.perf_counter() - begin - waited)
+            method = method if method in METHODS or method == "any" else "other"
+            seconds = time.perf_counter() - begin - scope.get(WAITED, 0.0)
+            self._metrics.observe(method, route, status, seconds)
+            record.write(method, route, status, seconds)

@@ -122,7 +122,7 @@ class ActRecord(BaseModel):
     number: int
     cohort: str
     at: Seconds
-    actor: str = Field(description="The name of the token, or the user of the command line.")
+    actor: str = Field(description="`token:` and its name, or `os:` and the user of the command line.")
     act: VersionAct | VersionlessAct
     content: str | None = Field(
         description="The payload's digest, or `source`; null where no version is needed."

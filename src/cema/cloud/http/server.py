@@ -51,6 +51,7 @@ def serve(config_path: Path) -> int:
     start_logging("server")
     try:
         config = CloudConfig.load(config_path)
+        start_logging("server", form=config.log.format, level=config.log.level)
         with _bind(config.host, config.port) as listener:
             return _serve(config, config_path, listener)
     except CemaError as error:

@@ -13,7 +13,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from cema._util.events import report
 from cema._util.names import shortened
+from cema.cloud import events
 from cema.cloud.config import LimitsConfig
 from cema.cloud.http.access import BY_TOKEN, UPLOADER_ERRORS, CohortName, bearer, uploader
 from cema.cloud.http.body import announced_bytes, read_body
@@ -131,7 +133,7 @@ def _ingest(service: Service, cohort: str, device: str, body: bytes) -> list[Ver
         raise service.later("store_full", str(error)) from error
     except StoreUnavailable as error:
         # Locked for too long, closed, or the disk fails: nothing was stored, and the device has everything.
-        log.error("samples could not be stored: %s", error)
+        report(log, events.SAMPLES_NOT_STORED, error=str(error))
         raise service.later("store_unavailable", "the store cannot be written now") from error
     return [rejected[i] if i in rejected else next(stored) for i in range(len(samples))]
 

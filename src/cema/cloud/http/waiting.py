@@ -12,6 +12,8 @@ from collections import Counter
 
 from starlette.concurrency import run_in_threadpool
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import PublishedUpdate, Store
 from cema.cloud.store.traces import TraceStore
 from cema.errors import StoreError
@@ -103,7 +105,7 @@ class Announcements:
             try:
                 await self._announce()
             except StoreError as error:
-                log.warning("new versions cannot be looked for: %s", error)
+                report(log, events.VERSIONS_NOT_READ, error=str(error))
         self._watch = None
 
     async def _announce(self) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "Publishing",
     "Resume",
     "Rollback",
+    "State",
     "Stop",
     "VersionRecord",
     "after",
@@ -92,6 +93,9 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 Act: TypeAlias = Rollback | Pin | Pause | Resume | Stop
 
 
+State: TypeAlias = Literal["waiting", "done", "superseded", "failed"]
+
+
 class Acted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An act as it was written down.
 
@@ -124,7 +128,7 @@ class Acted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     actor: str
     act: Act
     content: str | None = None
-    state: Literal["waiting", "done", "superseded", "failed"] = "waiting"
+    state: State = "waiting"
     done_at: float | None = None
     version: int | None = None
 

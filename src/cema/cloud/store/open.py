@@ -10,7 +10,7 @@ from cema.cloud.store.base import Backend, Limits, Store
 from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import ConfigError
 
-__all__ = ["absolute_url", "check_store", "open_store"]
+__all__ = ["absolute_url", "backend_of", "check_store", "open_store"]
 
 _BUILT_IN: dict[str, Backend] = {"sqlite": SqliteStore}
 
@@ -51,6 +51,18 @@ def open_store(url: str, *, max_bytes: int) -> Store:
     """
     _, backend, address = _split(url)
     return backend.open(address, max_bytes=max_bytes)
+
+
+def backend_of(url: str) -> tuple[Backend, str]:
+    """Return the back end that a URL names, and the address in it; nothing is opened.
+
+    Raises
+    ------
+    ConfigError
+        As for `open_store`.
+    """
+    _, backend, address = _split(url)
+    return backend, address
 
 
 def absolute_url(url: str, folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cema._util.toml import resolve_path
 from cema.cloud.store import sqlite_samples
-from cema.cloud.store.agreements import AgreementCount, AgreementPoint, VersionAgreement
+from cema.cloud.store.agreements import AgreementCount
 from cema.cloud.store.base import (
     UPDATES_KEPT,
     Backlog,
@@ -22,17 +22,15 @@ from cema.cloud.store.base import (
     UpdateTag,
     Waiting,
 )
-from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.control import Acted
 from cema.cloud.store.retention import Aged, kept
-from cema.cloud.store.sqlite_agreements import AgreementTable
-from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_optional import OptionalMembers, path_of
 from cema.cloud.store.sqlite_space import make_room, shrink
 from cema.cloud.store.sqlite_tallies import moved, recount, tally
-from cema.cloud.store.sqlite_traces import TraceTable, dump_trace
-from cema.cloud.store.traces import Fetch
-from cema.errors import ConfigError, StoreError
+from cema.cloud.store.sqlite_traces import dump_trace
+from cema.errors import StoreError
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["SqliteStore"]
@@ -41,7 +39,7 @@ __all__ = ["SqliteStore"]
 OLDER_SHARE = 32
 
 
-class SqliteStore:
+class SqliteStore(OptionalMembers):
     """A `cema.cloud.store.base.Store` in one SQLite file; what its methods promise is written there.
 
     Parameters
@@ -63,19 +61,17 @@ class SqliteStore:
         self.database = Database(path, max_bytes=max_bytes)
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
-        self._traces = TraceTable(self.database)
-        self._agreements = AgreementTable(self.database)
-        self._control = ControlTable(self.database)
+        self._make_optional()
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
         """Open the file at a path, see `cema.cloud.store.base.Backend.open`."""
-        return cls(_path(address), max_bytes=max_bytes)
+        return cls(path_of(address), max_bytes=max_bytes)
 
     @classmethod
     def absolute(cls, address: str, folder: Path) -> str:
         """Return the path, taken from a folder when it is relative."""
-        return str(resolve_path(folder, str(_path(address))))
+        return str(resolve_path(folder, str(path_of(address))))
 
     @classmethod
     def check_limits(cls, limits: Limits) -> None:
@@ -227,6 +223,11 @@ class SqliteStore:
         ]
         if update.version <= (last or 0):
             raise StoreError(f"update {update.version} of cohort {cohort!r} must follow version {last or 0}")
+        if update.version < self.version_floor(cohort):
+            raise StoreError(
+                f"update {update.version} of cohort {cohort!r} must have at least number {self.version_floor(cohort)}: "
+                "the store was restored, and devices may have seen those below"
+            )
         connection.execute(
             "INSERT OR IGNORE INTO artifacts (digest, data) VALUES (?, ?)", (digest, update.payload)
         )
@@ -255,52 +256,6 @@ class SqliteStore:
             [(cohort, row[0]) for row in rows if row[0] not in stay and row[3] not in held],
         )
         connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
-
-    def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
-        """Write an operator's act down, durably."""
-        return self._control.act(cohort, act, actor=actor, now=now)
-
-    def control(self, cohort: str) -> Control:
-        """Return what all acts on a cohort come to."""
-        return self._control.control(cohort)
-
-    def waiting_act(self, cohort: str) -> Acted | None:
-        """Return the act that the worker has to do, if there is one."""
-        return self._control.waiting(cohort)
-
-    def acts(self, cohort: str, *, limit: int = 100) -> list[Acted]:
-        """Return the newest acts on a cohort, newest first."""
-        return self._control.acts(cohort, limit=limit)
-
-    def versions(self, cohort: str) -> list[VersionRecord]:
-        """Return the versions that are kept, oldest first."""
-        return self._control.versions(cohort)
-
-    def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
-        """Return the newest version by cohort, in one query; 0 before the first."""
-        return self._traces.newest_versions(cohorts)
-
-    def note_fetches(self, fetches: Sequence[Fetch]) -> None:
-        """Keep when devices were first given a version."""
-        self._traces.note_fetches(fetches)
-
-    def traced(self, cohort: str) -> list[int]:
-        """Return the versions whose traces are kept, oldest first."""
-        return self._traces.traced(cohort)
-
-    def trace(self, cohort: str, version: int) -> dict[str, Any] | None:
-        """Return the trace of a version; None where none is kept."""
-        return self._traces.trace(cohort, version)
-
-    def agreement_by_version(self, cohort: str) -> list[VersionAgreement]:
-        """Return the agreement with the foundation model by version, in ascending order."""
-        return self._agreements.by_version(cohort)
-
-    def agreement_over_time(
-        self, cohort: str, *, since: float = 0.0, newest: int | None = None
-    ) -> list[AgreementPoint]:
-        """Return the agreement with the foundation model by minute and model, oldest first."""
-        return self._agreements.over_time(cohort, since=since, newest=newest)
 
     def latest_update(self, cohort: str) -> PublishedUpdate | None:
         """Return the newest update of a cohort, or None before the first."""
@@ -382,18 +337,6 @@ class SqliteStore:
             "counts": self.counters(cohort),
             "worker": {"seen_at": worker[0], **json.loads(worker[1])} if worker else None,
         }
-
-
-def _path(address: str) -> Path:
-    """Return the path of a URL's address: what follows `sqlite:`, as it is, or after the `//` of an empty host."""
-    if address.startswith("///"):
-        address = "/" + address.lstrip("/")
-    if not address or address == ":memory:" or address.startswith("//"):
-        raise ConfigError(
-            f"store: expected sqlite:PATH with a relative path, or sqlite:/PATH or sqlite:///PATH with an absolute "
-            f"one, got 'sqlite:{address}'"
-        )
-    return Path(address)
 
 
 def _increase(connection: Any, cohort: str, column: Literal["epoch", "attempts"]) -> None:

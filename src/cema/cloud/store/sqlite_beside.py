@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.sqlite_database import Database
 from cema.errors import StoreError
 
@@ -45,6 +47,6 @@ def make_tables(database: Database, tables: Mapping[str, str], *, what: str) -> 
                 if name not in there:
                     connection.execute(statement)
     except StoreError as error:
-        log.warning("the store keeps no %s: %s", what, error)
+        report(log, events.TABLES_NOT_KEPT, what=what, error=str(error))
         return False
     return True

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
+from cema.cloud.store.audits import AuditedAct
 from cema.cloud.store.control import (
     SOURCE,
     Act,
@@ -16,11 +17,13 @@ from cema.cloud.store.control import (
     ControlChanged,
     Pin,
     Rollback,
+    State,
     Stop,
     VersionRecord,
     after,
     supersedes,
 )
+from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_database import Database
 from cema.errors import StoreError
@@ -29,10 +32,11 @@ __all__ = ["ControlTable"]
 
 # Acts are never deleted: who did what is of use for years, and a person makes few.
 TABLES = {
-    "acts": "CREATE TABLE acts (number INTEGER PRIMARY KEY AUTOINCREMENT, cohort TEXT NOT NULL, at REAL NOT NULL, "
-    "actor TEXT NOT NULL, act TEXT NOT NULL, content TEXT, state TEXT NOT NULL, done_at REAL, version INTEGER)",
-    "acts_state": "CREATE INDEX acts_state ON acts (cohort, state)",
-    "control": "CREATE TABLE control (cohort TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID",
+    "cohort_acts": "CREATE TABLE cohort_acts (number INTEGER PRIMARY KEY AUTOINCREMENT, cohort TEXT NOT NULL, "
+    "at REAL NOT NULL, actor TEXT NOT NULL, act TEXT NOT NULL, content TEXT, state TEXT NOT NULL, done_at REAL, "
+    "version INTEGER)",
+    "cohort_acts_state": "CREATE INDEX cohort_acts_state ON cohort_acts (cohort, state)",
+    "cohort_control": "CREATE TABLE cohort_control (cohort TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID",
 }
 
 _COLUMNS = "number, cohort, at, actor, act, content, state, done_at, version"
@@ -47,10 +51,13 @@ class ControlTable:
     ----------
     database
         The store's database. A full one from before gets no tables, and refuses acts until it is opened with room.
+    audit
+        Where every act is recorded too, with what is done to devices and backups.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, audit: AuditTable) -> None:
         self._database = database
+        self._audit = audit
         self._there = make_tables(database, TABLES, what="acts of operators")
 
     def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
@@ -66,30 +73,43 @@ class ControlTable:
             waiting = _waiting(connection, cohort)
             if waiting is not None and supersedes(act, waiting.act):
                 connection.execute(
-                    "UPDATE acts SET state = 'superseded', done_at = ? WHERE number = ?",
+                    "UPDATE cohort_acts SET state = 'superseded', done_at = ? WHERE number = ?",
                     (now, waiting.number),
                 )
             # What needs no signature is done at once.
-            state, done_at = ("waiting", None) if content is not None else ("done", now)
+            state: State = "done" if content is None else "waiting"
+            done_at = now if content is None else None
             number = connection.execute(
-                "INSERT INTO acts (cohort, at, actor, act, content, state, done_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO cohort_acts (cohort, at, actor, act, content, state, done_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (cohort, now, actor, msgspec.json.encode(act).decode(), content, state, done_at),
             ).lastrowid
             assert number is not None  # noqa: S101 - for the type; an INSERT has one
             control = after(_control(connection, cohort), act, number=number, content=content)
             connection.execute(
-                "INSERT INTO control (cohort, state) VALUES (?, ?) ON CONFLICT (cohort) DO UPDATE "
+                "INSERT INTO cohort_control (cohort, state) VALUES (?, ?) ON CONFLICT (cohort) DO UPDATE "
                 "SET state = excluded.state",
                 (cohort, msgspec.json.encode(control).decode()),
             )
-            row = connection.execute(f"SELECT {_COLUMNS} FROM acts WHERE number = ?", (number,)).fetchone()  # noqa: S608
-        return _acted(row)
+            detail = msgspec.to_builtins(act) | {"number": number}
+            told = AuditedAct(actor, f"cohort.{detail.pop('type')}", cohort, detail)
+            self._audit.record(connection, told, now=now)
+        return Acted(
+            number=number,
+            cohort=cohort,
+            at=now,
+            actor=actor,
+            act=act,
+            content=content,
+            state=state,
+            done_at=done_at,
+        )
 
     def control(self, cohort: str) -> Control:
         """Return what all acts come to: one row is read."""
         if not self._there:
             return Control()
-        row = self._database.peek("SELECT state FROM control WHERE cohort = ?", (cohort,))
+        row = self._database.peek("SELECT state FROM cohort_control WHERE cohort = ?", (cohort,))
         return msgspec.json.decode(row[0], type=Control) if row else Control()
 
     def waiting(self, cohort: str) -> Acted | None:
@@ -97,7 +117,7 @@ class ControlTable:
         if not self._there:
             return None
         row = self._database.peek(
-            f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
             (cohort,),
         )
         return _acted(row) if row else None
@@ -108,7 +128,7 @@ class ControlTable:
             return []
         with self._database.read() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? ORDER BY number DESC LIMIT ?",  # noqa: S608
+                f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? ORDER BY number DESC LIMIT ?",  # noqa: S608
                 (cohort, limit),
             ).fetchall()
         return [_acted(row) for row in rows]
@@ -152,7 +172,7 @@ class ControlTable:
             )
         if acted is not None:
             connection.execute(
-                "UPDATE acts SET state = ?, done_at = ?, version = ? WHERE number = ? AND state = 'waiting'",
+                "UPDATE cohort_acts SET state = ?, done_at = ?, version = ? WHERE number = ? AND state = 'waiting'",
                 (acted.state, acted.done_at, acted.version, acted.number),
             )
 
@@ -192,14 +212,14 @@ def _not_kept(connection: sqlite3.Connection, cohort: str, version: int) -> str:
 
 def _waiting(connection: sqlite3.Connection, cohort: str) -> Acted | None:
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
         (cohort,),
     ).fetchone()
     return _acted(row) if row else None
 
 
 def _control(connection: sqlite3.Connection, cohort: str) -> Control:
-    row = connection.execute("SELECT state FROM control WHERE cohort = ?", (cohort,)).fetchone()
+    row = connection.execute("SELECT state FROM cohort_control WHERE cohort = ?", (cohort,)).fetchone()
     return msgspec.json.decode(row[0], type=Control) if row else Control()
 
 

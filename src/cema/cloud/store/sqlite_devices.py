@@ -7,7 +7,9 @@ import time
 from collections.abc import Collection
 from typing import cast
 
+from cema.cloud.store.audits import AuditedAct
 from cema.cloud.store.devices import Device, Role, check_device, new_token, token_digest
+from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_database import Database
 from cema.errors import StoreError
 
@@ -23,11 +25,21 @@ class SqliteDevices:
         The store's database.
     cohorts
         The cohorts that a new device may belong to.
+    acts, actor
+        Where it is kept what `actor` does with the register; nowhere when left out.
     """
 
-    def __init__(self, database: Database, cohorts: Collection[str]) -> None:
+    def __init__(
+        self, database: Database, cohorts: Collection[str], *, acts: AuditTable | None = None, actor: str = ""
+    ) -> None:
         self._database = database
         self._cohorts = frozenset(cohorts)
+        self._acts = acts
+        self._actor = actor
+
+    def _record(self, connection: sqlite3.Connection, act: str, device: str, **detail: str | None) -> None:
+        if self._acts is not None:
+            self._acts.record(connection, AuditedAct(self._actor, act, device, detail))
 
     def add(self, name: str, *, cohort: str | None, role: Role = "device", now: float | None = None) -> str:
         """Register a device and return its token, see `DeviceRegister.add`."""
@@ -44,6 +56,7 @@ class SqliteDevices:
                 raise StoreError(
                     f"there is a device {name!r} already; choose another name, or give it a new token with renew"
                 ) from error
+            self._record(connection, "device.add", name, role=role, cohort=cohort)
         return token
 
     def revoke(self, name: str, *, now: float | None = None) -> None:
@@ -53,8 +66,9 @@ class SqliteDevices:
                 "UPDATE devices SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?",
                 (time.time() if now is None else now, name),
             ).rowcount
-        if not known:
-            raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+            if not known:
+                raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+            self._record(connection, "device.revoke", name)
 
     def renew(self, name: str) -> str:
         """Give a device a new token, see `DeviceRegister.renew`."""
@@ -68,6 +82,7 @@ class SqliteDevices:
             connection.execute(
                 "UPDATE devices SET token_hash = ? WHERE name = ?", (token_digest(token), name)
             )
+            self._record(connection, "device.renew", name)
         return token
 
     def list(self) -> tuple[Device, ...]:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import PublishedUpdate, Store
 from cema.cloud.store.control import SOURCE, Acted, Control, ControlStore, Rollback, name_of
 from cema.cloud.worker.publisher import Publisher
@@ -76,14 +78,19 @@ class ActsOfOperators:
         if payload is None and act.content is not None:
             payload = self._store.artifact(self._cohort, act.content)
         if payload is None:  # an older CEMA has deleted it since
-            log.error("cohort %s: act %d: the store has its content no longer", self._cohort, act.number)
+            report(log, events.ACT_FAILED, cohort=self._cohort, number=act.number)
             return Done(msgspec.structs.replace(act, state="failed", done_at=now), None, begins_anew=False)
         update = None if publisher.offers(payload, now) else publisher.again(payload, now)
         version = publisher.version if update is None else update.version
-        log.warning(
-            "cohort %s: %s by %s: version %d",
-            self._cohort, name_of(act.act), act.actor, version,
-        )  # fmt: skip
+        report(
+            log,
+            events.ACT_DONE,
+            cohort=self._cohort,
+            act=name_of(act.act),
+            number=act.number,
+            actor=act.actor,
+            version=version,
+        )
         return Done(
             msgspec.structs.replace(act, state="done", done_at=now, version=version), update, begins_anew
         )

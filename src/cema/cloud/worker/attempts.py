@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import Store
 from cema.errors import StoreError
 
@@ -62,7 +64,7 @@ class Attempts:
             return False
         before, self._before = self._before, None
         if before >= max(ATTEMPTS, PATIENCE + batch.bit_length()):
-            log.error("cohort %s: %d processes died at this step, leaving it out", self._cohort, before)
+            report(log, events.STEP_ABANDONED, cohort=self._cohort, processes=before)
             return True
         self._store.mark_attempt(self._cohort)
         return False

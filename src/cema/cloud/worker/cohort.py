@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cema._util.events import report
 from cema.adapt.algorithms import make_learner
 from cema.adapt.base import Learner, PutsBack, StepReport
 from cema.adapt.config import AdaptConfig
+from cema.cloud import events
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.agreements import AgreementCount, agreements_of
+from cema.cloud.store.backups import version_floor
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.store.control import Acted, ControlChanged, name_of
 from cema.cloud.worker.acts import ActsOfOperators, Done
@@ -110,6 +113,7 @@ class CohortWorker:
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
         self.publisher.resume(store.latest_update(name))
+        self.publisher.not_below(version_floor(store, name))
         store.put_report(name, self.report(), now=self._clock())
 
     def rewind(self) -> None:
@@ -160,7 +164,7 @@ class CohortWorker:
         try:
             return self._run_once()
         except ControlChanged as error:
-            log.info("%s", error)
+            report(log, events.STEP_MADE_AGAIN, cohort=self.cohort.name, error=str(error))
             self.rewind()
             return True
 
@@ -253,7 +257,7 @@ class CohortWorker:
     def _pass_on(self, drawn: Draw) -> None:
         """Do what is to be done with samples that are not learned from now."""
         if drawn.replay:
-            log.info("cohort %s: %d samples are replayed later", self.cohort.name, len(drawn.replay))
+            report(log, events.SAMPLES_POSTPONED, cohort=self.cohort.name, samples=len(drawn.replay))
             self.learner.skip(drawn.replay)
         self._count("worker.skipped_samples", len(drawn.replay))
         self._count("worker.left_out_samples", len(drawn.left_out))
@@ -265,8 +269,10 @@ class CohortWorker:
         """Remember what devices send, and whether the foundation model agrees with them."""
         rows = batch.statistics(self._models[0].preprocessing)
         agrees = labels == [sample.label for sample in samples]
-        for told in self.progress.ledger.observe([sample.device for sample in samples], rows, agrees):
-            log.warning("cohort %s: device %s", self.cohort.name, told)
+        judged = self.progress.ledger.observe([sample.device for sample in samples], rows, agrees)
+        for device, quarantined in judged.items():
+            event = events.DEVICE_QUARANTINED if quarantined else events.DEVICE_RELEASED
+            report(log, event, cohort=self.cohort.name, device=device)
 
     def _pass_over(self, drawn: Draw) -> None:
         """Leave out a sample that failed on its own; several in a row are no fault of theirs."""
@@ -361,9 +367,9 @@ class CohortWorker:
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
         if self.publisher.ahead(now):
-            log.warning(
-                "cohort %s: version %d was made %.0f s in the future; see that the clock is right",
-                self.cohort.name, self.publisher.version, self.publisher.created - now,
+            report(
+                log, events.CLOCK_WRONG,
+                cohort=self.cohort.name, version=self.publisher.version, seconds=self.publisher.created - now,
             )  # fmt: skip
             self._count("worker.clock_faults", 1)
         self.progress.since_candidate = 0
@@ -382,7 +388,7 @@ class CohortWorker:
 
     def _reset(self) -> None:
         """Reset to the source models; the replay buffer stays."""
-        log.error("cohort %s: %d candidates held back, beginning anew", self.cohort.name, MOST_REJECTED)
+        report(log, events.ADAPTATION_RESET, cohort=self.cohort.name, candidates=MOST_REJECTED)
         self.learner.restart()
         self.progress.window.forget_adapted()
         self.progress.rejected_in_a_row = 0
@@ -395,7 +401,7 @@ class CohortWorker:
 
     def _recover(self, error: Exception) -> None:
         """Undo a failed step."""
-        log.error("cohort %s: a step failed and was undone", self.cohort.name, exc_info=error)
+        report(log, events.STEP_FAILED, exc_info=error, cohort=self.cohort.name)
         self._last["error"] = f"{type(error).__name__}: {error}"[:500]
         self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
         self._measured = []
@@ -432,7 +438,7 @@ class CohortWorker:
         self._attempts.committed()
         if update is not None:
             self.publisher.published(update)
-            log.info("cohort %s: version %d published", self.cohort.name, update.version)
+            report(log, events.UPDATE_PUBLISHED, cohort=self.cohort.name, version=update.version)
 
     def _lineage(self) -> dict[str, Any]:
         """Return what a version was learned with: the gate's agreement, and the losses of the last step."""

@@ -148,7 +148,7 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         devices: Sequence[str],
         rows: npt.NDArray[np.float32],
         agrees: npt.NDArray[np.bool_],
-    ) -> list[str]:
+    ) -> dict[str, bool]:
         """Take in samples by device, and decide anew who is quarantined.
 
         Parameters
@@ -162,17 +162,15 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
         Returns
         -------
-        list of str
-            Whose case has changed, and how, for the log.
+        dict of str to bool
+            Whose case has changed, and whether the device is quarantined now.
         """
         before = set(self.quarantined())
         for device, row, same in zip(devices, rows, agrees, strict=True):
             self.devices.setdefault(device, DeviceRecord()).observe(row, bool(same))
         _judge([r for r in self.devices.values() if r.seen >= KNOWN and r.mean])
         now = set(self.quarantined())
-        return [f"{name} is unlike all others and quarantined" for name in sorted(now - before)] + [
-            f"{name} is like the others again" for name in sorted(before - now)
-        ]
+        return {name: name in now for name in sorted(now ^ before)}
 
     def quarantined(self) -> list[str]:
         """Return the names of the devices that are quarantined."""

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import StoredSample
 from cema.errors import ImageError
 from cema.formats.image import decode_image
@@ -109,7 +111,7 @@ class DecodedImages:
                 images.append(None)
                 errors[sample.device].append(error)
         for device, found in errors.items():
-            log.warning("%d samples of device %r cannot be read, the first: %s", len(found), device, found[0])
+            report(log, events.SAMPLES_UNREADABLE, samples=len(found), device=device, error=str(found[0]))
         return images
 
     def again(self, seq: int, data: bytes | None) -> npt.NDArray[np.uint8] | None:
@@ -120,7 +122,7 @@ class DecodedImages:
         try:
             return self._image(seq, data)
         except ImageError as error:
-            log.warning("a stored sample cannot be read: %s", error)
+            report(log, events.SAMPLE_LOST, error=str(error))
             return None
 
     def _image(self, seq: int, data: bytes) -> npt.NDArray[np.uint8]:

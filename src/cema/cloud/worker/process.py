@@ -15,10 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cema._util.events import report
 from cema._util.lifetime import on_eof
 from cema._util.logs import start_logging
 from cema._util.memory import keep_freed_memory
 from cema._util.names import import_from_here
+from cema.cloud import events
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.base import Fenced
 from cema.errors import CemaError, ConfigError
@@ -48,15 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cema.cloud.worker.rounds import run  # noqa: PLC0415
 
     try:
-        run(CloudConfig.load(options.config), stop, working)
+        config = CloudConfig.load(options.config)
+        start_logging("worker", form=config.log.format, level=config.log.level)
+        run(config, stop, working)
     except Fenced as error:
-        log.error("%s", error)
+        report(log, events.WORKER_FENCED, error=str(error))
         return EXIT_FENCED
     except ConfigError as error:
-        log.error("%s", error)
+        report(log, events.WORKER_MISCONFIGURED, error=str(error))
         return EXIT_CONFIG
     except CemaError as error:
-        log.error("%s", error)
+        report(log, events.WORKER_FAILED, error=str(error))
         return 1
     return 0
 

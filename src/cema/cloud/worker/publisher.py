@@ -118,6 +118,7 @@ class Publisher:
         self.version = 0
         self.created = 0.0
         self._devices_run = 0
+        self._floor = 0
         self._check_model(model)
 
     def _check_model(self, model: Model) -> None:
@@ -140,6 +141,10 @@ class Publisher:
             self.version = latest.version
             self.created = latest.created
 
+    def not_below(self, version: int) -> None:
+        """Give the next version at least this number: a restored store knows that devices may have seen lower ones."""
+        self._floor = max(self._floor, version)
+
     def ahead(self, now: float) -> bool:
         """Tell whether the last version was made in the future: the clock was wrong then, or is wrong now."""
         return self.created > now + CLOCK_SLACK
@@ -158,13 +163,13 @@ class Publisher:
 
         Versions that are far ahead are ignored. A device may say anything, and numbers must not run out.
         """
-        if self._devices_run < version <= max(self.version, self._devices_run) + MOST_AHEAD:
+        if self._devices_run < version <= max(self.version, self._devices_run, self._floor) + MOST_AHEAD:
             self._devices_run = version
 
     @property
     def next_version(self) -> int:
         """The number of the next version."""
-        return max(self.version + 1, self.config.first_version, self._devices_run + 1)
+        return max(self.version + 1, self.config.first_version, self._devices_run + 1, self._floor)
 
     def learned(self, learner: Learner[Any]) -> Learned:
         """Return what a learner has learned, as `predictions` and `consider` take it.

@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import torch
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
 from cema.cloud.store.base import Store
 from cema.cloud.worker.cohort import CohortWorker
@@ -46,7 +48,8 @@ def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> Coho
     restrict_to(edge.module, bundle.norm_state())
     for side, model in (("edge", edge), ("foundation", foundation)):
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
-            log.warning("cohort %s: %s model: not adapted: %s", cohort.name, side, left_out_text(left_out))
+            layers = left_out_text(left_out)
+            report(log, events.LAYERS_LEFT_OUT, cohort=cohort.name, side=side, layers=layers)
     publisher = Publisher(
         edge,
         bundle,

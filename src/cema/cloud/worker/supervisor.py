@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -11,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
+from cema._util.events import report
 from cema._util.memory import worker_environment
+from cema.cloud import events
 from cema.cloud.config import CloudConfig
+from cema.cloud.data_folder import lock_data_folder
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
@@ -111,7 +113,7 @@ class LocalEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
         bases = _check_files(config)
-        self._lock = _lock(Path(config.data))
+        self._lock = lock_data_folder(Path(config.data))
         try:
             self._store = config.open_store()
         except BaseException:
@@ -177,7 +179,7 @@ class LocalEngine:
             try:
                 status = self._run_worker()
             except OSError as error:
-                log.error("the worker cannot be started: %s", error)
+                report(log, events.WORKER_NOT_STARTED, error=str(error))
                 status = 1
             if self._stopping.is_set():
                 return
@@ -187,7 +189,7 @@ class LocalEngine:
             first = False
             if time.monotonic() - begin >= STEADY_SECONDS:
                 delay = FIRST_DELAY
-            log.error("the worker ended with status %d; starting another in %.1f s", status, delay)
+            report(log, events.WORKER_RESTARTED, status=status, seconds=delay)
             self._note_restart()
             self._stopping.wait(delay)
             delay = min(2 * delay, LONGEST_DELAY)
@@ -218,7 +220,7 @@ class LocalEngine:
                 self._store.count(cohort.name, {"worker.restarts": 1})
         except StoreError as error:
             # Locked for too long, or the disk fails: the worker is restarted all the same.
-            log.error("the worker's restart could not be noted: %s", error)
+            report(log, events.RESTART_NOT_NOTED, error=str(error))
 
 
 def _check_files(config: CloudConfig) -> dict[str, str]:
@@ -249,22 +251,3 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    """Take the data folder for this process; the kernel gives it back when the process ends."""
-    try:
-        # Others on this machine have no business here; a folder that was there keeps its mode.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = open(folder / "server.lock", "ab")  # noqa: SIM115 - held as long as the engine
-    except OSError as error:
-        raise StoreError(f"the data folder {folder} cannot be written: {error}; choose another") from error
-    try:
-        os.set_inheritable(file.fileno(), False)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise StoreError(
-            f"another cloud is using the data folder {folder}; stop it, or configure another folder"
-        ) from error
-    return file

@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from cema._util.events import report
+from cema.cloud import events
 from cema.cloud.store.base import Fenced, Store
 from cema.cloud.worker.checkpoint import CohortUnreadable
 from cema.cloud.worker.cohort import CohortWorker
@@ -104,7 +106,7 @@ class Turn:
         try:
             self._store.put_report(self.cohort, content, now=time.time())
         except StoreError as error:
-            log.error("cohort %s: its report could not be written: %s", self.cohort, error)
+            report(log, events.REPORT_NOT_WRITTEN, cohort=self.cohort, error=str(error))
 
     def _go_on(self) -> None:
         """Return to the last committed step; what was in memory is beyond it."""
@@ -112,11 +114,11 @@ class Turn:
             self._worker = self._open_worker()
         else:
             self._worker.rewind()
-        log.info("cohort %s: goes on", self.cohort)
+        report(log, events.COHORT_RESUMED, cohort=self.cohort)
         self._aside = self.failure = None
 
     def _set_aside(self, error: Exception) -> None:
-        log.error("cohort %s: set aside, next try in %.0f s: %s", self.cohort, self._delay, error)
+        report(log, events.COHORT_SET_ASIDE, cohort=self.cohort, seconds=self._delay, error=str(error))
         self._aside = error
         self._retry_at = self._clock() + self._delay
         self._delay = min(2 * self._delay, LONGEST_DELAY)

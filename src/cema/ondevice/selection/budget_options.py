@@ -25,17 +25,19 @@ class BudgetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes
     ----------
     share : float
-        How much of the stream is sent, in (0, 1].
+        How much of the stream is sent, at most; in (0, 1].
     order : {"entropy", "random", "quota", "prototype", "mixed"}
-        What goes first: the highest entropy; any; the highest entropy within each predicted class; what is sure and
-        most like the mean prediction; or 80 % of the share by ``quota``, 15 % by ``prototype`` and 5 % by ``random``.
+        What goes first: the highest entropy; any; the highest entropy within each predicted class; sure predictions
+        that are most like the mean prediction, within each predicted class; or 80 % of the share by ``quota``, 15 % by
+        ``prototype`` and 5 % by ``random``.
     burst : float
-        How many times the share the first `burst_for` samples of a stream, or of a new domain, may have; at least 1.
+        How many times the share the first `burst_for` samples of a stream, or of a new domain, may have; at least 1,
+        which is no burst.
     burst_for : int
         For how many samples; at least 1.
     group : int
-        How many samples' worth of the share may be saved up, and over how many a sample is compared with others
-        (four times as many); at least 1.
+        How many samples' worth of the share may be saved up, and over how many a sample is compared with others (four
+        times as many); at least 1.
     seed : int
         Of what is random; from 0 to 2^63 - 1.
     """

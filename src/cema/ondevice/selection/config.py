@@ -20,33 +20,35 @@ class SelectionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes
     ----------
     rule : str
-        ``entropy-band`` (`cema.ondevice.selection.entropy_band.EntropyBand`), ``budget``
+        Which rule selects: ``entropy-band`` (`cema.ondevice.selection.entropy_band.EntropyBand`), ``budget``
         (`cema.ondevice.selection.budget.Budget`), ``package.module:Class`` or ``path/to/file.py:Class``
         (`cema.ondevice.selection.base.Selector`).
     options : dict
         Settings of ``budget`` (`cema.ondevice.selection.budget_options.BudgetOptions`), or keyword arguments of a rule
         of one's own. All further settings are those of ``entropy-band``.
-    e_min, e_max : float
-        ``E_min`` and the initial ``E_max^0``, as fractions of ``ln C``: ``0 <= e_min < e_max <= 1``.
+    e_min : float
+        ``E_min``, the lower entropy threshold, as a fraction of ``ln C``: ``0 <= e_min < e_max``.
+    e_max : float
+        ``E_max^0``, the first upper entropy threshold, as a fraction of ``ln C``; at most 1.
     decay : float
-        λ. It multiplies at every batch, so that any value but 1 compounds (0.99 for 100 batches is 0.37);
+        λ, above 0. It multiplies at every batch, so that any value but 1 compounds (0.99 for 100 batches is 0.37);
         ``E_max`` is therefore clamped to ``[E_min, ln C]`` after every step.
     average : {"running", "exponential"}
         ``E_avg`` as the mean over all samples so far, or as an exponential mean over batches.
     momentum : float
         The weight of a new batch in the exponential mean, in (0, 1].
     group : int
-        How many samples make a batch, for devices that predict a few at a time.
+        How many samples make a batch, for devices that predict a few at a time; at least 1.
     floor : float
         ``E_max`` never decides below this many times ``E_avg``; 0 is the paper's rule alone. A stream that is hard from
         its first batch has most of its entropies above ``E_max^0``, and the ratio, which only follows changes since
         then, never opens: nothing is sent where help is needed most.
     on_change : {"keep", "restart"}
-        Whether the thresholds go on where the device enters another domain, as the paper's do, or begin anew.
-        ``E_max`` follows the mean entropy in relation to that of the very first batch. After a hard first domain few
-        images of the others lie below it.
+        Whether the thresholds go on where the device enters another domain, as the paper's do, or begin anew. ``E_max``
+        follows the mean entropy in relation to that of the very first batch. After a hard first domain few images of
+        the others lie below it.
     d_margin : float
-        Of what that selects, upload only what passes ETA's second filter with this margin
+        Of what that selects, upload only what passes ETA's second filter with this margin, in [0, 1]
         (`cema.ondevice.selection.redundancy.RedundancyFilter`); 0 for no such filter.
     """
 

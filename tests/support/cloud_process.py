@@ -1,4 +1,4 @@
-"""A real server process, and what a device and an operator see of it."""
+"""A cloud as a process, and what a device and an operator see of it."""
 
 from __future__ import annotations
 

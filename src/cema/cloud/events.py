@@ -1,0 +1,270 @@
+"""Every event that the cloud logs: its stable name, its level, what it means, its fields.
+
+docs/reference/log-events.md is made of this module. The suite checks that the code logs these events and no others.
+"""
+
+from __future__ import annotations
+
+from logging import DEBUG, ERROR, INFO, WARNING
+
+from cema._util.events import Event
+
+__all__ = ["EVENTS"]
+
+EVENTS: dict[str, Event] = {}
+"""By name."""
+
+_COHORT = {"cohort": "the cohort's name"}
+_ERROR = {"error": "what failed"}
+_REQUEST = {
+    "method": "the HTTP method",
+    "route": "the route, such as `/v1/cohorts/{cohort}/samples`; never the path itself",
+    "status": "the HTTP status",
+    "seconds": "from the request to the end of its answer, without what it waited for because it had asked to",
+    "device": "whose token it carried; null without a good one",
+    "cohort": "the cohort that was asked for, where it is one; else null",
+}
+_ANSWERED = "%(method)s %(route)s: %(status)d after %(seconds).3f s, device %(device)s"
+
+
+def _event(name: str, level: int, message: str, meaning: str, fields: dict[str, str] | None = None) -> Event:
+    EVENTS[name] = Event(name, level, message, meaning, fields or {})
+    return EVENTS[name]
+
+
+# The server.
+REQUEST_WRITTEN = _event(
+    "request.written",
+    INFO,
+    _ANSWERED,
+    "A request that changes something was answered, with success.",
+    _REQUEST,
+)
+REQUEST_READ = _event(
+    "request.read",
+    DEBUG,
+    _ANSWERED,
+    "A request that changes nothing was answered, with success: polls of devices, above all.",
+    _REQUEST,
+)
+REQUEST_REFUSED = _event(
+    "request.refused",
+    INFO,
+    _ANSWERED,
+    "A request was refused (status 4xx). Of one device and one status only some are written in ten seconds.",
+    _REQUEST,
+)
+REQUEST_FAILED = _event(
+    "request.failed",
+    WARNING,
+    _ANSWERED,
+    "A request could not be answered (status 5xx): the service is busy, or something fails; other events say what.",
+    _REQUEST,
+)
+SAMPLES_NOT_STORED = _event(
+    "samples.not_stored",
+    ERROR,
+    "samples could not be stored: %(error)s",
+    "The store cannot be written now. The device was answered 503 and sends the samples again.",
+    _ERROR,
+)
+VERSIONS_NOT_READ = _event(
+    "versions.not_read",
+    WARNING,
+    "new versions cannot be looked for: %(error)s",
+    "Devices that wait for a version learn of it later.",
+    _ERROR,
+)
+FETCHES_NOT_NOTED = _event(
+    "fetches.not_noted",
+    WARNING,
+    "who fetched updates could not be noted: %(error)s",
+    "Traces of updates miss some devices.",
+    _ERROR,
+)
+CONNECTIONS_FULL = _event(
+    "connections.full",
+    WARNING,
+    "%(most)d connections are open, closing the one that has waited the longest",
+    "More connections came than the process may hold.",
+    {"most": "how many it may hold"},
+)
+CONNECTION_SLOW = _event(
+    "connection.slow",
+    WARNING,
+    "a connection was closed: its %(phase)s took too long",
+    "A sender was too slow, or sent nothing.",
+    {"phase": "what it was in: `headers` or `request`"},
+)
+WORKER_NOT_STARTED = _event(
+    "worker.not_started",
+    ERROR,
+    "the worker cannot be started: %(error)s",
+    "The machine has no memory or processes left; it is tried again.",
+    _ERROR,
+)
+WORKER_RESTARTED = _event(
+    "worker.restarted",
+    ERROR,
+    "the worker ended with status %(status)d; starting another in %(seconds).1f s",
+    "The worker process died. What it had committed is safe; the step in work is done again.",
+    {"status": "its exit status; below 0, the signal that ended it", "seconds": "until the next start"},
+)
+RESTART_NOT_NOTED = _event(
+    "restart.not_noted",
+    ERROR,
+    "the worker's restart could not be noted: %(error)s",
+    "The counter of restarts misses one.",
+    _ERROR,
+)
+
+# The worker.
+WORKER_FENCED = _event(
+    "worker.fenced",
+    ERROR,
+    "%(error)s",
+    "Another worker has taken a cohort over; this one ends.",
+    _ERROR,
+)
+WORKER_MISCONFIGURED = _event(
+    "worker.misconfigured",
+    ERROR,
+    "%(error)s",
+    "The worker cannot work with the configuration, or with a file that it names. Correct it.",
+    _ERROR,
+)
+WORKER_FAILED = _event(
+    "worker.failed", ERROR, "%(error)s", "No cohort can go on in this process; another is started.", _ERROR
+)
+LAYERS_LEFT_OUT = _event(
+    "layers.left_out",
+    WARNING,
+    "cohort %(cohort)s: %(side)s model: not adapted: %(layers)s",
+    "A model has normalisation that CEMA does not adapt.",
+    {**_COHORT, "side": "`edge` or `foundation`", "layers": "which"},
+)
+SAMPLES_POSTPONED = _event(
+    "samples.postponed",
+    INFO,
+    "cohort %(cohort)s: %(samples)d samples are replayed later",
+    "Samples came quicker than they can be learned from. The oldest go to the replay buffer without a step of their "
+    "own.",
+    {**_COHORT, "samples": "how many"},
+)
+SAMPLES_UNREADABLE = _event(
+    "samples.unreadable",
+    WARNING,
+    "%(samples)d samples of device %(device)r cannot be read, the first: %(error)s",
+    "The images are damaged inside. They are counted, and nothing is learned from them.",
+    {"samples": "how many", "device": "who sent them", "error": "what is wrong with the first"},
+)
+SAMPLE_LOST = _event(
+    "sample.lost",
+    WARNING,
+    "a stored sample cannot be read: %(error)s",
+    "A sample that was to be replayed is damaged in the store.",
+    _ERROR,
+)
+DEVICE_QUARANTINED = _event(
+    "device.quarantined",
+    WARNING,
+    "cohort %(cohort)s: device %(device)s is unlike all others and quarantined",
+    "Nothing is learned from what the device sends. See what its camera shows, and whether it belongs to the cohort.",
+    {**_COHORT, "device": "which"},
+)
+DEVICE_RELEASED = _event(
+    "device.released",
+    WARNING,
+    "cohort %(cohort)s: device %(device)s is like the others again",
+    "What the device sends is learned from again.",
+    {**_COHORT, "device": "which"},
+)
+UPDATE_PUBLISHED = _event(
+    "update.published",
+    INFO,
+    "cohort %(cohort)s: version %(version)d published",
+    "A new version is durable, and devices are offered it.",
+    {**_COHORT, "version": "its number"},
+)
+ACT_DONE = _event(
+    "act.done",
+    WARNING,
+    "cohort %(cohort)s: %(act)s (act %(number)d of %(actor)s): devices have it as version %(version)d",
+    "What an operator asked for is durable, and devices are offered it.",
+    {
+        **_COHORT,
+        "act": "what was asked for: `rollback`, `pin` or `stop`",
+        "number": "the number of the act",
+        "actor": "who asked for it",
+        "version": "the version that devices have of it",
+    },
+)
+ACT_FAILED = _event(
+    "act.failed",
+    ERROR,
+    "cohort %(cohort)s: act %(number)d: the store has its content no longer",
+    "An older CEMA has deleted the version that was asked for: devices keep what they have.",
+    {**_COHORT, "number": "the number of the act"},
+)
+STEP_MADE_AGAIN = _event(
+    "step.made_again",
+    INFO,
+    "%(error)s",
+    "An operator acted while a step was made: it is made again, under what was asked for.",
+    {**_COHORT, **_ERROR},
+)
+CLOCK_WRONG = _event(
+    "clock.wrong",
+    WARNING,
+    "cohort %(cohort)s: version %(version)d was made %(seconds).0f s in the future; see that the clock is right",
+    "The clock is wrong now, or was when the version was made.",
+    {**_COHORT, "version": "the newest version", "seconds": "how far its moment is ahead"},
+)
+ADAPTATION_RESET = _event(
+    "adaptation.reset",
+    ERROR,
+    "cohort %(cohort)s: %(candidates)d candidates held back, beginning anew",
+    "So many candidates in a row were worse than what devices run; the adaptation begins with the source models.",
+    {**_COHORT, "candidates": "how many"},
+)
+STEP_FAILED = _event(
+    "step.failed",
+    ERROR,
+    "cohort %(cohort)s: a step failed and was undone",
+    "An error while learning; its traceback is logged. Smaller batches follow, until the sample that causes it is "
+    "found.",
+    _COHORT,
+)
+STEP_ABANDONED = _event(
+    "step.abandoned",
+    ERROR,
+    "cohort %(cohort)s: %(processes)d processes died at this step, leaving it out",
+    "The samples of a step are passed over, because every process that learned from them died.",
+    {**_COHORT, "processes": "how many"},
+)
+COHORT_SET_ASIDE = _event(
+    "cohort.set_aside",
+    ERROR,
+    "cohort %(cohort)s: set aside, next try in %(seconds).0f s: %(error)s",
+    "The cohort cannot go on now; others do.",
+    {**_COHORT, "seconds": "until it is tried again", **_ERROR},
+)
+COHORT_RESUMED = _event(
+    "cohort.resumed", INFO, "cohort %(cohort)s: goes on", "A cohort that was set aside works again.", _COHORT
+)
+REPORT_NOT_WRITTEN = _event(
+    "report.not_written",
+    ERROR,
+    "cohort %(cohort)s: its report could not be written: %(error)s",
+    "The status of the cohort is not up to date.",
+    {**_COHORT, **_ERROR},
+)
+
+# The store, in either process.
+TABLES_NOT_KEPT = _event(
+    "tables.not_kept",
+    WARNING,
+    "the store keeps no %(what)s: %(error)s",
+    "A full store from before got no tables for them; commands that read them find nothing.",
+    {"what": "what it does without", **_ERROR},
+)

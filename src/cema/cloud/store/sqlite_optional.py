@@ -1,0 +1,147 @@
+"""What the SQLite store offers beside the protocol of every store: traces, agreement, acts, the audit, copies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cema.cloud.store import sqlite_backup, sqlite_restore
+from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
+from cema.cloud.store.audits import AuditedAct, RecordedAct
+from cema.cloud.store.backups import Content, Progress, Restored
+from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.sqlite_agreements import AgreementTable
+from cema.cloud.store.sqlite_audits import AuditTable
+from cema.cloud.store.sqlite_control import ControlTable
+from cema.cloud.store.sqlite_database import Database
+from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_traces import TraceTable
+from cema.cloud.store.traces import Fetch
+from cema.errors import ConfigError
+
+__all__ = ["OptionalMembers", "path_of"]
+
+
+class OptionalMembers:
+    """The optional members of `cema.cloud.store.sqlite.SqliteStore`, each by a table of its own beside the schema."""
+
+    database: Database
+
+    def _make_optional(self) -> None:
+        self._traces = TraceTable(self.database)
+        self._agreements = AgreementTable(self.database)
+        self._audit = AuditTable(self.database)
+        self._control = ControlTable(self.database, self._audit)
+        # Only a restore sets them, and that waits until nobody has the store open.
+        with self.database.read() as connection:
+            self._floors = sqlite_backup.read_floors(connection)
+
+    @classmethod
+    def inspect(cls, backup: Path) -> Content:
+        """Check a copy and return what it holds, see `cema.cloud.store.backups.RestoringBackend.inspect`."""
+        return sqlite_backup.read_content(backup)
+
+    @classmethod
+    def newest_versions_at(cls, address: str) -> dict[str, int] | None:
+        """Return the newest version by cohort of the store at a path; None where none can be read."""
+        return sqlite_restore.newest_versions_at(path_of(address))
+
+    @classmethod
+    def restore(
+        cls,
+        address: str,
+        backup: Path,
+        *,
+        floors: Mapping[str, int],
+        replace: bool,
+        progress: Progress | None = None,
+    ) -> Restored:
+        """Put a copy in the place of the store, see `cema.cloud.store.backups.RestoringBackend.restore`."""
+        return sqlite_restore.restore(
+            path_of(address), backup, floors=floors, replace=replace, progress=progress
+        )
+
+    def backup(
+        self, path: Path, *, now: float, notes: Mapping[str, Any], progress: Progress | None = None
+    ) -> Content:
+        """Write a checked copy of the store to a new file, see `cema.cloud.store.backups.BackupStore.backup`."""
+        return sqlite_backup.make_backup(self.database.path, path, now=now, notes=notes, progress=progress)
+
+    def version_floor(self, cohort: str) -> int:
+        """Return the lowest number that the next version of a cohort may have; 0 where any will do."""
+        return self._floors.get(cohort, 0)
+
+    def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteDevices:
+        """Return the register of devices that keeps who adds, renews and revokes."""
+        return SqliteDevices(self.database, cohorts, acts=self._audit, actor=actor)
+
+    def record_act(self, act: AuditedAct, *, now: float | None = None) -> None:
+        """Keep an act, durably."""
+        self._audit.record_alone(act, now=now)
+
+    def audit(self, *, after: int = 0, limit: int) -> list[RecordedAct]:
+        """Return up to `limit` acts that follow `after` in the record, oldest first."""
+        return self._audit.after(after, limit)
+
+    def newest_audit(self, limit: int) -> list[RecordedAct]:
+        """Return the newest acts, oldest first."""
+        return self._audit.newest(limit)
+
+    def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
+        """Write an operator's act down, durably."""
+        return self._control.act(cohort, act, actor=actor, now=now)
+
+    def control(self, cohort: str) -> Control:
+        """Return what all acts on a cohort come to."""
+        return self._control.control(cohort)
+
+    def waiting_act(self, cohort: str) -> Acted | None:
+        """Return the act that the worker has to do, if there is one."""
+        return self._control.waiting(cohort)
+
+    def acts(self, cohort: str, *, limit: int = 100) -> list[Acted]:
+        """Return the newest acts on a cohort, newest first."""
+        return self._control.acts(cohort, limit=limit)
+
+    def versions(self, cohort: str) -> list[VersionRecord]:
+        """Return the versions that are kept, oldest first."""
+        return self._control.versions(cohort)
+
+    def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
+        """Return the newest version by cohort, in one query; 0 before the first."""
+        return self._traces.newest_versions(cohorts)
+
+    def note_fetches(self, fetches: Sequence[Fetch]) -> None:
+        """Keep when devices were first given a version."""
+        self._traces.note_fetches(fetches)
+
+    def traced(self, cohort: str) -> list[int]:
+        """Return the versions whose traces are kept, oldest first."""
+        return self._traces.traced(cohort)
+
+    def trace(self, cohort: str, version: int) -> dict[str, Any] | None:
+        """Return the trace of a version; None where none is kept."""
+        return self._traces.trace(cohort, version)
+
+    def agreement_by_version(self, cohort: str) -> list[VersionAgreement]:
+        """Return the agreement with the foundation model by version, in ascending order."""
+        return self._agreements.by_version(cohort)
+
+    def agreement_over_time(
+        self, cohort: str, *, since: float = 0.0, newest: int | None = None
+    ) -> list[AgreementPoint]:
+        """Return the agreement with the foundation model by minute and model, oldest first."""
+        return self._agreements.over_time(cohort, since=since, newest=newest)
+
+
+def path_of(address: str) -> Path:
+    """Return the path of a URL's address: what follows `sqlite:`, as it is, or after the `//` of an empty host."""
+    if address.startswith("///"):
+        address = "/" + address.lstrip("/")
+    if not address or address == ":memory:" or address.startswith("//"):
+        raise ConfigError(
+            f"store: expected sqlite:PATH with a relative path, or sqlite:/PATH or sqlite:///PATH with an absolute "
+            f"one, got 'sqlite:{address}'"
+        )
+    return Path(address)
