@@ -10,6 +10,7 @@
     +-- UpdateRejected   an update must not run on this device; ``.reason`` says why
     +-- ExportError      a model cannot be turned into a bundle
     +-- ModelError       a model name cannot be resolved                               (ValueError)
+    +-- SigningError     a signature cannot be made now: its key is elsewhere, and does not answer
     +-- StoreError       the cloud's store cannot do what was asked
     |   +-- StoreFull    ... because its byte cap is reached
     |   +-- StoreUnavailable  ... now: it is locked, its disk fails, or its server is gone
@@ -32,6 +33,7 @@ __all__ = [
     "ImageError",
     "LogitsError",
     "ModelError",
+    "SigningError",
     "SpoolError",
     "StoreError",
     "StoreFull",
@@ -115,6 +117,10 @@ class ExportError(CemaError):
 
 class ModelError(CemaError, ValueError):
     """A model name cannot be resolved; the message names the package to install."""
+
+
+class SigningError(CemaError):
+    """A signature cannot be made now; nothing was signed, and a later try may succeed."""
 
 
 class StoreError(CemaError):

@@ -20,10 +20,31 @@ def keys() -> None:
 @app.command()
 def new(
     path: Annotated[Path, typer.Argument(help="Where the private key goes; the public one gets .pub.")],
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", show_default="off", help="Encrypt the private key with a passphrase.")
+    ] = False,
+    passphrase: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the passphrase is: file:PATH, env:NAME or fd:NUMBER.",
+            show_default="asked for on the terminal",
+        ),
+    ] = None,
 ) -> None:
     """Make an ed25519 key pair: PATH (private, mode 0600) and PATH with the suffix .pub (public)."""
-    from cema.formats.keys import generate_key, key_id, load_private_key
+    from cema.formats.keys import generate_key, key_id
 
-    generate_key(path)
-    identity = key_id(load_private_key(path).public_key())
-    typer.echo(f"private key {path}\npublic key  {path.with_suffix('.pub')}\nkey id      {identity}")
+    key = generate_key(path, passphrase=_passphrase(passphrase) if encrypt or passphrase else None)
+    typer.echo(
+        f"private key {path}\npublic key  {path.with_suffix('.pub')}\nkey id      {key_id(key.public_key())}"
+    )
+
+
+def _passphrase(source: str | None) -> bytes:
+    """Read a new passphrase, or ask for it twice."""
+    from cema.cloud.signing.passphrase import read_passphrase
+
+    if source is not None:
+        return read_passphrase(source)
+    text: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    return text.encode()

@@ -56,7 +56,7 @@ from cema.ondevice.folding import StatisticsLayer, check_statistics, statistics_
 from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["Bundle", "BundleStatistics", "check_golden", "check_trust", "norm_layout", "write_bundle"]
 
@@ -414,17 +414,18 @@ def check_golden(got: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: f
     return difference
 
 
-def check_trust(bundle: Bundle, key: Ed25519PrivateKey) -> None:
-    """Check that devices with this bundle accept what a key signs.
+def check_trust(bundle: Bundle, *keys: Ed25519PublicKey) -> None:
+    """Check that devices with this bundle accept what some keys sign together.
 
     Raises
     ------
     ConfigError
-        If the bundle does not hold the key's public half.
+        If the bundle holds none of them.
     """
-    identity = key_id(key.public_key())
-    if identity not in bundle.public_keys:
+    identities = [key_id(key) for key in keys]
+    if not bundle.public_keys.keys() & set(identities):
         raise ConfigError(
-            f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is {identity}: "
-            "its devices would refuse every update; sign with a trusted key, or export the bundle with this one"
+            f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, updates are signed with "
+            f"{identities}: its devices would refuse every update; sign with a trusted key, or export the bundle with "
+            "this one"
         )

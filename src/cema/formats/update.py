@@ -24,14 +24,14 @@ import msgspec
 
 from cema._util.checks import is_sha256
 from cema.errors import FormatError, UpdateRejected
-from cema.formats.keys import key_id
+from cema.formats.keys import Signer, key_id
 from cema.formats.payload import (
     Payload,
     decode_payload,
 )
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update"]
 
@@ -99,26 +99,40 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     signatures: tuple[_Signature, ...] = ()
 
 
-def sign_update(manifest: UpdateManifest, key: Ed25519PrivateKey) -> bytes:
+def sign_update(manifest: UpdateManifest, *signers: Signer) -> bytes:
     """Sign a manifest.
 
     Parameters
     ----------
     manifest : UpdateManifest
         What to sign.
-    key : Ed25519PrivateKey
-        A key whose public half the devices hold.
+    *signers : Signer
+        Of keys of which every device holds a public half: one, or, while keys are exchanged, several. Their signatures
+        are in this order.
 
     Returns
     -------
     bytes
         The envelope.
+
+    Raises
+    ------
+    ValueError
+        If there is no signer.
+    SigningError
+        If one of them cannot sign now.
     """
+    if not signers:
+        raise ValueError("expected at least one signer, got none; nobody would accept the update")
     content = _canonical(manifest)
-    signature = _Signature(
-        key=key_id(key.public_key()), signature=base64.b64encode(key.sign(_CONTEXT + content)).decode()
+    signatures = tuple(
+        _Signature(
+            key=key_id(signer.public_key()),
+            signature=base64.b64encode(signer.sign(_CONTEXT + content)).decode(),
+        )
+        for signer in signers
     )
-    envelope = _Envelope(manifest=base64.b64encode(content).decode(), signatures=(signature,))
+    envelope = _Envelope(manifest=base64.b64encode(content).decode(), signatures=signatures)
     return msgspec.json.encode(envelope)
 
 

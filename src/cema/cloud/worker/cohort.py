@@ -169,7 +169,7 @@ class CohortWorker:
         if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
-            self._commit(self.cursor, self.publisher.renew(now))
+            self._commit(self.cursor, self._renewed(now))
             return True
         return False
 
@@ -253,6 +253,7 @@ class CohortWorker:
             )
 
     def _test_then_train(self, samples: Sequence[StoredSample], batch: Batch) -> StepReport:
+        self.publisher.unsigned.forget()  # the next candidate comes from what is learned now
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
@@ -350,6 +351,13 @@ class CohortWorker:
             self._reset()
         return candidate.update
 
+    def _renewed(self, now: float) -> PublishedUpdate | None:
+        candidate = self.publisher.renew(now)
+        if candidate.outcome != "renewed":
+            self._count(f"updates.{candidate.outcome}", 1)
+        self.progress.judged(candidate.outcome)
+        return candidate.update
+
     def _reset(self) -> None:
         """Reset to the source models; the replay buffer stays."""
         log.error("cohort %s: %d candidates held back, beginning anew", self.cohort.name, MOST_REJECTED)
@@ -401,6 +409,7 @@ class CohortWorker:
             "replay": self.learner.replayable,
             "version": self.publisher.version,
             "quarantined": self.progress.ledger.quarantined(),
+            **({"unsigned": problem} if (problem := self.publisher.unsigned.problem) else {}),
             **self._last,
         }
 
