@@ -8,6 +8,7 @@
     +-- LogitsError      logits are not finite or have the wrong shape                 (ValueError)
     +-- FormatError      a bundle, payload, manifest or frame is malformed             (ValueError)
     +-- UpdateRejected   an update must not run on this device; ``.reason`` says why
+    +-- KeysRejected     a keys document changes nothing on this device; ``.reason`` says why
     +-- ExportError      a model cannot be turned into a bundle
     +-- ModelError       a model name cannot be resolved                               (ValueError)
     +-- SigningError     a signature cannot be made now: its key is elsewhere, and does not answer
@@ -31,6 +32,7 @@ __all__ = [
     "ExportError",
     "FormatError",
     "ImageError",
+    "KeysRejected",
     "LogitsError",
     "ModelError",
     "SigningError",
@@ -49,6 +51,7 @@ REJECTION_REASONS: Final = frozenset(
         "malformed",
         "old",
         "payload_mismatch",
+        "revoked_key",
         "unknown_key",
         "unsigned",
         "wrong_base",
@@ -109,6 +112,27 @@ class UpdateRejected(CemaError):  # noqa: N818 - a verdict, and the name the pro
     def __str__(self) -> str:
         """Return the reason and, where there is one, the explanation."""
         return f"update rejected ({self.reason})" + (f": {self.message}" if self.message else "")
+
+
+class KeysRejected(CemaError):  # noqa: N818 - a verdict, as `UpdateRejected`
+    """A keys document was refused; the keys that were trusted before are trusted still.
+
+    Parameters
+    ----------
+    reason : str
+        One of those of `UpdateRejected`.
+    message : str
+        What exactly was wrong, for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        """Return the reason and the explanation."""
+        return f"keys rejected ({self.reason}): {self.message}"
 
 
 class ExportError(CemaError):

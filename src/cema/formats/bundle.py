@@ -58,7 +58,7 @@ from cema.ondevice.preprocess import Preprocessing
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["Bundle", "BundleStatistics", "check_golden", "check_trust", "norm_layout", "write_bundle"]
+__all__ = ["Bundle", "BundleStatistics", "check_golden", "norm_layout", "write_bundle"]
 
 _ALIGNMENT = 64
 
@@ -412,20 +412,3 @@ def check_golden(got: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: f
             f"at most {tolerance:.3g} is allowed"
         )
     return difference
-
-
-def check_trust(bundle: Bundle, *keys: Ed25519PublicKey) -> None:
-    """Check that devices with this bundle accept what some keys sign together.
-
-    Raises
-    ------
-    ConfigError
-        If the bundle holds none of them.
-    """
-    identities = [key_id(key) for key in keys]
-    if not bundle.public_keys.keys() & set(identities):
-        raise ConfigError(
-            f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, updates are signed with "
-            f"{identities}: its devices would refuse every update; sign with a trusted key, or export the bundle with "
-            "this one"
-        )

@@ -37,6 +37,7 @@ ENVELOPE = {
 SAMPLES = "/v1/cohorts/{cohort}/samples"
 LATEST = "/v1/cohorts/{cohort}/updates/latest"
 ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
+KEYS = "/v1/cohorts/{cohort}/keys"
 STATUS = "/v1/cohorts/{cohort}/status"
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
@@ -139,12 +140,19 @@ def codes(response: dict[str, Any]) -> list[str | None]:
 
 def before_the_first_update(api: Api) -> None:
     assert api("GET", LATEST).status_code == 204
+    assert api("GET", KEYS).status_code == 204
     status = api("GET", STATUS).json()
     assert (status["update"], status["worker"]) == (None, {"ready": False})
 
 
 def wrong_senders(api: Api) -> None:
-    for method, path in (("POST", SAMPLES), ("GET", LATEST), ("GET", ARTIFACT), ("GET", STATUS)):
+    for method, path in (
+        ("POST", SAMPLES),
+        ("GET", LATEST),
+        ("GET", ARTIFACT),
+        ("GET", KEYS),
+        ("GET", STATUS),
+    ):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
         api(method, path, cohort="west")
@@ -184,7 +192,10 @@ def good_requests(api: Api) -> None:
     spoilt = encode_samples(good).replace(good[0].image, bytes(len(good[0].image)))
     (rejected, _) = api("POST", SAMPLES, content=spoilt).json()["verdicts"]
     assert rejected["verdict"] == "rejected"
-    for path, content in ((LATEST, json.dumps(ENVELOPE).encode()), (ARTIFACT, PAYLOAD)):
+    signed = json.dumps(ENVELOPE).encode()
+    api.engine.store.put_keys_document("north", 1, signed)
+    keys = b'{"documents":[' + signed + b"]}"
+    for path, content in ((LATEST, signed), (ARTIFACT, PAYLOAD), (KEYS, keys)):
         response = api("GET", path)
         assert response.content == content
         assert api("GET", path, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
@@ -222,8 +233,10 @@ def faults(api: Api) -> None:
     api("POST", SAMPLES, content=encode_samples(make_samples(1, seed=99)))
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
+        connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
     api("GET", LATEST)
     api("GET", ARTIFACT)
+    api("GET", KEYS)
     api("GET", STATUS)
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:

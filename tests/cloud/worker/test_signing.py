@@ -140,6 +140,23 @@ def test_two_keys_sign_and_a_device_that_trusts_either_accepts(cloud: Cloud) -> 
     assert signed == [key_id(load_public_key(cloud.folder / f"{name}.pub")) for name in ("signing", "next")]
 
 
+def test_other_keys_sign_the_newest_payload_again_at_the_next_start(cloud: Cloud) -> None:
+    cloud.publish(every_steps=1, gate=1.0)
+    worker = cloud.open()
+    cloud.send(16)
+    drain(worker)
+    first = verified(cloud)
+    assert drain(cloud.open()) == 0  # the same keys
+    generate_key(cloud.folder / "next.key")
+    key = SigningKeyConfig(key=str(cloud.folder / "next.key"))
+    cloud.config = msgspec.structs.replace(cloud.config, signing_keys=(key,))
+    worker = cloud.open()
+    assert drain(worker) == 1
+    again = verified(cloud, "next")
+    assert (again.version, again.payload) == (first.version + 1, first.payload)
+    assert drain(worker) == 0
+
+
 def test_keys_of_which_devices_trust_none_are_refused(cloud: Cloud) -> None:
     generate_key(cloud.folder / "next.key")
     cloud.config = msgspec.structs.replace(cloud.config, signing_key=str(cloud.folder / "next.key"))

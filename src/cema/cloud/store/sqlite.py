@@ -23,6 +23,7 @@ from cema.cloud.store.base import (
 )
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_space import make_room, shrink
 from cema.cloud.store.sqlite_tallies import moved, recount, tally
 from cema.cloud.store.sqlite_traces import TraceTable, dump_trace
@@ -56,6 +57,7 @@ class SqliteStore:
         self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
         self._traces = TraceTable(self.database)
+        self._keys = KeysTable(self.database)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -241,6 +243,14 @@ class SqliteStore:
     def trace(self, cohort: str, version: int) -> dict[str, Any] | None:
         """Return the trace of a version; None where none is kept."""
         return self._traces.trace(cohort, version)
+
+    def keys_documents(self, cohort: str) -> list[bytes]:
+        """Return the envelopes of a cohort's keys documents, by rising serial number."""
+        return self._keys.keys_documents(cohort)
+
+    def put_keys_document(self, cohort: str, serial: int, envelope: bytes) -> None:
+        """Keep one more keys document, durably."""
+        self._keys.put_keys_document(cohort, serial, envelope)
 
     def latest_update(self, cohort: str) -> PublishedUpdate | None:
         """Return the newest update of a cohort, or None before the first."""

@@ -20,8 +20,9 @@ from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
 from cema.cloud.worker.learned import Carried, Learned, read_learned
 from cema.cloud.worker.unsigned import Unsigned
 from cema.errors import FormatError, ModelError, SigningError
-from cema.formats.bundle import Bundle, check_golden, check_trust
-from cema.formats.keys import Signer
+from cema.formats.bundle import Bundle, check_golden
+from cema.formats.envelope import signed_by
+from cema.formats.keys import Signer, key_id
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.models.copying import copy_module
@@ -82,8 +83,8 @@ class Publisher:
     cohort
         The cohort's name.
     signers
-        Sign the updates, all of them each; the bundle must trust one of the keys at least. A single one may be given as
-        it is.
+        Sign the updates, all of them each; devices must trust one of the keys at least
+        (`cema.cloud.signing.trust.check_signers`). A single one may be given as it is.
     config
         Lifetime and gate.
     device
@@ -91,8 +92,6 @@ class Publisher:
 
     Raises
     ------
-    ConfigError
-        The bundle trusts none of the keys.
     ModelError
         The model does not give the bundle's golden logits: it is not the one that was exported.
     """
@@ -108,7 +107,6 @@ class Publisher:
         device: str = "cpu",
     ) -> None:
         self._signers = tuple(signers) if isinstance(signers, Sequence) else (signers,)
-        check_trust(bundle, *(signer.public_key() for signer in self._signers))
         self.bundle = bundle
         self.cohort = cohort
         self.config = config
@@ -123,6 +121,7 @@ class Publisher:
         self._source = Carried(bundle.affine_state(), unfolded=bool(self._layers))
         self._running = self._source
         self._payload = b""  # of the last version; before the first there is nothing to renew
+        self._other_keys = False  # whether the last version has other signatures than the next one will have
         self.version = 0
         self.created = 0.0
         self._devices_run = 0
@@ -146,6 +145,8 @@ class Publisher:
             payload = decode_payload(latest.payload)
             self._running = Carried(payload.norm_state, payload.unfolded)
             self._payload = latest.payload
+            names = [key_id(signer.public_key()) for signer in self._signers]
+            self._other_keys = signed_by(latest.envelope) != names
             self.version = latest.version
             self.created = latest.created
 
@@ -164,12 +165,12 @@ class Publisher:
     def renewal_due(self, now: float) -> bool:
         """Tell whether the last version is past half of its life: devices could soon not install it.
 
-        Or whether it is time to sign again what could not be signed.
+        Or whether it is signed with other keys than those that sign now, or something could not be signed.
         """
         if not self.unsigned.may_try(now):
             return False
         half = self.created + self.config.lifetime_days * DAY / 2
-        past = self.version > 0 and (self.ahead(now) or now >= half)
+        past = self.version > 0 and (self.ahead(now) or now >= half or self._other_keys)
         return past or self.unsigned.waiting is not None
 
     def devices_run(self, version: int) -> None:

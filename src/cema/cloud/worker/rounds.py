@@ -13,6 +13,7 @@ import torch
 
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
 from cema.cloud.signing.signers import open_signers
+from cema.cloud.signing.trust import check_signers
 from cema.cloud.store.base import Store
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
@@ -60,11 +61,14 @@ def open_cohort(
     for side, model in (("edge", edge), ("foundation", foundation)):
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
             log.warning("cohort %s: %s model: not adapted: %s", cohort.name, side, left_out_text(left_out))
+    if signers is None:
+        signers = open_signers(config.signers)
+    check_signers(store, cohort.name, bundle, [signer.public_key() for signer in signers])
     publisher = Publisher(
         edge,
         bundle,
         cohort.name,
-        open_signers(config.signers) if signers is None else signers,
+        signers,
         cohort.publish,
         device=worker.device,
     )

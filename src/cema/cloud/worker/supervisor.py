@@ -17,11 +17,12 @@ from cema._util.memory import worker_environment
 from cema.cloud.config import CloudConfig
 from cema.cloud.signing.passphrase import pass_on, read_passphrase
 from cema.cloud.signing.signers import descriptors, signing_public_keys
+from cema.cloud.signing.trust import check_signers
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import ConfigError, StoreError
-from cema.formats.bundle import Bundle, check_trust
+from cema.formats.bundle import Bundle
 
 __all__ = ["Engine", "LocalEngine"]
 
@@ -114,7 +115,8 @@ class LocalEngine:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
-        bases = _check_files(config)
+        bundles = _check_files(config)
+        keys = signing_public_keys(config.signers)
         self._passphrases = {source: read_passphrase(source) for source in descriptors(config.signers)}
         self._lock = _lock(Path(config.data))
         try:
@@ -123,12 +125,13 @@ class LocalEngine:
             self._lock.close()
             raise
         try:
-            for name, base in bases.items():
-                self._store.open_cohort(name, base=base)
+            for name, bundle in bundles.items():
+                self._store.open_cohort(name, base=bundle.manifest.base)
+                check_signers(self._store, name, bundle, keys)
         except BaseException:
             self._close()
             raise
-        self._devices = self._store.devices(list(bases))
+        self._devices = self._store.devices(list(bundles))
 
     @property
     def config(self) -> CloudConfig:
@@ -233,24 +236,22 @@ class LocalEngine:
             log.error("the worker's restart could not be noted: %s", error)
 
 
-def _check_files(config: CloudConfig) -> dict[str, str]:
-    """Check keys, bundles and weights against each other, as far as it goes without torch; return the bases by cohort.
+def _check_files(config: CloudConfig) -> dict[str, Bundle]:
+    """Check bundles and weights, as far as it goes without torch; return the bundles by cohort.
 
     The worker checks the models themselves when it starts. What can be told at once is told before the port opens.
     """
-    keys = signing_public_keys(config.signers)
-    bases = {}
+    bundles = {}
     for cohort in config.cohort:
         bundle = Bundle.load(Path(cohort.bundle))
-        check_trust(bundle, *keys)
-        bases[cohort.name] = bundle.manifest.base
+        bundles[cohort.name] = bundle
         for setting in ("model_weights", "foundation_weights"):
             path = getattr(cohort, setting)
             if path and not Path(path).is_file():
                 raise ConfigError(
                     f"cohort {cohort.name!r}: {setting}: there is no file {path}; correct the path"
                 )
-    return bases
+    return bundles
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
