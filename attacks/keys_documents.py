@@ -136,7 +136,9 @@ VARIANTS = {
     "forged-under-a-trusted-name": partial(attack, keys=partial(named, NEXT, EVIL)),
     "changed-after-signing": partial(attack, keys=partial(changed, raw(NEXT), raw(EVIL))),
     "replayed": partial(attack, keys=lambda: encode_documents([FIRST]), signer=KEY),
-    "rolled-back": partial(attack, keys=lambda: encode_documents([document(1, [EVIL], KEY, [])])),
+    # The device has passed over an older one of a key that it trusts, or has another one of that number.
+    "rolled-back": partial(attack, keys=lambda: encode_documents([document(1, [NEXT, EVIL], NEXT, [])])),
+    "same-number": partial(attack, keys=lambda: encode_documents([document(2, [NEXT, EVIL], NEXT, [])])),
     "by-a-revoked-key": partial(attack, keys=partial(one, 3, [KEY, EVIL], KEY, [])),
     "a-revoked-key-comes-back": partial(attack, keys=partial(one, 3, [KEY, NEXT], NEXT, []), signer=KEY),
     "a-key-revokes-itself": partial(attack, keys=partial(one, 3, [EVIL], NEXT, [NEXT])),
