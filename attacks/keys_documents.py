@@ -144,6 +144,12 @@ VARIANTS = {
     "a-key-revokes-itself": partial(attack, keys=partial(one, 3, [EVIL], NEXT, [NEXT])),
     "other-cohort": partial(attack, keys=partial(one, 3, [NEXT, EVIL], NEXT, [], cohort="south")),
     "expired": partial(attack, keys=partial(one, 3, [NEXT, EVIL], NEXT, [], expires=int(time.time()) - 1)),
+    "expired-before-others": partial(
+        attack,
+        keys=lambda: encode_documents(
+            [FIRST, document(3, [NEXT, EVIL], NEXT, [], expires=int(time.time()) - 1), SECOND]
+        ),
+    ),
     "no-key": partial(attack, keys=without_keys),
     "truncated": partial(attack, keys=lambda: one(3, [NEXT, EVIL], NEXT, [])[:-40]),
     "no-list": partial(attack, keys=lambda: b"[" * 100_000),

@@ -6,16 +6,17 @@ import errno
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_device import Device
 from edge_support import Answer, Cloud, FakeTime, make_update
-from keys_documents import make_keys
 
 from cema.edge.state import StateFolder
 from cema.formats.bundle import Bundle
+from keys_documents import make_keys
 
 B = Ed25519PrivateKey.from_private_bytes(b"b" * 32)
 C = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
@@ -236,6 +237,19 @@ def test_an_expired_document_is_refused_and_one_that_expires_later_stays(
     device.poll()
     device.time.seconds += 10**8
     device.restart()
+    assert device.updater._trust.keyring.serial == 1
+
+
+def test_a_refused_answer_is_read_again(device: Device, cloud: Cloud, key: Ed25519PrivateKey) -> None:
+    clock = device.time.seconds
+    cloud.keys = [make_keys(1, [key, B], [key], expires=int(clock) + 5000)]
+    device.time.seconds = clock + 6000
+    device.poll()
+    assert device.updater._trust.keyring.serial == 0
+    # Time goes on for pauses while the clock is set back.
+    device.updater._trust._clock = replace(device.time.clock, now=lambda: clock)
+    later(device)
+    device.poll()
     assert device.updater._trust.keyring.serial == 1
 
 

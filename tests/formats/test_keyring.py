@@ -184,6 +184,11 @@ def test_a_device_that_was_away_follows_all_documents_and_only_the_last_may_not_
         assert keyring.accept_all(known, now=NOW) == (keyring, None)
     expired, rejection = device(A).accept_all(chain[:2], now=NOW)
     assert (expired.serial, rejection and rejection.reason) == (0, "expired")
+    # Nor does one that has expired come in between others: what was withheld too long is withheld for good.
+    both, late = device(A).accept(chain[0], now=None), chain[1]
+    for offered in ([late], [late, chain[0]], [chain[0], late], [late, b"{}"]):
+        got, rejection = both.accept_all(offered, now=NOW)
+        assert (got, rejection and rejection.reason) == (both, "expired")
     # Remembered ones do not expire.
     assert device(A).accept_all(chain[:2], now=None)[0].serial == 2
     # One that cannot be verified is passed over: a device with a newer bundle does not know A.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,10 +143,11 @@ def _opened(path: Path, cohort: str | None) -> Iterator[tuple[CloudConfig, Store
 
 
 def _show(keyring: Keyring) -> None:
-    typer.echo(
-        f"cohort {keyring.cohort}: document {keyring.serial}"
-        + (" (the bundle)" if not keyring.serial else "")
-    )
+    document = "no document: the bundle's keys"
+    if keyring.serial:
+        until = datetime.fromtimestamp(keyring.expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        document = f"document {keyring.serial}, to be accepted until {until}"
+    typer.echo(f"cohort {keyring.cohort}: {document}")
     for name in sorted(keyring.known):
         typer.echo(f"  {name} {'trusted' if name in keyring.trusted else 'retired'}")
     for name in sorted(keyring.revoked_ids):

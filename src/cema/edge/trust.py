@@ -89,9 +89,8 @@ class Trust:
             return False
         if reply.status != 200:
             return False
-        changed = self._take(reply.body)
         self._etag = reply.etag
-        return changed
+        return self._take(reply.body)
 
     def _take(self, body: bytes) -> bool:
         before = self.keyring
@@ -121,7 +120,8 @@ class Trust:
             logger.warning("keys: document %d cannot be remembered yet: %s", self.keyring.serial, error)
 
     def _note(self, body: bytes, rejection: KeysRejected) -> None:
-        """Count a rejection once for as long as the answer stays."""
+        """Count a rejection once for as long as the answer stays; a clock that is set right may cure it."""
+        self._etag = None
         noted = (hashlib.sha256(body).hexdigest(), rejection.reason)
         if noted != self._counted:
             self._counted = noted

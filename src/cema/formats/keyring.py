@@ -7,6 +7,7 @@ by at least one key that is trusted before it and not revoked by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -107,6 +108,9 @@ class Keyring:
         Raw keys, in hexadecimal, that are never trusted again.
     serial : int
         That of the last document; 0 before the first.
+    expires : float
+        When a device that does not have the last document may no longer accept it, in unix seconds; infinity before the
+        first.
     documents : tuple of bytes
         The envelopes that were accepted, oldest first.
     """
@@ -116,6 +120,7 @@ class Keyring:
     known: Mapping[str, Ed25519PublicKey]
     revoked: frozenset[str] = frozenset()
     serial: int = 0
+    expires: float = math.inf
     documents: tuple[bytes, ...] = ()
 
     @classmethod
@@ -155,9 +160,7 @@ class Keyring:
         if document.serial <= self.serial:
             raise KeysRejected("old", f"serial number {document.serial} is not above {self.serial}")
         if now is not None and now >= document.expires:
-            raise KeysRejected(
-                "expired", f"it expired at {document.expires}, now is {now:.0f}: check the device's clock"
-            )
+            raise _expired(document.expires, now)
         signers = {_raw(self.trusted[name]) for name in opened.signers}
         if not signers - set(document.revoked):
             raise KeysRejected("revoked_key", "it is signed by no other key than those that it revokes")
@@ -177,7 +180,7 @@ class Keyring:
         known = {name: key for name, key in self.known.items() if _raw(key) not in revoked} | trusted
         return replace(
             self, trusted=trusted, known=known, revoked=revoked, serial=document.serial,
-            documents=(*self.documents, envelope),
+            expires=document.expires, documents=(*self.documents, envelope),
         )  # fmt: skip
 
     def accept_all(
@@ -185,7 +188,8 @@ class Keyring:
     ) -> tuple[Keyring, KeysRejected | None]:
         """Return the keyring after all documents of a list that are right and new, in its order.
 
-        Only the last of the list may not be expired: a device that was away for long needs those before to verify it.
+        Only the last that is accepted may not be expired: a device that was away for long needs those before it to
+        verify it.
 
         Returns
         -------
@@ -194,19 +198,17 @@ class Keyring:
         rejection : KeysRejected or None
             Why the newest document of the list was refused, if it was and is not merely one that is known.
         """
-        offered = tuple(envelopes)
         keyring, rejection = self, None
-        for index, envelope in enumerate(offered):
+        for envelope in envelopes:
             if envelope in keyring.documents:
                 rejection = None
                 continue
-            last = index == len(offered) - 1
             try:
-                keyring, rejection = keyring.accept(envelope, now=now if last else None), None
+                keyring, rejection = keyring.accept(envelope, now=None), None
             except KeysRejected as error:
                 rejection = error
-        if rejection is not None and rejection.reason == "expired":
-            return self, rejection
+        if keyring is not self and now is not None and now >= keyring.expires:
+            return self, _expired(keyring.expires, now)
         return keyring, rejection
 
 
@@ -259,6 +261,10 @@ def decode_documents(data: bytes) -> tuple[bytes, ...]:
     if len(documents) > MOST_DOCUMENTS:
         raise FormatError(f"expected at most {MOST_DOCUMENTS} keys documents, got {len(documents)}")
     return tuple(bytes(document) for document in documents)
+
+
+def _expired(expires: float, now: float) -> KeysRejected:
+    return KeysRejected("expired", f"it expired at {expires:.0f}, now is {now:.0f}: check the device's clock")
 
 
 def _decode(content: bytes) -> KeysDocument:
