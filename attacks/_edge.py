@@ -123,15 +123,17 @@ def make_update(bundle: Bundle, version: int, *, key: Ed25519PrivateKey = KEY, *
 class Cloud:
     """The protocol over a real socket, in the hands of whoever attacks.
 
-    `envelope` is the newest update offered, `artifacts` are the payloads by digest. `instead` is asked first, for every
-    request: what it returns true for, it has answered itself. `verdicts` makes the answer to an upload.
+    `envelope` is the newest update offered, `keys` the answer about keys, `artifacts` are the payloads by digest.
+    `instead` is asked first, for every other request: what it returns true for, it has answered itself. `verdicts`
+    makes the answer to an upload.
     """
 
     def __init__(self) -> None:
         self.envelope: bytes | None = None
         self.artifacts: dict[str, bytes] = {}
         self.stored: dict[str, Sample] = {}
-        self.polls = self.uploads = 0
+        self.keys: bytes | None = None
+        self.polls = self.uploads = self.asked_keys = 0
         self.instead: Callable[[BaseHTTPRequestHandler], bool] = lambda _: False
         self.verdicts: Callable[[list[Sample]], bytes] = self.honest
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -184,6 +186,10 @@ def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
                 self.reply(200, cloud.verdicts(list(decode_samples(body))))
 
         def do_GET(self) -> None:
+            if self.path.endswith("/keys"):
+                cloud.asked_keys += 1
+                self.reply(204 if cloud.keys is None else 200, cloud.keys or b"")
+                return
             artifact = self.path.rpartition("/artifacts/")[2] if "/artifacts/" in self.path else None
             cloud.polls += artifact is None
             if cloud.instead(self):

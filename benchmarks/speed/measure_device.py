@@ -332,6 +332,8 @@ class _Updates:
                 if self.path.startswith("/most/"):
                     cloud.most = int(self.path.rpartition("/")[2])
                     self._reply(b"{}")
+                elif self.path.endswith("/keys"):
+                    self._reply(b"", 204)
                 elif "/artifacts/" in self.path:
                     self._reply(cloud._payloads[cloud.version % 2])
                 elif not cloud.most:

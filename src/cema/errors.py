@@ -8,8 +8,10 @@
     +-- LogitsError      logits are not finite or have the wrong shape                 (ValueError)
     +-- FormatError      a bundle, payload, manifest or frame is malformed             (ValueError)
     +-- UpdateRejected   an update must not run on this device; ``.reason`` says why
+    +-- KeysRejected     a keys document changes nothing on this device; ``.reason`` says why
     +-- ExportError      a model cannot be turned into a bundle
     +-- ModelError       a model name cannot be resolved                               (ValueError)
+    +-- SigningError     a signature cannot be made now: its key is elsewhere, and does not answer
     +-- StoreError       the cloud's store cannot do what was asked
     |   +-- StoreFull    ... because its byte cap is reached
     |   +-- StoreUnavailable  ... now: it is locked, its disk fails, or its server is gone
@@ -30,8 +32,10 @@ __all__ = [
     "ExportError",
     "FormatError",
     "ImageError",
+    "KeysRejected",
     "LogitsError",
     "ModelError",
+    "SigningError",
     "SpoolError",
     "StoreError",
     "StoreFull",
@@ -47,6 +51,7 @@ REJECTION_REASONS: Final = frozenset(
         "malformed",
         "old",
         "payload_mismatch",
+        "revoked_key",
         "unknown_key",
         "unsigned",
         "wrong_base",
@@ -109,12 +114,37 @@ class UpdateRejected(CemaError):  # noqa: N818 - a verdict, and the name the pro
         return f"update rejected ({self.reason})" + (f": {self.message}" if self.message else "")
 
 
+class KeysRejected(CemaError):  # noqa: N818 - a verdict, as `UpdateRejected`
+    """A keys document was refused; the keys that were trusted before are trusted still.
+
+    Parameters
+    ----------
+    reason : str
+        One of those of `UpdateRejected`.
+    message : str
+        What exactly was wrong, for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        """Return the reason and the explanation."""
+        return f"keys rejected ({self.reason}): {self.message}"
+
+
 class ExportError(CemaError):
     """A model cannot be exported, or what was exported does not match it."""
 
 
 class ModelError(CemaError, ValueError):
     """A model name cannot be resolved; the message names the package to install."""
+
+
+class SigningError(CemaError):
+    """A signature cannot be made now; nothing was signed, and a later try may succeed."""
 
 
 class StoreError(CemaError):

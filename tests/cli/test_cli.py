@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cema.errors import ConfigError
+from cema.formats.keys import key_id, load_private_key, load_public_key
+
 
 def cema(
     *arguments: str, cwd: Path | None = None, code: str = "from cema.cli.main import main; main()"
@@ -41,7 +44,10 @@ def cema(
         ["cloud", "restore"],
         ["edge", "run"],
         ["device", "add"],
+        ["keys", "list"],
         ["keys", "new"],
+        ["keys", "revoke"],
+        ["keys", "rotate"],
         ["train"],
         ["update", "trace"],
     ],
@@ -81,6 +87,25 @@ def test_keys_are_made_once_and_privately(tmp_path: Path) -> None:
     assert status == 1
     assert err.startswith("cema: ")
     assert "Traceback" not in err
+
+
+def test_an_encrypted_key_opens_with_its_passphrase_only(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("correct horse\n")
+    status, out, err = cema("keys", "new", "k.key", "--encrypt", "--passphrase", "file:secret", cwd=tmp_path)
+    assert status == 0, err
+    assert "correct" not in out + err
+    key = load_private_key(tmp_path / "k.key", passphrase=b"correct horse")
+    assert f"key id      {key_id(key.public_key())}" in out
+    assert load_public_key(tmp_path / "k.pub") == key.public_key()
+    with pytest.raises(ConfigError, match="check the passphrase"):
+        load_private_key(tmp_path / "k.key", passphrase=b"wrong horse")
+    with pytest.raises(ConfigError, match="got an encrypted one"):
+        load_private_key(tmp_path / "k.key")
+    status, _, err = cema("keys", "new", "other.key", "--passphrase", "correct horse", cwd=tmp_path)
+    assert status == 1
+    assert "expected file:PATH" in err
+    assert "horse" not in err
+    assert not (tmp_path / "other.key").exists()
 
 
 def test_an_export_is_checked_and_says_so(tmp_path: Path) -> None:

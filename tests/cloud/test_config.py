@@ -19,9 +19,49 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert cohort.foundation_weights is None
 
 
+def test_keys_that_sign_are_relative_to_the_file_and_programs_are_not(tmp_path: Path) -> None:
+    extra = """
+signing_passphrase = "file:secret"
+[[signing_keys]]
+command = ["kms", "sign", "--key", "a/b"]
+public_key = "kms.pub"
+[[signing_keys]]
+command = ["bin/kms"]
+public_key = "kms.pub"
+[[signing_keys]]
+key = "next.key"
+passphrase = "env:NEXT"
+"""
+    config = CloudConfig.load(write_config(tmp_path, extra=extra))
+    first, kms, local, following = config.signers
+    assert (first.key, first.passphrase) == (str(tmp_path / "signing.key"), f"file:{tmp_path / 'secret'}")
+    assert kms.command == ("kms", "sign", "--key", "a/b")
+    assert kms.public_key == str(tmp_path / "kms.pub")
+    assert local.command == (str(tmp_path / "bin" / "kms"),)
+    assert (following.key, following.passphrase) == (str(tmp_path / "next.key"), "env:NEXT")
+
+
+def test_a_signing_key_may_be_one_of_the_others_alone(tmp_path: Path) -> None:
+    path = write_config(tmp_path, extra='[[signing_keys]]\nkey = "a.key"')
+    path.write_text(path.read_text().replace('signing_key = "signing.key"', ""))
+    config = CloudConfig.load(path)
+    assert config.signing_key is None
+    assert [key.key for key in config.signers] == [str(tmp_path / "a.key")]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
+        ('signing_key = "signing.key"', "", "signing_key: expected a private key's file"),
+        ('signing_key = "signing.key"', 'signing_passphrase = "env:X"', "signing_key: expected"),
+        (
+            'signing_key = "signing.key"',
+            'signing_passphrase = "env:X"\nsigning_keys = [{key = "k"}]',
+            "no signing_key that it belongs to",
+        ),
+        ("port = 0", 'signing_passphrase = "secret"', "expected file:PATH"),
+        ("port = 0", "[[signing_keys]]", "expected either key or command, got neither"),
+        ("port = 0", '[[signing_keys]]\ncommand = ["kms"]', "public_key"),
         ("port = 0", "port = 70000", "0 to 65535"),
         ("port = 0", "prot = 0", "port"),
         ("port = 0", '[worker]\ndtype = "float16"', "float16"),

@@ -125,6 +125,32 @@ def test_the_wrong_half_and_encrypted_keys_are_refused(tmp_path: Path) -> None:
         load_private_key(tmp_path / "secret.pem")
 
 
+@pytest.mark.parametrize("passphrase", [b"x", bytes(range(1, 256)), b"p" * 1023])
+def test_an_encrypted_key_is_written_and_read(tmp_path: Path, passphrase: bytes) -> None:
+    key = generate_key(tmp_path / "k.pem", passphrase=passphrase)
+    assert b"BEGIN ENCRYPTED PRIVATE KEY" in (tmp_path / "k.pem").read_bytes()
+    assert stat.S_IMODE((tmp_path / "k.pem").stat().st_mode) == 0o600
+    assert load_private_key(tmp_path / "k.pem", passphrase=passphrase).private_bytes_raw() == (
+        key.private_bytes_raw()
+    )
+    for wrong in (passphrase + b"?", b"?", b""):
+        with pytest.raises(ConfigError, match="check the passphrase"):
+            load_private_key(tmp_path / "k.pem", passphrase=wrong)
+
+
+@pytest.mark.parametrize("passphrase", [b"", b"p" * 1024])
+def test_a_passphrase_that_cannot_encrypt_is_refused(tmp_path: Path, passphrase: bytes) -> None:
+    with pytest.raises(ConfigError, match="1 to 1023 bytes"):
+        generate_key(tmp_path / "k.pem", passphrase=passphrase)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_passphrase_for_a_key_that_is_not_encrypted_is_refused(tmp_path: Path) -> None:
+    generate_key(tmp_path / "k.pem")
+    with pytest.raises(ConfigError, match="not encrypted; remove the setting"):
+        load_private_key(tmp_path / "k.pem", passphrase=b"x")
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(max_size=60), position=st.integers(0, 150), cut=st.booleans())
 def test_damaged_key_files_are_config_errors(

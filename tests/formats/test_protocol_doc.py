@@ -32,10 +32,12 @@ from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
 from cema.errors import REJECTION_REASONS, LogitsError, UpdateRejected
-from cema.formats import image_check, image_header, update
+from cema.formats import envelope as envelopes_module
+from cema.formats import image_check, image_header
 from cema.formats.bundle import Bundle, BundleStatistics, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
 from cema.formats.image import decode_image
+from cema.formats.keyring import Keyring, KeysDocument, sign_keys
 from cema.formats.keys import key_id
 from cema.formats.payload import decode_payload, encode_payload
 from cema.formats.sample import CONTENT_TYPE, Sample, check_sample, decode_samples, encode_samples
@@ -169,7 +171,8 @@ def test_the_media_type_and_the_formats_are_named() -> None:
     frame = msgspec.msgpack.decode(binary("frame"))
     bundle = json.loads(block("bundle"))
     payloads = [payload_format(binary(name)) for name in ("payload", "payload-unfolded")]
-    formats = [frame["format"], manifest().format, *payloads, bundle["format"]]
+    keys = json.loads(block("keys"))["format"]
+    formats = [frame["format"], manifest().format, keys, *payloads, bundle["format"]]
     assert [name for _, name in rows] == formats
     assert f"Content-Type: {CONTENT_TYPE}" in PAGE
 
@@ -251,21 +254,24 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "device": site.token,
         "operator": add("ops-north", cohort="north", role="operator"),
         "chief": add("ops", cohort=None, role="operator"),
+        "admin": add("boss", cohort=None, role="admin"),
     }
     allowed = {
         "device of the cohort": {"device"},
-        "device or operator of the cohort": {"device", "operator", "chief"},
-        "operator of all cohorts": {"chief"},
+        "device, operator or admin of the cohort": {"device", "operator", "chief", "admin"},
+        "operator or admin of the cohort": {"operator", "chief", "admin"},
+        "admin of the cohort": {"admin"},
+        "operator or admin of all cohorts": {"chief", "admin"},
         "anybody": set(tokens),
     }
     for method, path, who, success in table("endpoints"):
         address = path.format(cohort="north", digest=manifest().payload)
         for name, token in tokens.items():
-            request = (
-                {"content": binary("frame"), "headers": {"Content-Type": CONTENT_TYPE}}
-                if method == "POST"
-                else {}
-            )
+            request: dict[str, Any] = {}
+            if method == "POST":
+                acts = path.endswith("/acts")
+                request["content"] = b'{"type": "pause"}' if acts else binary("frame")
+                request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:
                 assert str(status) in success, (name, path)
@@ -379,7 +385,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "cloud.updates_kept": store.UPDATES_KEPT,
         "cloud.evicted_ids": space.EVICTED_IDS,
         "image.max_pixels": image_header.MAX_PIXELS,
-        "envelope.max_bytes": update._MAX_ENVELOPE_BYTES,
+        "envelope.max_bytes": envelopes_module._MAX_ENVELOPE_BYTES,
     }
     assert {row[0]: float(row[1]) for row in table("numbers")} == known
 
@@ -456,6 +462,21 @@ def test_the_reasons_are_the_code_s() -> None:
     assert {row[2].strip("`") for row in table("steps")} == REJECTION_REASONS
 
 
+def test_the_keys_document_is_what_the_code_signs_and_accepts() -> None:
+    key = private_key()
+    document = msgspec.json.decode(block("keys"), type=KeysDocument)
+    signed = joined("keys-envelope").encode()
+    assert sign_keys(document, key) == signed
+    content = json.dumps(json.loads(block("keys")), sort_keys=True, separators=(",", ":")).encode()
+    members = json.loads(signed)
+    assert base64.b64decode(members["manifest"]) == content
+    context = b"cema.keys/1\0"
+    assert f"What is signed are {len(context)} bytes of context, the ASCII text `cema.keys/1`" in PAGE
+    key.public_key().verify(base64.b64decode(members["signatures"][0]["signature"]), context + content)
+    keyring = Keyring.of("north", {key_id(key.public_key()): key.public_key()}).accept(signed, now=NOW)
+    assert [k.public_bytes_raw().hex() for k in keyring.trusted.values()] == list(document.keys)
+
+
 def sealed(content: bytes, key: Ed25519PrivateKey, name: str | None = None) -> bytes:
     """Sign any bytes as a manifest, without the code's own signing."""
     signature = {
@@ -468,7 +489,7 @@ def sealed(content: bytes, key: Ed25519PrivateKey, name: str | None = None) -> b
 
 def test_the_checks_come_in_the_order_of_the_page() -> None:
     """One defect for every step up to the tenth; the first one that is left decides the reason."""
-    key, other = private_key(), Ed25519PrivateKey.generate()
+    key, other, former = private_key(), Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     good = json.loads(block("manifest"))
     spoilt = good | {"cohort": "south", "base": "0" * 64, "expires": int(NOW), "version": 6}
     trusted, identity = {key_id(key.public_key()): key.public_key()}, key_id(key.public_key())
@@ -482,6 +503,7 @@ def test_the_checks_come_in_the_order_of_the_page() -> None:
         b'{"manifest": "YQ", "signatures": []}',
         b'{"manifest": "YQ==", "signatures": []}',
         sealed(broken, other).replace(b":", b": "),
+        sealed(broken, former),
         sealed(broken, other),
         sealed(broken, other, identity),
         sealed(broken, key),
@@ -499,9 +521,10 @@ def test_the_checks_come_in_the_order_of_the_page() -> None:
                 base=good["base"],
                 running_version=6,
                 now=NOW,
+                revoked={key_id(former.public_key())},
             )
         got.append(refused.value.reason)
-    assert got == [row[2].strip("`") for row in table("steps")][:10]
+    assert got == [row[2].strip("`") for row in table("steps")][:11]
 
 
 def test_a_manifest_has_one_form_only() -> None:

@@ -372,6 +372,25 @@ def test_one_trusted_signature_is_enough_and_none_of_them_may_be_wrong() -> None
     assert caught.value.reason == "bad_signature"
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True), st.sets(st.integers(0, 5)))
+def test_an_update_with_several_signatures_serves_whoever_trusts_one_of_them(
+    signing: list[int], trusting: set[int]
+) -> None:
+    keys = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(6)]
+    envelope = sign_update(make(), *(keys[n] for n in signing))
+    trusted = {key_id(keys[n].public_key()): keys[n].public_key() for n in trusting}
+    if trusting & set(signing):
+        assert verify(envelope, public_keys=trusted) == make()
+    else:
+        with pytest.raises(UpdateRejected, match="unknown_key"):
+            verify(envelope, public_keys=trusted)
+
+
+def test_an_update_that_nobody_signs_is_not_made() -> None:
+    with pytest.raises(ValueError, match="at least one signer"):
+        sign_update(make())
+
+
 def test_a_signature_without_the_context_does_not_count() -> None:
     content = content_of(make())
     with pytest.raises(UpdateRejected) as caught:

@@ -77,6 +77,7 @@ class Device:
             state=state,
             resumed=self.resumed,
             activate=lambda active: setattr(self, "active", active),
+            source=lambda: Active(build_runtime(self.bundle)),
             counters=self.spool,
             poll_seconds=self.poll_seconds,
             threads=1,

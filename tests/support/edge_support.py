@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cema.edge.background import Clock
 from cema.formats.bundle import Bundle, BundleStatistics, norm_layout, write_bundle
+from cema.formats.keyring import encode_documents
 from cema.formats.payload import encode_payload, round_norm_state
 from cema.formats.sample import Sample, decode_samples, sample_id
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
@@ -262,6 +263,8 @@ class Cloud:
         self.script: deque[Answer] = deque()
         self.update: Update | None = None
         self.artifacts: dict[str, bytes] = {}
+        self.keys: list[bytes] | None = None  # the keys documents; None for a cloud that has no such thing
+        self.keys_asked = 0
         self.changed = threading.Condition()
         self.entered = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -335,6 +338,9 @@ class Cloud:
                 self.reply(200, data)
 
             def do_GET(self) -> None:
+                if self.path.endswith("/keys"):
+                    self.reply_keys()
+                    return
                 self.note()
                 answer = cloud.script.popleft() if cloud.script else Answer()
                 if self.misbehaved(answer):
@@ -350,6 +356,15 @@ class Cloud:
                     self.reply(304, ETag=cloud.update.etag)
                 else:
                     self.reply(200, cloud.update.envelope, ETag=cloud.update.etag)
+
+            def reply_keys(self) -> None:
+                cloud.keys_asked += 1
+                if cloud.keys is None:
+                    self.reply(404, b"no such path")
+                    return
+                body = encode_documents(cloud.keys)
+                tag = f'"{hashlib.sha256(body).hexdigest()}"'
+                self.reply(304 if self.headers["If-None-Match"] == tag else 200, body, ETag=tag)
 
             def note(self) -> None:
                 path, _, query = self.path.partition("?")

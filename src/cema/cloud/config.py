@@ -12,6 +12,7 @@ from cema._util.checks import require, require_at_least
 from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
+from cema.cloud.signing.config import SigningKeyConfig, check_passphrase
 from cema.cloud.store.base import Store
 from cema.cloud.store.open import absolute_url, check_store, open_store
 
@@ -241,8 +242,13 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         URL of the store: ``sqlite:PATH``, or ``package.module:Class:ADDRESS`` for one of your own
         (`cema.cloud.store.open.open_store`). None stands for ``cema.db`` in `data`. A relative path in it, too, is
         relative to the file.
-    signing_key : str
-        Private key (ed25519, PEM) that signs updates; ``cema keys new`` makes one.
+    signing_key : str, optional
+        Private key (ed25519, PEM) that signs updates; ``cema keys new`` makes one. Required unless there are
+        `signing_keys`.
+    signing_passphrase : str, optional
+        Where the passphrase of an encrypted `signing_key` is: ``file:PATH``, ``env:NAME`` or ``fd:NUMBER``.
+    signing_keys : tuple of SigningKeyConfig, default ()
+        Further keys. Every update is signed with all of them, `signing_key` first.
     host : str
         Address to listen on.
     port : int
@@ -258,20 +264,30 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     data: str
-    signing_key: str
     cohort: tuple[CohortConfig, ...]
+    signing_key: str | None = None
+    signing_passphrase: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     store: str | None = None
+    signing_keys: tuple[SigningKeyConfig, ...] = ()
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
-        """Refuse no cohorts, two of one name, batches that could never fill, and ports that do not exist.
+        """Refuse no keys, no cohorts, two of one name, batches that could never fill, ports that do not exist.
 
         And limits that the store cannot keep: which those are, its back end knows.
         """
+        if not self.signers:
+            raise ValueError(
+                "signing_key: expected a private key's file, or [[signing_keys]], got none; nothing could be published"
+            )
+        if self.signing_passphrase is not None:
+            if self.signing_key is None:
+                raise ValueError("signing_passphrase: there is no signing_key that it belongs to; remove it")
+            check_passphrase(self.signing_passphrase)
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port: expected 0 to 65535, got {self.port}")
         names = [cohort.name for cohort in self.cohort]
@@ -312,12 +328,25 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
             for cohort in config.cohort
         )
+        first = None if config.signing_key is None else config.signers[0].absolute(base)
         return msgspec.structs.replace(
             config,
             data=absolute(config.data),
-            signing_key=absolute(config.signing_key),
+            signing_key=first and first.key,
+            signing_passphrase=first and first.passphrase,
+            signing_keys=tuple(key.absolute(base) for key in config.signing_keys),
             store=config.store and absolute_url(config.store, base),
             cohort=cohorts,
+        )
+
+    @property
+    def signers(self) -> tuple[SigningKeyConfig, ...]:
+        """All keys that sign, in their order."""
+        if self.signing_key is None:
+            return self.signing_keys
+        return (
+            SigningKeyConfig(key=self.signing_key, passphrase=self.signing_passphrase),
+            *self.signing_keys,
         )
 
     @property

@@ -206,6 +206,20 @@ ACT_FAILED = _event(
     "An older CEMA has deleted the version that was asked for: devices keep what they have.",
     {**_COHORT, "number": "the number of the act"},
 )
+UPDATE_NOT_SIGNED = _event(
+    "update.not_signed",
+    ERROR,
+    "cohort %(cohort)s: version %(version)d is not signed: %(error)s",
+    "A signer failed or took too long. Learning goes on, and it is tried again later.",
+    {**_COHORT, "version": "the number that it would have had", **_ERROR},
+)
+KEY_REVOKED = _event(
+    "key.revoked",
+    WARNING,
+    "cohort %(cohort)s: the signing keys %(keys)s are revoked; remove them from the settings",
+    "Devices refuse what these keys alone sign.",
+    {**_COHORT, "keys": "the ids of the keys"},
+)
 STEP_MADE_AGAIN = _event(
     "step.made_again",
     INFO,

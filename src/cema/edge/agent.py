@@ -398,6 +398,7 @@ class EdgeAgent:
             state=self._state,
             resumed=resumed,
             activate=self._activate,
+            source=lambda: self._source() if self._guard is None else self._guard.source,
             counters=self._spool,
             poll_seconds=self._config.update.poll_seconds,
             threads=self._config.threads,
@@ -423,7 +424,8 @@ class EdgeAgent:
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
         self._swapped = True
         self._notify()
-        source = None if self._guard is None else self._guard.source.runtime
+        guard = self._guard
+        source = None if guard is None or active is guard.source else guard.source.runtime
         if source is not None:  # it waits from now on, with no more than its weights
             run_behind(source.release)
 

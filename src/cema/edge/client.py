@@ -31,6 +31,7 @@ _MAX_ERROR_BYTES = 64 << 10
 _LEAST_RATE = 512
 # Timeouts of one read that a whole answer may take.
 _WHOLE = 10
+_LONGEST_ETAG = 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def etag(self) -> str | None:
+        """The entity tag; None for one that could not be sent back, which would make every later request fail."""
+        etag = self.headers.get("etag", "")
+        return etag if 0 < len(etag) <= _LONGEST_ETAG and etag.isascii() and etag.isprintable() else None
 
 
 class CloudClient:
@@ -145,6 +152,14 @@ class CloudClient:
         if reply.status in {204, 304}:
             return reply
         return self._expect(200, reply, "/updates/latest", "an update")
+
+    def keys(self, etag: str | None) -> Reply:
+        """Ask for the keys documents; the reply is a 200, 204 (none), 304 (still `etag`'s) or 404 (a cloud without)."""
+        headers = {} if etag is None else {"If-None-Match": etag}
+        reply = self._request("GET", "/keys", 1 << 20, headers=headers)
+        if reply.status in {204, 304, 404}:
+            return reply
+        return self._expect(200, reply, "/keys", "keys documents")
 
     def artifact(self, digest: str, max_bytes: int) -> bytes:
         """Download an artifact, reading at most one byte more than `max_bytes`."""

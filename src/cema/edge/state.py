@@ -5,6 +5,7 @@
     update.json             the signed envelope, its cohort, and when it was verified
     update-<digest>.bin     its payload
     floor-<line>.json       the last envelope of another cohort or model that the device was used for before
+    keys-<cohort>.json      the keys documents that were accepted for a cohort
     selector.json           the selector's state, and the model it belongs to
     spool.db                the spool (see `cema.edge.spool`)
     budget.json             what was sent lately, where there is a budget (see `cema.edge.budget`)
@@ -32,6 +33,7 @@ from cema._util.files import keep_private, write_atomic
 from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
+from cema.formats.keyring import Keyring, decode_documents, encode_documents
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
 from cema.ondevice.selection.base import Selector
 
@@ -40,9 +42,9 @@ __all__ = ["Resumed", "StateFolder"]
 logger = logging.getLogger(__name__)
 
 _LEFT_OVER = re.compile(
-    r"\.(update|floor|selector|budget)\b.*\.[0-9a-f]{12}\.tmp"
+    r"\.(update|floor|keys|selector|budget)\b.*\.[0-9a-f]{12}\.tmp"
 )  # as `write_atomic` calls them
-_OURS = ("update.json", "update-*.bin", "floor-*.json", "selector.json")
+_OURS = ("update.json", "update-*.bin", "floor-*.json", "keys-*.json", "selector.json")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
@@ -198,19 +200,20 @@ class StateFolder:
             See `cema.edge.runtime.build_active`.
         """
         floor, error = 0, None
+        keyring = self.keyring(bundle, cohort)
         try:
             record = _read_record(self._record_path)
             if cohort is None and record is not None:
-                cohort = record.cohort
-            floor = self._floor(bundle, cohort)
+                keyring = self.keyring(bundle, record.cohort)
+            floor = self._other_floor(bundle, keyring)
             if record is None:
                 return Resumed(None, floor)
             # Whatever a clock said or says: that version was accepted once, and nothing older will run.
-            manifest = _verify(record, bundle, cohort, now=-math.inf)
+            manifest = _verify(record, bundle, keyring, now=-math.inf)
             behind, floor = manifest.version < floor, max(floor, manifest.version)
             if behind:
                 raise UpdateRejected("old", f"version {floor} was accepted once")
-            _verify(record, bundle, cohort, now=record.verified_at)
+            _verify(record, bundle, keyring, now=record.verified_at)
             payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
             norm = pack_payload(bundle, payload)
             active = build_active(bundle, manifest, payload, norm, threads=threads, behind=False, check=check)
@@ -219,9 +222,71 @@ class StateFolder:
             error = f"state: the payload of version {floor} is missing; it will be downloaded again"
         except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             error = f"state: the remembered update cannot be used: {problem}"
-            floor = max(floor, self._floor(bundle, cohort))
+            floor = max(floor, self._other_floor(bundle, keyring))
         logger.warning("%s", error)
         return Resumed(None, floor, error)
+
+    def keyring(self, bundle: Bundle, cohort: str | None) -> Keyring:
+        """Verify the remembered keys documents of a cohort; those that no longer verify are left out.
+
+        Without any, or where they cannot be read, the bundle's keys are trusted.
+        """
+        keyring = Keyring.of(cohort or "", bundle.public_keys)
+        if cohort is None:
+            return keyring
+        try:
+            documents = decode_documents(self._keys_path(cohort).read_bytes())
+        except FileNotFoundError:
+            return keyring
+        except (FormatError, OSError) as problem:
+            logger.warning("state: the remembered keys cannot be used, the bundle's are: %s", problem)
+            return keyring
+        keyring, rejection = keyring.accept_all(documents, now=None)
+        if rejection is not None:
+            logger.warning("state: a remembered keys document is left out: %s", rejection)
+        return keyring
+
+    def save_keyring(self, keyring: Keyring) -> None:
+        """Remember the documents of a keyring durably.
+
+        Raises
+        ------
+        OSError
+            When the disk refuses; those from before are still remembered.
+        """
+        self._write(self._keys_path(keyring.cohort), encode_documents(keyring.documents))
+
+    def revoked(self, bundle: Bundle, keyring: Keyring) -> bool:
+        """Tell whether the remembered update is one that revoked keys alone have signed."""
+        try:
+            record = _read_record(self._record_path)
+            if record is not None:
+                _verify(record, bundle, keyring, now=-math.inf)
+        except UpdateRejected as rejection:
+            return rejection.reason == "revoked_key"
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # what it says of itself at the next start counts
+        return False
+
+    def floor(self, bundle: Bundle, keyring: Keyring) -> int:
+        """Return the highest version that was accepted for this cohort and model by keys that still count, or 0."""
+        return self._floor(bundle, keyring, [*self._files("floor-*.json"), self._record_path])
+
+    def _other_floor(self, bundle: Bundle, keyring: Keyring) -> int:
+        """Return the highest version that was put aside for this cohort and model, or 0."""
+        return self._floor(bundle, keyring, self._files("floor-*.json"))
+
+    @staticmethod
+    def _floor(bundle: Bundle, keyring: Keyring, files: list[Path]) -> int:
+        floor = 0
+        for file in files:
+            try:
+                record = _read_record(file)
+                if record is not None and record.cohort == keyring.cohort:
+                    floor = max(floor, _verify(record, bundle, keyring, now=-math.inf).version)
+            except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+                logger.warning("state: %s cannot be used: %s", file.name, problem)
+        return floor
 
     def save_selector(self, base: str, rule: str, state: dict[str, Any]) -> None:
         """Remember where the selection stands.
@@ -255,6 +320,9 @@ class StateFolder:
     def _payload_path(self, digest: str) -> Path:
         return self.path / f"update-{digest}.bin"
 
+    def _keys_path(self, cohort: str) -> Path:
+        return self.path / f"keys-{hashlib.sha256(cohort.encode()).hexdigest()[:16]}.json"
+
     def _files(self, pattern: str) -> list[Path]:
         try:
             return list(self.path.glob(pattern))
@@ -284,18 +352,6 @@ class StateFolder:
             name = hashlib.sha256(msgspec.json.encode(record.line)).hexdigest()[:16]
             self._write(self.path / f"floor-{name}.json", msgspec.json.encode(record))
 
-    def _floor(self, bundle: Bundle, cohort: str | None) -> int:
-        """Return the highest version that was put aside for this cohort and model, or 0."""
-        floor = 0
-        for file in self._files("floor-*.json"):
-            try:
-                record = _read_record(file)
-                if record is not None and record.cohort == cohort:
-                    floor = max(floor, _verify(record, bundle, cohort, now=-math.inf).version)
-            except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-                logger.warning("state: %s cannot be used: %s", file.name, problem)
-        return floor
-
 
 def _read_record(path: Path) -> _Remembered | None:
     try:
@@ -305,14 +361,15 @@ def _read_record(path: Path) -> _Remembered | None:
     return msgspec.json.decode(data, type=_Remembered)
 
 
-def _verify(record: _Remembered, bundle: Bundle, cohort: str | None, *, now: float) -> UpdateManifest:
+def _verify(record: _Remembered, bundle: Bundle, keyring: Keyring, *, now: float) -> UpdateManifest:
     return verify_update(
         record.envelope,
-        public_keys=bundle.public_keys,
-        cohort=record.cohort if cohort is None else cohort,
+        public_keys=keyring.known,
+        cohort=keyring.cohort,
         base=bundle.manifest.base,
         running_version=0,
         now=now,
+        revoked=keyring.revoked_ids,
     )
 
 

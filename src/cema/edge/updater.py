@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from cema.edge.retry import Backoff, LinkError
 from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.edge.spool import Spool
 from cema.edge.state import Resumed, StateFolder
+from cema.edge.trust import Trust
 from cema.errors import CemaError, FormatError, LogitsError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
@@ -22,7 +24,6 @@ __all__ = ["Updater"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ETAG = 1024
 # What a request for news asks the cloud to wait while there are none; one that waits makes polling unnecessary.
 _WAIT_SECONDS = 20.0
 # A device that is to ask more rarely than this is not to hold a connection open either.
@@ -67,6 +68,9 @@ class Updater(BackgroundThread):
         What was remembered at the start.
     activate : callable
         Called with the new :class:`Active`; assigns one reference.
+    source : callable
+        Returns the model that the device was provisioned with: it serves again when the keys that have signed the
+        running version are revoked.
     counters : Spool
         Keeps ``swaps``, ``bytes_down`` and ``rejected_update.REASON``.
     poll_seconds : float
@@ -89,6 +93,7 @@ class Updater(BackgroundThread):
         state: StateFolder,
         resumed: Resumed,
         activate: Callable[[Active], None],
+        source: Callable[[], Active],
         counters: Spool,
         poll_seconds: float,
         threads: int,
@@ -101,8 +106,9 @@ class Updater(BackgroundThread):
         self._link, self._bundle, self._cohort, self._state = link, bundle, cohort, state
         self._floor = resumed.floor
         self._active = resumed.active  # None: the bundle's own
-        self._activate = activate
+        self._activate, self._source = activate, source
         self._counters = counters
+        self._trust = Trust(link, state, bundle, cohort, clock=clock, count=counters.count)
         self._poll_seconds = poll_seconds
         self._threads = threads
         self._check = check
@@ -138,6 +144,7 @@ class Updater(BackgroundThread):
 
     def _ask(self) -> float:
         """Ask once, and return the seconds until the next question."""
+        self._refresh_trust()
         began = self.clock.monotonic()
         asks = self._poll_seconds <= _LONGEST_POLL and not self._plain
         wait = min(_WAIT_SECONDS, self._link.longest_wait) if asks else 0.0
@@ -175,26 +182,64 @@ class Updater(BackgroundThread):
                     verdict = f"updater: {rejection}"
                     logger.warning("%s", verdict)
                 self._settled, self._verdict = digest, verdict
-            etag = reply.headers.get("etag", "")
-            # What could not be sent back would make every later request fail.
-            self._etag = (
-                etag if 0 < len(etag) <= _LONGEST_ETAG and etag.isascii() and etag.isprintable() else None
-            )
+            self._etag = reply.etag
         self.succeeded()
         self.last_error = self._verdict  # a refused update stays an error for as long as it is the latest
         return news
 
-    def _consider(self, envelope: bytes) -> None:
-        now = self.clock.now()  # read once: a clock that jumps from here on changes nothing about this update
-        manifest = verify_update(
+    def _refresh_trust(self, *, at_once: bool = False) -> bool:
+        """Ask for new keys if it is time to; tell whether there are any, after having acted on them."""
+        if not self._trust.refresh(at_once=at_once):
+            return False
+        self._settled, self._etag = "", None  # what was refused may be right now
+        keyring = self._trust.keyring
+        if self._state.revoked(self._bundle, keyring):
+            # Whoever has the revoked key may have made a version with the highest number of all.
+            self._floor = self._state.floor(self._bundle, keyring)
+            if self._active is not None:
+                logger.warning(
+                    "version %d is of a revoked key; the source model serves", self._active.version
+                )
+                self._active = None
+                self._activate(self._source())
+        return True
+
+    def _verify(self, envelope: bytes, now: float, *, retired: bool = False) -> UpdateManifest:
+        """Verify an envelope; by `retired` keys too, those that sign nothing new."""
+        keyring = self._trust.keyring
+        return verify_update(
             envelope,
-            public_keys=self._bundle.public_keys,
+            public_keys=keyring.known if retired else keyring.trusted,
             cohort=self._cohort,
             base=self._bundle.manifest.base,
             # The running version may be announced again; one whose payload got lost may be fetched again.
             running_version=self._floor - 1,
             now=now,
+            revoked=keyring.revoked_ids,
         )
+
+    def _runs(self, envelope: bytes) -> bool:
+        """Tell whether an envelope is that of the running version: its key may have been retired since."""
+        try:
+            manifest = self._verify(envelope, -math.inf, retired=True)
+        except UpdateRejected:
+            return False
+        running = self._active
+        return running is not None and (manifest.version, manifest.payload) == (
+            running.version,
+            running.digest,
+        )
+
+    def _consider(self, envelope: bytes) -> None:
+        now = self.clock.now()  # read once: a clock that jumps from here on changes nothing about this update
+        try:
+            manifest = self._verify(envelope, now)
+        except UpdateRejected as rejection:
+            if rejection.reason == "unknown_key" and self._runs(envelope):
+                return
+            if rejection.reason != "unknown_key" or not self._refresh_trust(at_once=True):
+                raise
+            manifest = self._verify(envelope, now)
         offer = _Offer(envelope, manifest, now)
         running = self._active
         if running is not None and manifest.version == running.version:

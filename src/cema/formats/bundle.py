@@ -56,9 +56,9 @@ from cema.ondevice.folding import StatisticsLayer, check_statistics, statistics_
 from cema.ondevice.preprocess import Preprocessing
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["Bundle", "BundleStatistics", "check_golden", "check_trust", "norm_layout", "write_bundle"]
+__all__ = ["Bundle", "BundleStatistics", "check_golden", "norm_layout", "write_bundle"]
 
 _ALIGNMENT = 64
 
@@ -412,19 +412,3 @@ def check_golden(got: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: f
             f"at most {tolerance:.3g} is allowed"
         )
     return difference
-
-
-def check_trust(bundle: Bundle, key: Ed25519PrivateKey) -> None:
-    """Check that devices with this bundle accept what a key signs.
-
-    Raises
-    ------
-    ConfigError
-        If the bundle does not hold the key's public half.
-    """
-    identity = key_id(key.public_key())
-    if identity not in bundle.public_keys:
-        raise ConfigError(
-            f"the bundle {bundle.path} trusts the keys {sorted(bundle.public_keys)}, the signing key is {identity}: "
-            "its devices would refuse every update; sign with a trusted key, or export the bundle with this one"
-        )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cema._util.files import write_new
 from cema.errors import ConfigError
 
 __all__ = [
+    "Signer",
     "generate_key",
     "key_id",
     "load_private_key",
@@ -24,15 +25,38 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
+# What OpenSSL takes.
+_LONGEST_PASSPHRASE = 1023
 
-def generate_key(path: Path) -> Ed25519PrivateKey:
+
+class Signer(Protocol):
+    """What makes signatures of one key: an `Ed25519PrivateKey` in memory, or whatever reaches a key elsewhere."""
+
+    def public_key(self) -> Ed25519PublicKey:
+        """Return the public half of the key."""
+        ...
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the Ed25519 signature (RFC 8032, no prehash) of some bytes: 64 bytes.
+
+        Raises
+        ------
+        SigningError
+            There is no signature now; a later call may succeed.
+        """
+        ...
+
+
+def generate_key(path: Path, *, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """Make a new key pair and write it to disk.
 
     Parameters
     ----------
     path : Path
-        Where the private key goes (PEM, PKCS #8, unencrypted, readable by its user alone); the public key is
-        written beside it, with the suffix ``.pub``. A folder that does not exist is made, for its user alone.
+        Where the private key goes (PEM, PKCS #8, readable by its user alone); the public key is written beside it,
+        with the suffix ``.pub``. A folder that does not exist is made, for its user alone.
+    passphrase : bytes, optional
+        Encrypts the private key: 1 to 1023 bytes. Without it the file holds the key as it is.
 
     Returns
     -------
@@ -42,10 +66,14 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
     Raises
     ------
     ConfigError
-        If either file exists already or cannot be written. An existing file is never touched: devices that
-        trust a lost key can never be updated again.
+        If either file exists already or cannot be written, or the passphrase is empty or too long. An existing file
+        is never touched: devices that trust a lost key can never be updated again.
     """
     path = Path(path)
+    if passphrase is not None and not 1 <= len(passphrase) <= _LONGEST_PASSPHRASE:
+        raise ConfigError(
+            f"{path}: expected a passphrase of 1 to {_LONGEST_PASSPHRASE} bytes, got {len(passphrase)}; choose another"
+        )
     public_path = path.with_suffix(".pub")
     if public_path == path:
         raise ConfigError(
@@ -61,9 +89,10 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
 
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_new(path, pem, mode=0o600)
@@ -73,13 +102,15 @@ def generate_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def load_private_key(path: Path) -> Ed25519PrivateKey:
+def load_private_key(path: Path, *, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """Read a private key.
 
     Parameters
     ----------
     path : Path
         A PEM file as `generate_key` writes it.
+    passphrase : bytes, optional
+        What the file is encrypted with; None for one that is not.
 
     Returns
     -------
@@ -89,15 +120,26 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     Raises
     ------
     ConfigError
-        If the file is missing, or is not an unencrypted Ed25519 private key in PEM.
+        If the file is missing, is not an Ed25519 private key in PEM, or is encrypted with another passphrase; also if
+        it is encrypted and there is no passphrase, or the other way round.
     """
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
 
     data = _read(path)
-    expected = "an unencrypted Ed25519 private key in PEM; make one with `cema keys`"
+    encrypted = b"ENCRYPTED" in data
+    if encrypted and passphrase is None:
+        raise ConfigError(
+            f"{path}: expected an unencrypted Ed25519 private key in PEM, got an encrypted one; say where its "
+            "passphrase is with signing_passphrase"
+        )
+    if not encrypted and passphrase is not None and b"PRIVATE KEY" in data:
+        raise ConfigError(f"{path}: a passphrase is given, but the key is not encrypted; remove the setting")
+    expected = "an unencrypted Ed25519 private key in PEM; make one with `cema keys new`"
+    if passphrase is not None:
+        expected = "an Ed25519 private key in PEM that this passphrase opens; check the passphrase"
     key = _parsed(
-        lambda: serialization.load_pem_private_key(data, password=None), f"{path}: expected {expected}"
+        lambda: serialization.load_pem_private_key(data, password=passphrase), f"{path}: expected {expected}"
     )
     return _checked(path, key, Ed25519PrivateKey, "private")  # type: ignore[type-abstract]
 

@@ -14,24 +14,23 @@ likewise.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cema._util.checks import is_sha256
 from cema.errors import FormatError, UpdateRejected
-from cema.formats.keys import key_id
+from cema.formats.envelope import open_envelope, seal
+from cema.formats.keys import Signer
 from cema.formats.payload import (
     Payload,
     decode_payload,
 )
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update"]
 
@@ -39,7 +38,6 @@ UPDATE_FORMAT = "cema.update/1"
 """What a manifest says that it is."""
 
 _CONTEXT = UPDATE_FORMAT.encode() + b"\0"
-_MAX_ENVELOPE_BYTES = 64 * 1024
 
 
 class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,37 +87,30 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"expected a payload of at least 1 byte, got {self.payload_bytes}")
 
 
-class _Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    key: str
-    signature: str
-
-
-class _Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    manifest: str
-    signatures: tuple[_Signature, ...] = ()
-
-
-def sign_update(manifest: UpdateManifest, key: Ed25519PrivateKey) -> bytes:
+def sign_update(manifest: UpdateManifest, *signers: Signer) -> bytes:
     """Sign a manifest.
 
     Parameters
     ----------
     manifest : UpdateManifest
         What to sign.
-    key : Ed25519PrivateKey
-        A key whose public half the devices hold.
+    *signers : Signer
+        Of keys of which every device holds a public half: one, or, while keys are exchanged, several. Their signatures
+        are in this order.
 
     Returns
     -------
     bytes
         The envelope.
+
+    Raises
+    ------
+    ValueError
+        If there is no signer.
+    SigningError
+        If one of them cannot sign now.
     """
-    content = _canonical(manifest)
-    signature = _Signature(
-        key=key_id(key.public_key()), signature=base64.b64encode(key.sign(_CONTEXT + content)).decode()
-    )
-    envelope = _Envelope(manifest=base64.b64encode(content).decode(), signatures=(signature,))
-    return msgspec.json.encode(envelope)
+    return seal(_canonical(manifest), signers, context=_CONTEXT)
 
 
 def verify_update(
@@ -130,6 +121,7 @@ def verify_update(
     base: str,
     running_version: int,
     now: float,
+    revoked: Collection[str] = (),
 ) -> UpdateManifest:
     """Verify an envelope and everything its manifest says.
 
@@ -148,6 +140,9 @@ def verify_update(
         The version this device runs; 0 is the one it was provisioned with.
     now : float
         Unix time in seconds.
+    revoked : collection of str
+        Ids of keys that this device once trusted and that are revoked: signatures by one of these alone are refused as
+        ``revoked_key``.
 
     Returns
     -------
@@ -159,7 +154,7 @@ def verify_update(
     UpdateRejected
         For anything that is not right; nothing of the manifest is looked at before a signature is verified.
     """
-    content = _verify_signatures(envelope, public_keys)
+    content = open_envelope(envelope, public_keys, context=_CONTEXT, revoked=revoked).content
     try:
         manifest = msgspec.json.decode(content, type=UpdateManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -222,46 +217,5 @@ def verify_payload(manifest: UpdateManifest, payload: bytes) -> Payload:
         raise UpdateRejected("malformed", str(error)) from error
 
 
-def _verify_signatures(data: bytes, public_keys: Mapping[str, Ed25519PublicKey]) -> bytes:
-    """Return the manifest's bytes once a trusted key has signed them."""
-    if len(data) > _MAX_ENVELOPE_BYTES:
-        raise UpdateRejected(
-            "malformed", f"an envelope has at most {_MAX_ENVELOPE_BYTES} bytes, {len(data)} came"
-        )
-    try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
-        content = _decode_base64(envelope.manifest)
-        signatures = [(item.key, _decode_base64(item.signature)) for item in envelope.signatures]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UpdateRejected("malformed", f"the envelope cannot be read: {error}") from error
-    if not signatures:
-        raise UpdateRejected("unsigned", "the envelope carries no signature")
-    if msgspec.json.encode(envelope) != data:
-        raise UpdateRejected("malformed", "the envelope is not in its canonical encoding")
-    trusted = [(public_keys[key], signature) for key, signature in signatures if key in public_keys]
-    if not trusted:
-        names = ", ".join(key[:32] for key, _ in signatures[:4])
-        raise UpdateRejected("unknown_key", f"signed by {names}; this device trusts {sorted(public_keys)}")
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - loaded by whoever made the keys
-
-    try:
-        for key, signature in trusted:
-            key.verify(signature, _CONTEXT + content)
-    except InvalidSignature:
-        raise UpdateRejected("bad_signature", "the signature does not fit the manifest") from None
-    return content
-
-
 def _canonical(manifest: UpdateManifest) -> bytes:
     return msgspec.json.encode(manifest, order="sorted")
-
-
-def _decode_base64(text: str) -> bytes:
-    """Decode base64 strictly: the one text that stands for these bytes, and no other."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"not base64: {error}") from error
-    if base64.b64encode(data).decode() != text:
-        raise ValueError("base64 is not in its canonical form")
-    return data

@@ -62,7 +62,7 @@ def test_a_malformed_frame_is_400(cloud: Cloud, body: bytes) -> None:
 
 
 def test_everything_but_health_wants_a_token(cloud: Cloud) -> None:
-    ours = [f"/v1/cohorts/north/{p}" for p in ("status", "updates/latest", "artifacts/" + "0" * 64)]
+    ours = [f"/v1/cohorts/north/{p}" for p in ("status", "updates/latest", "keys", "artifacts/" + "0" * 64)]
     for path in ("/metrics", *ours):
         for header in (b"", b"Bearer", b"Bearer wrong", b"Basic abc", b"Bearer \xff"):
             response = cloud.http.get(path, headers={b"Authorization": header} if header else {})
@@ -218,6 +218,22 @@ def test_the_latest_update_is_revalidated_by_its_entity_tag(cloud: Cloud) -> Non
     cloud.publish(2, b"payload")
     newer = cloud.get("/v1/cohorts/north/updates/latest", headers={"If-None-Match": etag})
     assert (newer.status_code, newer.headers["etag"]) == (200, f'"{update.digest}-2"')
+
+
+def test_keys_documents_are_served_as_they_were_signed(cloud: Cloud) -> None:
+    none = cloud.get("/v1/cohorts/north/keys")
+    assert (none.status_code, none.content, none.headers["cache-control"]) == (204, b"", "no-cache")
+    first, second = b'{"manifest":"YQ==","signatures":[]}', b'{"manifest":"Yg==","signatures":[]}'
+    cloud.store.put_keys_document("north", 1, first)
+    one = cloud.get("/v1/cohorts/north/keys")
+    assert (one.status_code, one.content) == (200, b'{"documents":[' + first + b"]}")
+    assert one.headers["content-type"] == "application/json"
+    cloud.store.put_keys_document("north", 2, second)
+    known = {"If-None-Match": one.headers["etag"]}
+    both = cloud.get("/v1/cohorts/north/keys", headers=known)
+    assert both.content == b'{"documents":[' + first + b"," + second + b"]}"
+    known = {"If-None-Match": both.headers["etag"]}
+    assert cloud.get("/v1/cohorts/north/keys", headers=known).status_code == 304
 
 
 def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +436,7 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
     }
     assert operations.keys() == {
         "upload_samples",
+        "keys_documents",
         "latest_update",
         "artifact",
         "cohort_status",

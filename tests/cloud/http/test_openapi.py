@@ -37,6 +37,7 @@ ENVELOPE = {
 SAMPLES = "/v1/cohorts/{cohort}/samples"
 LATEST = "/v1/cohorts/{cohort}/updates/latest"
 ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
+KEYS = "/v1/cohorts/{cohort}/keys"
 STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
@@ -144,12 +145,13 @@ def codes(response: dict[str, Any]) -> list[str | None]:
 
 def before_the_first_update(api: Api) -> None:
     assert api("GET", LATEST).status_code == 204
+    assert api("GET", KEYS).status_code == 204
     status = api("GET", STATUS).json()
     assert (status["update"], status["worker"]) == (None, {"ready": False})
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS)]
+    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS)]
     for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
@@ -241,7 +243,10 @@ def good_requests(api: Api) -> None:
     spoilt = encode_samples(good).replace(good[0].image, bytes(len(good[0].image)))
     (rejected, _) = api("POST", SAMPLES, content=spoilt).json()["verdicts"]
     assert rejected["verdict"] == "rejected"
-    for path, content in ((LATEST, json.dumps(ENVELOPE).encode()), (ARTIFACT, PAYLOAD)):
+    signed = json.dumps(ENVELOPE).encode()
+    api.engine.store.put_keys_document("north", 1, signed)
+    keys = b'{"documents":[' + signed + b"]}"
+    for path, content in ((LATEST, signed), (ARTIFACT, PAYLOAD), (KEYS, keys)):
         response = api("GET", path)
         assert response.content == content
         assert api("GET", path, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
@@ -283,9 +288,11 @@ def faults(api: Api) -> None:
     api("GET", ACTS, who="admin")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
+        connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
     api("GET", VERSIONS, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
+    api("GET", KEYS)
     api("GET", STATUS)
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:

@@ -15,6 +15,7 @@ __all__ = [
     "Error",
     "ErrorBody",
     "Health",
+    "KeysDocuments",
     "Ready",
     "Signature",
     "Status",
@@ -70,6 +71,14 @@ class Envelope(BaseModel):
 
     manifest: str = Field(description="Base64 of the manifest's canonical JSON.")
     signatures: list[Signature]
+
+
+class KeysDocuments(BaseModel):
+    """Signed documents that say which keys devices trust."""
+
+    documents: list[Envelope] = Field(
+        description="Oldest first; a device checks each one's bytes as they came."
+    )
 
 
 class UpdateSummary(BaseModel):

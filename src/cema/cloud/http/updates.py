@@ -24,7 +24,7 @@ from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.devices import Device
 from cema.cloud.store.traces import Fetch
 
-__all__ = ["router"]
+__all__ = ["IfNoneMatch", "router"]
 
 router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["updates"])
 # Every device asks for the newest update all the time.

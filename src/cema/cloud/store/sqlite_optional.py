@@ -1,4 +1,4 @@
-"""What the SQLite store offers beside the protocol of every store: traces, agreement, acts, the audit, copies."""
+"""What the SQLite store offers beside the protocol of every store: traces, agreement, acts, the audit, keys, copies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -33,6 +34,7 @@ class OptionalMembers:
         self._agreements = AgreementTable(self.database)
         self._audit = AuditTable(self.database)
         self._control = ControlTable(self.database, self._audit)
+        self._keys = KeysTable(self.database, self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -107,6 +109,16 @@ class OptionalMembers:
     def versions(self, cohort: str) -> list[VersionRecord]:
         """Return the versions that are kept, oldest first."""
         return self._control.versions(cohort)
+
+    def keys_documents(self, cohort: str) -> list[bytes]:
+        """Return the envelopes of a cohort's keys documents, by rising serial number."""
+        return self._keys.keys_documents(cohort)
+
+    def put_keys_document(
+        self, cohort: str, serial: int, envelope: bytes, *, act: AuditedAct | None = None
+    ) -> None:
+        """Keep one more keys document, durably, and who made it."""
+        self._keys.put_keys_document(cohort, serial, envelope, act=act)
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

@@ -61,7 +61,7 @@ class ActsOfOperators:
             return {}
         return {"control": self.control.serial, "acted": None if done is None else done.acted}
 
-    def do(self, act: Acted, publisher: Publisher, now: float) -> Done:
+    def do(self, act: Acted, publisher: Publisher, now: float) -> Done | None:
         """Make the version that an act asks for; none where devices have its content already, or it is gone.
 
         Parameters
@@ -72,16 +72,33 @@ class ActsOfOperators:
             The cohort's.
         now : float
             Unix seconds.
+
+        Returns
+        -------
+        Done or None
+            None when the version cannot be signed now: the act goes on waiting.
         """
         begins_anew = isinstance(act.act, Rollback)
         payload = publisher.source_payload() if act.content == SOURCE else None
         if payload is None and act.content is not None:
             payload = self._store.artifact(self._cohort, act.content)
         if payload is None:  # an older CEMA has deleted it since
-            report(log, events.ACT_FAILED, cohort=self._cohort, number=act.number)
             return Done(msgspec.structs.replace(act, state="failed", done_at=now), None, begins_anew=False)
-        update = None if publisher.offers(payload, now) else publisher.again(payload, now)
-        version = publisher.version if update is None else update.version
+        if publisher.offers(payload, now):
+            done = msgspec.structs.replace(act, state="done", done_at=now, version=publisher.version)
+            return Done(done, None, begins_anew)
+        update = publisher.again(payload, now)
+        if update is None:
+            return None
+        done = msgspec.structs.replace(act, state="done", done_at=now, version=update.version)
+        return Done(done, update, begins_anew)
+
+    def told(self, done: Done) -> None:
+        """Log what was done, once it is durable."""
+        act = done.acted
+        if act.state == "failed":
+            report(log, events.ACT_FAILED, cohort=self._cohort, number=act.number)
+            return
         report(
             log,
             events.ACT_DONE,
@@ -89,8 +106,5 @@ class ActsOfOperators:
             act=name_of(act.act),
             number=act.number,
             actor=act.actor,
-            version=version,
-        )
-        return Done(
-            msgspec.structs.replace(act, state="done", done_at=now, version=version), update, begins_anew
+            version=act.version,
         )

@@ -66,7 +66,7 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def judged(self, outcome: str) -> None:
         """Take note of what the gate said of a candidate."""
-        if outcome == "waiting":
+        if outcome in {"waiting", "unsigned", "renewed"}:
             return
         if outcome == "reverted":
             self.window.running_is("source")

@@ -170,8 +170,9 @@ class CohortWorker:
 
     def _run_once(self) -> bool:
         act = self._acts.look()
-        if act is not None:
-            self._act(act)
+        if not self._acts.publishes:
+            self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
+        if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
             return True
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
@@ -191,18 +192,23 @@ class CohortWorker:
         if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
-            self._commit(self.cursor, self.publisher.renew(now), about={"kind": "renewed"})
+            self._commit(self.cursor, self._renewed(now), about={"kind": "renewed"})
             return True
         return False
 
-    def _act(self, act: Acted) -> None:
-        """Do what an operator asked for; the models are compared anew after that."""
+    def _act(self, act: Acted) -> bool:
+        """Do what an operator asked for, if it can be signed now; the models are compared anew after that."""
         done = self._acts.do(act, self.publisher, self._clock())
+        if done is None:
+            self._count("updates.unsigned", 1)
+            return False
         if done.begins_anew:
             self.learner.restart()
         self.progress.acted()
         about = {"kind": name_of(act.act), "act": act.number, "content_of": getattr(act.act, "to", 0)}
         self._commit(self.cursor, done.update, done=done, about=about)
+        self._acts.told(done)
+        return True
 
     def _draw(self, backlog: int, size: int) -> Draw:
         """Choose what is next; where too many samples wait, the oldest go without a step of their own."""
@@ -286,6 +292,7 @@ class CohortWorker:
             )
 
     def _test_then_train(self, samples: Sequence[StoredSample], batch: Batch) -> StepReport:
+        self.publisher.unsigned.forget()  # the next candidate comes from what is learned now
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
@@ -386,6 +393,13 @@ class CohortWorker:
             self._reset()
         return candidate.update
 
+    def _renewed(self, now: float) -> PublishedUpdate | None:
+        candidate = self.publisher.renew(now)
+        if candidate.outcome != "renewed":
+            self._count(f"updates.{candidate.outcome}", 1)
+        self.progress.judged(candidate.outcome)
+        return candidate.update
+
     def _reset(self) -> None:
         """Reset to the source models; the replay buffer stays."""
         report(log, events.ADAPTATION_RESET, cohort=self.cohort.name, candidates=MOST_REJECTED)
@@ -455,6 +469,7 @@ class CohortWorker:
             "replay": self.learner.replayable,
             "version": self.publisher.version,
             "quarantined": self.progress.ledger.quarantined(),
+            **({"unsigned": problem} if (problem := self.publisher.unsigned.problem) else {}),
             **self._last,
         }
 

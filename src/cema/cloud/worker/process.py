@@ -40,7 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the worker until standard input ends; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m cema.cloud.worker.process", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the cloud's configuration (TOML)")
+    parser.add_argument(
+        "--moved",
+        action="append",
+        default=[],
+        metavar="fd:A=fd:B",
+        help="a passphrase that the configuration has at descriptor A is at B in this process",
+    )
     options = parser.parse_args(arguments)
+    moved = dict(text.split("=", 1) for text in options.moved)
     start_logging("worker")
     keep_freed_memory()
     stop, working = threading.Event(), threading.Event()
@@ -52,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = CloudConfig.load(options.config)
         start_logging("worker", form=config.log.format, level=config.log.level)
-        run(config, stop, working)
+        run(config, stop, working, moved=moved)
     except Fenced as error:
         report(log, events.WORKER_FENCED, error=str(error))
         return EXIT_FENCED

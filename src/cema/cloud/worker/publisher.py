@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cema._util.events import report
 from cema.adapt.base import Learner
+from cema.cloud import events
 from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
 from cema.cloud.worker.learned import Carried, Learned, read_learned
-from cema.errors import FormatError, ModelError
-from cema.formats.bundle import Bundle, check_golden, check_trust
+from cema.cloud.worker.unsigned import Unsigned
+from cema.errors import FormatError, ModelError, SigningError
+from cema.formats.bundle import Bundle, check_golden
+from cema.formats.envelope import signed_by
+from cema.formats.keys import Signer, key_id
 from cema.formats.payload import NormState, decode_payload, encode_payload, round_norm_state
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.models.copying import copy_module
@@ -30,6 +35,8 @@ from cema.ondevice.batch import Batch
 from cema.ondevice.drift import Domain
 
 __all__ = ["Candidate", "Publisher"]
+
+log = logging.getLogger(__name__)
 
 CHUNK = 32
 DAY = 86_400
@@ -48,9 +55,11 @@ class Candidate:
     outcome
         ``published``, ``waiting`` (too few new samples were seen to tell), ``gated`` (the adapted model agrees
         less with the foundation model than the source or the running version), ``reverted`` (and the source model
-        better than what devices run: it goes back to them as a new version) or ``not_finite``.
+        better than what devices run: it goes back to them as a new version), ``not_finite``, ``unsigned`` (it would
+        have been published or reverted, and there was no signature: it is tried again) or ``renewed`` (the last
+        version's payload goes out again).
     update
-        The signed update when published or reverted.
+        The signed update when published, reverted or renewed.
     agreement
         What the decision was made on.
     """
@@ -75,8 +84,9 @@ class Publisher:
         What the devices were provisioned with.
     cohort
         The cohort's name.
-    key
-        Signs the updates; the bundle must trust its public half.
+    signers
+        Sign the updates, all of them each; devices must trust one of the keys at least
+        (`cema.cloud.signing.trust.check_signers`). A single one may be given as it is.
     config
         Lifetime and gate.
     device
@@ -84,8 +94,6 @@ class Publisher:
 
     Raises
     ------
-    ConfigError
-        The bundle does not trust the key.
     ModelError
         The model does not give the bundle's golden logits: it is not the one that was exported.
     """
@@ -95,16 +103,16 @@ class Publisher:
         model: Model,
         bundle: Bundle,
         cohort: str,
-        key: Ed25519PrivateKey,
+        signers: Signer | Sequence[Signer],
         config: PublishConfig,
         *,
         device: str = "cpu",
     ) -> None:
-        check_trust(bundle, key)
+        self._signers = tuple(signers) if isinstance(signers, Sequence) else (signers,)
         self.bundle = bundle
         self.cohort = cohort
         self.config = config
-        self._key = key
+        self.unsigned = Unsigned()
         self._preprocessing = model.preprocessing
         # By the bundle's own preprocessing: what the devices feed the exported model.
         self._golden_inputs = bundle.manifest.preprocessing(bundle.golden_images)
@@ -115,6 +123,7 @@ class Publisher:
         self._source = Carried(bundle.affine_state(), unfolded=bool(self._layers))
         self._running = self._source
         self._payload = b""  # of the last version; before the first there is nothing to renew
+        self._other_keys = False  # whether the last version has other signatures than the next one will have
         self.version = 0
         self.created = 0.0
         self._devices_run = 0
@@ -134,10 +143,13 @@ class Publisher:
 
     def resume(self, latest: PublishedUpdate | None) -> None:
         """Continue after the version that devices were last offered."""
+        self.unsigned.forget()
         if latest is not None:
             payload = decode_payload(latest.payload)
             self._running = Carried(payload.norm_state, payload.unfolded)
             self._payload = latest.payload
+            names = [key_id(signer.public_key()) for signer in self._signers]
+            self._other_keys = signed_by(latest.envelope) != names
             self.version = latest.version
             self.created = latest.created
 
@@ -150,13 +162,23 @@ class Publisher:
         return self.created > now + CLOCK_SLACK
 
     def due(self, now: float) -> bool:
-        """Tell whether enough time has passed since the last version; after one from the future, at once."""
-        return self.ahead(now) or now >= self.created + self.config.min_seconds
+        """Tell whether enough time has passed since the last version; after one from the future, at once.
+
+        After a signature that did not come, enough time since that.
+        """
+        passed = self.ahead(now) or now >= self.created + self.config.min_seconds
+        return passed and self.unsigned.may_try(now)
 
     def renewal_due(self, now: float) -> bool:
-        """Tell whether the last version is past half of its life: devices could soon not install it."""
+        """Tell whether the last version is past half of its life: devices could soon not install it.
+
+        Or whether it is signed with other keys than those that sign now, or something could not be signed.
+        """
+        if not self.unsigned.may_try(now):
+            return False
         half = self.created + self.config.lifetime_days * DAY / 2
-        return self.version > 0 and (self.ahead(now) or now >= half)
+        past = self.version > 0 and (self.ahead(now) or now >= half or self._other_keys)
+        return past or self.unsigned.waiting is not None
 
     def devices_run(self, version: int) -> None:
         """Take note of a version that a device has: the next one must be newer, also after a store was restored.
@@ -242,7 +264,7 @@ class Publisher:
         """
         verdict = decide(window, self.config)
         if verdict.decision == "reverted":
-            return Candidate("reverted", self._sign(self.source_payload(), now), verdict.agreement)
+            return self._signed("reverted", self.source_payload(), now, verdict.agreement)
         if verdict.decision != "publish":
             return Candidate(verdict.decision, None, verdict.agreement)
         rounded = Carried.of(Learned(norm_state, statistics), self.bundle.manifest.tolerance)
@@ -253,23 +275,42 @@ class Publisher:
         if not np.isfinite(golden).all():
             return Candidate("not_finite", None, verdict.agreement)
         told = statistics if self.config.statistics else None
-        update = self._sign(self._encode(rounded, golden, domain, told), now)
-        return Candidate("published", update, verdict.agreement)
+        return self._signed("published", self._encode(rounded, golden, domain, told), now, verdict.agreement)
 
-    def renew(self, now: float) -> PublishedUpdate:
-        """Sign the last version's payload again, as the next version with a new life.
+    def renew(self, now: float) -> Candidate:
+        """Sign what could not be signed; or, if there is no such thing, the last version again.
 
-        The very same bytes, so that devices see from the digest that there is nothing to fetch.
+        That is its payload as the next version with a new life: the very same bytes, so that devices see from the
+        digest that there is nothing to fetch.
         """
-        return self.again(self._payload, now)
+        outcome, payload = self.unsigned.waiting or ("renewed", self._payload)
+        return self._signed(outcome, payload, now)
+
+    def _signed(
+        self, outcome: str, payload: bytes, now: float, agreement: Agreement | None = None
+    ) -> Candidate:
+        try:
+            update = self._sign(payload, now)
+        except SigningError as error:
+            self.unsigned.failed(outcome, payload, now, error)
+            report(
+                log, events.UPDATE_NOT_SIGNED,
+                cohort=self.cohort, version=self.next_version, error=str(error),
+            )  # fmt: skip
+            return Candidate("unsigned", None, agreement)
+        self.unsigned.succeeded()
+        return Candidate(outcome, update, agreement)
 
     def offers(self, payload: bytes, now: float) -> bool:
         """Tell whether devices are offered this very content already, for long enough."""
         return self.version > 0 and payload == self._payload and not self.renewal_due(now)
 
-    def again(self, payload: bytes, now: float) -> PublishedUpdate:
-        """Sign a payload that was published before, as the next version."""
-        return self._sign(payload, now)
+    def again(self, payload: bytes, now: float) -> PublishedUpdate | None:
+        """Sign a payload that was published before, as the next version; None when it cannot be signed now."""
+        update = self._signed("again", payload, now).update
+        if update is None:
+            self.unsigned.forget()  # who wants it keeps it
+        return update
 
     def source_payload(self) -> bytes:
         """Return the source model as an update carries it."""
@@ -323,7 +364,7 @@ class Publisher:
         return PublishedUpdate(
             version=manifest.version,
             digest=manifest.payload,
-            envelope=sign_update(manifest, self._key),
+            envelope=sign_update(manifest, *self._signers),
             payload=payload,
             created=now,
             expires=manifest.expires,

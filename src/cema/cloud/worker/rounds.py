@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,15 @@ import torch
 from cema._util.events import report
 from cema.cloud import events
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
+from cema.cloud.signing.signers import open_signers
+from cema.cloud.signing.trust import check_signers
 from cema.cloud.store.base import Store
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.turn import Turn
 from cema.errors import CemaError, ConfigError, StoreUnavailable
 from cema.formats.bundle import Bundle
-from cema.formats.keys import load_private_key
+from cema.formats.keys import Signer
 from cema.models.checks import varied_inputs
 from cema.models.device import why_unusable
 from cema.models.left_out import left_out_layers, left_out_text
@@ -33,8 +36,19 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 
 
-def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> CohortWorker:
+def open_cohort(
+    store: Store, config: CloudConfig, cohort: CohortConfig, signers: Sequence[Signer] | None = None
+) -> CohortWorker:
     """Load a cohort's bundle and models, check them against each other, and take the cohort over.
+
+    Parameters
+    ----------
+    store
+        Where samples come from.
+    config, cohort
+        The cloud's configuration, and one of its cohorts.
+    signers
+        What signs; opened as configured when left out.
 
     Raises
     ------
@@ -50,11 +64,14 @@ def open_cohort(store: Store, config: CloudConfig, cohort: CohortConfig) -> Coho
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
             layers = left_out_text(left_out)
             report(log, events.LAYERS_LEFT_OUT, cohort=cohort.name, side=side, layers=layers)
+    if signers is None:
+        signers = open_signers(config.signers)
+    check_signers(store, cohort.name, bundle, [signer.public_key() for signer in signers])
     publisher = Publisher(
         edge,
         bundle,
         cohort.name,
-        load_private_key(Path(config.signing_key)),
+        signers,
         cohort.publish,
         device=worker.device,
     )
@@ -74,7 +91,13 @@ def _resolved(config: WorkerConfig) -> WorkerConfig:
     return msgspec.structs.replace(config, device=device)
 
 
-def run(config: CloudConfig, stop: threading.Event, working: threading.Event) -> None:
+def run(
+    config: CloudConfig,
+    stop: threading.Event,
+    working: threading.Event,
+    *,
+    moved: Mapping[str, str] | None = None,
+) -> None:
     """Work on every cohort in turn until told to stop.
 
     Parameters
@@ -85,6 +108,8 @@ def run(config: CloudConfig, stop: threading.Event, working: threading.Event) ->
         Set to end the loop after the present step.
     working
         Set here once steps begin: from then on a stop is worth waiting for.
+    moved
+        See `cema.cloud.signing.signers.open_signers`.
 
     Raises
     ------
@@ -95,9 +120,10 @@ def run(config: CloudConfig, stop: threading.Event, working: threading.Event) ->
     """
     if config.worker.threads:
         torch.set_num_threads(config.worker.threads)
+    signers = open_signers(config.signers, moved=moved)
     store = config.open_store()
     try:
-        turns = [_turn(store, config, cohort) for cohort in config.cohort]
+        turns = [_turn(store, config, cohort, signers) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
@@ -117,9 +143,9 @@ def run(config: CloudConfig, stop: threading.Event, working: threading.Event) ->
         store.close()
 
 
-def _turn(store: Store, config: CloudConfig, cohort: CohortConfig) -> Turn:
+def _turn(store: Store, config: CloudConfig, cohort: CohortConfig, signers: Sequence[Signer]) -> Turn:
     try:
-        return Turn(store, cohort.name, lambda: open_cohort(store, config, cohort))
+        return Turn(store, cohort.name, lambda: open_cohort(store, config, cohort, signers))
     except StoreUnavailable:
         raise  # no fault of the configuration: another start may well succeed
     except (CemaError, ValueError, OSError) as error:

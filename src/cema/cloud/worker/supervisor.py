@@ -17,12 +17,14 @@ from cema._util.memory import worker_environment
 from cema.cloud import events
 from cema.cloud.config import CloudConfig
 from cema.cloud.data_folder import lock_data_folder
+from cema.cloud.signing.passphrase import pass_on, read_passphrase
+from cema.cloud.signing.signers import descriptors, signing_public_keys
+from cema.cloud.signing.trust import check_signers
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import ConfigError, StoreError
-from cema.formats.bundle import Bundle, check_trust
-from cema.formats.keys import load_private_key
+from cema.formats.bundle import Bundle
 
 __all__ = ["Engine", "LocalEngine"]
 
@@ -92,7 +94,7 @@ class LocalEngine:
     Raises
     ------
     FormatError, ConfigError
-        A bundle or the signing key cannot be read.
+        A bundle, a signing key or a passphrase cannot be read.
     StoreError
         The store cannot be opened, belongs to other bundles, or another cloud is using it.
 
@@ -101,6 +103,9 @@ class LocalEngine:
     The worker has a process of its own so that neither its load nor its death touches uploads. Its standard
     input is a pipe that this process holds: the worker ends when the pipe does, also after ``kill -9``.
     Should an old worker still finish a step beside a new one, the store refuses its commit.
+
+    Only the worker signs. Passphrases that come by a file descriptor can be read once: they stay in this process's
+    memory, and every worker gets them by a pipe of its own. It reads all others itself.
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class LocalEngine:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
-        bases = _check_files(config)
+        bundles = _check_files(config)
+        keys = signing_public_keys(config.signers)
+        self._passphrases = {source: read_passphrase(source) for source in descriptors(config.signers)}
         self._lock = lock_data_folder(Path(config.data))
         try:
             self._store = config.open_store()
@@ -120,12 +127,13 @@ class LocalEngine:
             self._lock.close()
             raise
         try:
-            for name, base in bases.items():
-                self._store.open_cohort(name, base=base)
+            for name, bundle in bundles.items():
+                self._store.open_cohort(name, base=bundle.manifest.base)
+                check_signers(self._store, name, bundle, keys)
         except BaseException:
             self._close()
             raise
-        self._devices = self._store.devices(list(bases))
+        self._devices = self._store.devices(list(bundles))
 
     @property
     def config(self) -> CloudConfig:
@@ -196,15 +204,22 @@ class LocalEngine:
 
     def _run_worker(self) -> int:
         """Run one worker process to its end and return its status."""
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "cema.cloud.worker.process", "--config", str(self._path)],
-            stdin=subprocess.PIPE,
-            # Its output is a log; standard output belongs to the server's own messages.
-            stdout=2,
-            # A signal to the server's terminal must not end the worker in the middle of a step.
-            start_new_session=True,
-            env=worker_environment(os.environ),
-        )
+        pipes = {source: pass_on(passphrase) for source, passphrase in self._passphrases.items()}
+        moved = [f"--moved={source}=fd:{pipe}" for source, pipe in pipes.items()]
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "cema.cloud.worker.process", "--config", str(self._path), *moved],
+                stdin=subprocess.PIPE,
+                # Its output is a log; standard output belongs to the server's own messages.
+                stdout=2,
+                # A signal to the server's terminal must not end the worker in the middle of a step.
+                start_new_session=True,
+                env=worker_environment(os.environ),
+                pass_fds=tuple(pipes.values()),
+            )
+        finally:
+            for pipe in pipes.values():
+                os.close(pipe)
         self._process = process
         while process.poll() is None:
             if self._stopping.wait(0.1):
@@ -223,24 +238,22 @@ class LocalEngine:
             report(log, events.RESTART_NOT_NOTED, error=str(error))
 
 
-def _check_files(config: CloudConfig) -> dict[str, str]:
-    """Check keys, bundles and weights against each other, as far as it goes without torch; return the bases by cohort.
+def _check_files(config: CloudConfig) -> dict[str, Bundle]:
+    """Check bundles and weights, as far as it goes without torch; return the bundles by cohort.
 
     The worker checks the models themselves when it starts. What can be told at once is told before the port opens.
     """
-    key = load_private_key(Path(config.signing_key))
-    bases = {}
+    bundles = {}
     for cohort in config.cohort:
         bundle = Bundle.load(Path(cohort.bundle))
-        check_trust(bundle, key)
-        bases[cohort.name] = bundle.manifest.base
+        bundles[cohort.name] = bundle
         for setting in ("model_weights", "foundation_weights"):
             path = getattr(cohort, setting)
             if path and not Path(path).is_file():
                 raise ConfigError(
                     f"cohort {cohort.name!r}: {setting}: there is no file {path}; correct the path"
                 )
-    return bases
+    return bundles
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

@@ -1,0 +1,1 @@
+"""Who signs updates: keys in files, encrypted or not, and keys that only a command can use."""
