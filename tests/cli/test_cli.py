@@ -34,6 +34,7 @@ def cema(
         [],
         ["bench"],
         ["bench", "compare"],
+        ["check"],
         ["cost"],
         ["demo"],
         ["export"],

@@ -117,7 +117,14 @@ class ControlTests(StoreCase):
         found = controlled.versions("north")
         assert [known.version for known in found] == [1, 2, 3]
         third = numbered_update(3)
-        assert found[-1] == (3, third.digest, third.created, third.expires, len(third.payload))
+        assert found[-1] == (
+            3,
+            third.digest,
+            third.created,
+            third.expires,
+            len(third.payload),
+            third.envelope,
+        )
         assert controlled.versions("south") == []
 
 

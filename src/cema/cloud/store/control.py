@@ -159,6 +159,7 @@ class VersionRecord(NamedTuple):
     created: float
     expires: float
     payload_bytes: int
+    envelope: bytes
 
 
 @runtime_checkable

@@ -137,8 +137,8 @@ class ControlTable:
         """Return the versions that are kept, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT version, digest, created, expires, length(data) FROM updates JOIN artifacts USING (digest) "
-                "WHERE cohort = ? ORDER BY version",
+                "SELECT version, digest, created, expires, length(data), envelope FROM updates "
+                "JOIN artifacts USING (digest) WHERE cohort = ? ORDER BY version",
                 (cohort,),
             ).fetchall()
         return [VersionRecord(*row) for row in rows]
