@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cema.cloud.store.retention import DAY, DAYS_KEPT, HOUR, HOURS_KEPT, Aged, kept
+from cema.cloud.store.retention import PERIODS, Aged, kept
 
 PLENTY = 10**9
 
 # Seconds from one version to the next: of every size that makes a difference.
-gaps = st.lists(
-    st.one_of(st.floats(0, 60), st.floats(0, 2 * HOUR), st.floats(0, 3 * DAY)), min_size=1, max_size=150
-)
+gaps = st.lists(st.one_of(*(st.floats(0, 2 * size) for size, _ in PERIODS)), min_size=1, max_size=150)
 
 
 def versions(seconds: Sequence[float]) -> list[Aged]:
@@ -39,15 +37,15 @@ def test_deleting_with_every_version_leaves_what_deleting_once_leaves(
 
 
 @given(gaps, st.integers(1, 20))
-def test_the_newest_and_the_last_of_each_day_and_hour_stay(seconds: list[float], newest: int) -> None:
+def test_the_newest_and_the_last_of_each_period_stay(seconds: list[float], newest: int) -> None:
     every = versions(seconds)
     stay = kept(every, newest=newest, older_bytes=PLENTY)
     assert stay >= {aged.version for aged in every[-newest:]}
-    for size, count in ((HOUR, HOURS_KEPT), (DAY, DAYS_KEPT)):
+    for size, count in PERIODS:
         periods = sorted({int(aged.created // size) for aged in every})[-count:]
         for period in periods:
             assert max(aged.version for aged in every if int(aged.created // size) == period) in stay
-    assert len(stay) <= newest + HOURS_KEPT + DAYS_KEPT
+    assert len(stay) <= newest + sum(count for _, count in PERIODS)
 
 
 @given(gaps, st.integers(1, 20), st.integers(0, 2000))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["DAYS_KEPT", "HOURS_KEPT", "Aged", "kept"]
+__all__ = ["PERIODS", "Aged", "kept"]
 
-# Beside the newest versions: the last one of each of so many hours and days in which there were any.
-HOURS_KEPT = 24
-DAYS_KEPT = 30
-HOUR = 3600.0
-DAY = 86_400.0
+PERIODS = ((60.0, 60), (3600.0, 24), (86_400.0, 30))
+"""Beside the newest versions, the last one of each of so many periods, of so many seconds, in which there were any:
+minutes, hours and days. A cohort that learns may publish every second, and a person notices later."""
 
 
 class Aged(NamedTuple):
@@ -37,19 +35,18 @@ def kept(versions: Iterable[Aged], *, newest: int, older_bytes: int) -> set[int]
     Returns
     -------
     set of int
-        The newest, and the last of each of the `HOURS_KEPT` newest hours and the `DAYS_KEPT` newest days in which there
-        was any, newer ones first, as far as they fit.
+        The newest, and those that `PERIODS` says, newer ones first, as far as they fit.
 
     Examples
     --------
-    >>> versions = [Aged(1, 0.0), Aged(2, 100.0), Aged(3, 4000.0), Aged(4, 4001.0)]
+    >>> versions = [Aged(1, 0.0), Aged(2, 59.0), Aged(3, 4000.0), Aged(4, 4001.0)]
     >>> sorted(kept(versions, newest=1, older_bytes=100))
     [2, 4]
     """
     ordered = sorted(versions, reverse=True)
     found = {aged.version for aged in ordered[:newest]}
     older: set[int] = set()
-    for size, count in ((HOUR, HOURS_KEPT), (DAY, DAYS_KEPT)):
+    for size, count in PERIODS:
         last: dict[int, int] = {}
         for aged in ordered:
             last.setdefault(int(aged.created // size), aged.version)
