@@ -169,7 +169,7 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
         for block in page.split("```sh\n")[1:]
         for line in block.partition("```")[0].splitlines()
     ]
-    assert len(commands) >= 10
+    assert len(commands) >= 17
     printed: dict[str, str] = {}
     for command in commands:
         done = subprocess.run(
@@ -182,11 +182,17 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
             env={**os.environ, "COLUMNS": "160"},
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
-        printed.setdefault(command[1], done.stdout)
+        printed.setdefault(command[1] if command[0] == "cloud" else command[0], done.stdout)
     assert "agreement of the newest version minus that of the source model" in printed["status"]
     assert "Devices get the content of version 2." in printed["rollback"]
     assert "Devices return to the source model" in printed["stop"]
     assert "all others with their next question" in printed["stop"]
+    assert "100 devices" in printed["cost"]
+    assert "trusted" in printed["keys"]
+    assert (fleet.config.parent / "backup.cema").is_file()
+    audit = printed["audit"]
+    for act in ("cohort.stop", "device.add", "device.renew", "device.revoke", "store.backup"):
+        assert act in audit
     rows = [line.replace("│", " ").split() for line in printed["acts"].splitlines()]
     done_acts = [
         [cell for cell in row if cell in {"rollback", "pin", "pause", "stop", "resume"}] for row in rows

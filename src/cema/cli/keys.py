@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cema.cli.actor import command_line_actor
-from cema.cli.cohorts import Config
+from cema.cli.cohorts import Config, one_cohort, opened
 
 if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig, CohortConfig
-    from cema.cloud.store.base import Store
     from cema.formats.keyring import Keyring
 
 __all__ = ["app"]
@@ -112,8 +109,8 @@ def list_(config: Config, cohort: Cohort = None) -> None:
     from cema.cloud.signing.trust import cohort_keyring
     from cema.formats.bundle import Bundle
 
-    with _opened(config, cohort) as (_, store, cohorts):
-        for each in cohorts:
+    with opened(config) as (settings, store):
+        for each in _chosen(settings, cohort):
             _show(cohort_keyring(store, each.name, Bundle.load(Path(each.bundle))))
 
 
@@ -122,9 +119,10 @@ def _change(path: Path, cohort: str | None, *, days: float, **changes: Any) -> N
     from cema.cloud.signing.trust import change_keys
     from cema.formats.bundle import Bundle
 
-    with _opened(path, cohort) as (config, store, cohorts):
+    with opened(path) as (config, store):
+        chosen = _chosen(config, cohort)
         signers = open_signers(config.signers)
-        for each in cohorts:
+        for each in chosen:
             bundle = Bundle.load(Path(each.bundle))
             store.open_cohort(each.name, base=bundle.manifest.base)
             _show(
@@ -141,18 +139,10 @@ def _change(path: Path, cohort: str | None, *, days: float, **changes: Any) -> N
             )
 
 
-@contextmanager
-def _opened(path: Path, cohort: str | None) -> Iterator[tuple[CloudConfig, Store, Sequence[CohortConfig]]]:
-    """Open the store of a configured cloud, running or not."""
-    from cema.cloud.config import CloudConfig
-    from cema.errors import ConfigError
-
-    config = CloudConfig.load(path)
-    names = [each.name for each in config.cohort]
-    if cohort is not None and cohort not in names:
-        raise ConfigError(f"--cohort: expected one of {', '.join(names)}, got {cohort!r}")
-    with closing(config.open_store()) as store:
-        yield config, store, [each for each in config.cohort if cohort in {None, each.name}]
+def _chosen(config: CloudConfig, cohort: str | None) -> list[CohortConfig]:
+    """Return the cohort that was named, or all."""
+    name = None if cohort is None else one_cohort(config, cohort)
+    return [each for each in config.cohort if name in {None, each.name}]
 
 
 def _show(keyring: Keyring) -> None:
