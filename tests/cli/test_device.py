@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +13,11 @@ from typer.testing import CliRunner
 
 from cema.cli.app import app
 from cema.cloud.config import CloudConfig
+from cema.cloud.store.activity import Poll
 from cema.cloud.store.devices import Device
+from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import CemaError, ConfigError, StoreError
+from cema.testing.store_data import numbered_sample
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def device(*arguments: str, config: Path) -> str:
-    done = CliRunner().invoke(app, ["device", *arguments, "--config", str(config)])
+    done = CliRunner().invoke(app, ["device", *arguments, "--config", str(config)], env={"COLUMNS": "200"})
     if isinstance(done.exception, CemaError):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -100,3 +104,25 @@ def test_a_taken_name_leads_to_renew(config: Path) -> None:
     device("add", "camera", "--cohort", "yard", config=config)
     with pytest.raises(StoreError, match="renew"):
         device("add", "camera", "--cohort", "yard", config=config)
+
+
+def test_the_list_tells_what_is_known_of_each_device(config: Path) -> None:
+    device("add", "camera", "--cohort", "yard", config=config)
+    device("add", "silent", "--cohort", "yard", config=config)
+    with closing(CloudConfig.load(config).open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        store.open_cohort("yard", base="b")
+        sample = numbered_sample(1, 2000)  # captured at 1e9 + 1 s, by a clock that is ahead
+        store.put("yard", [sample], device="camera", now=1e9 - 60, max_backlog=10)
+        store.note_polls([Poll("yard", "camera", 1e9, 5)])
+    printed = device("list", config=config)
+    rows = {
+        line.split()[1]: " ".join(line.replace("│", " ").split())
+        for line in printed.splitlines()
+        if "yard" in line
+    }
+    assert " 5 2 1 2.0 kB its clock is 61 s ahead" in rows["camera"]
+    assert rows["silent"].endswith("never")
+    camera, silent = json.loads(device("list", "--json", config=config))
+    assert (camera["name"], camera["seen_at"], camera["has"], camera["ran"]) == ("camera", 1e9, 5, 2)
+    assert (silent["seen_at"], silent["samples"]) == (None, None)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from cema.cli.cohorts import ago
 from cema.cloud.store.told import more_status
 from cema.errors import ConfigError, StoreError
 
@@ -109,12 +110,12 @@ def watched(
 def _cells(cohort: Mapping[str, Any], now: float) -> Iterable[str]:
     update, worker = cohort["update"], cohort["worker"]
     yield str(cohort["version"])
-    yield "never" if update is None else _ago(now - update["created"])
+    yield "never" if update is None else ago(now - update["created"])
     yield cohort.get("publishing", "on")
     yield f"{cohort['samples']:,}"
     yield f"{cohort['backlog']:,}"
     yield "never ready" if worker is None else ("ready" if worker.get("ready") else "not ready")
-    yield "" if worker is None else _ago(now - worker["seen_at"])
+    yield "" if worker is None else ago(now - worker["seen_at"])
 
 
 def _share_cells(share: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -136,19 +137,3 @@ def _told(name: str, cohort: Mapping[str, Any]) -> list[str]:
     if (cohort["worker"] or {}).get("error"):
         lines.append(f"{name}: the last error of the worker: {cohort['worker']['error']}")
     return lines
-
-
-def _ago(seconds: float) -> str:
-    """Return how long ago something was.
-
-    Examples
-    --------
-    >>> _ago(3.2), _ago(150), _ago(9000), _ago(400_000), _ago(-5)
-    ('3 s ago', '2 min ago', '2 h ago', '4 days ago', 'in the future')
-    """
-    if seconds < 0:
-        return "just now" if seconds > -1 else "in the future"
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import enum
+import json as json_
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
+from cema._util.units import human_bytes
 from cema.cli.actor import command_line_actor
-from cema.cli.cohorts import Config, opened, utc
+from cema.cli.cohorts import AsJson, Config, ago, opened, utc
 from cema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from cema.cloud.store.devices import DeviceRegister
+    from cema.cloud.store.activity import DeviceActivity
+    from cema.cloud.store.devices import Device, DeviceRegister
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True, rich_markup_mode=None)
+
+# Seconds by which a device's clock may well be ahead.
+_CLOCK_SLACK = 5.0
 
 Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
 Out = Annotated[
@@ -74,22 +81,63 @@ def renew(name: Name, config: Config, out: Out = None) -> None:
 
 
 @app.command(name="list")
-def list_(config: Config) -> None:
-    """List the devices, revoked ones too."""
+def list_(config: Config, json: AsJson = False) -> None:
+    """List the devices, revoked ones too: when each was last heard of, which version it has, what it sent."""
+    from cema.cloud.store.activity import activity_of
+
+    with opened(config) as (settings, store):
+        known = store.devices([cohort.name for cohort in settings.cohort]).list()
+        activity = activity_of(store)
+    if json:
+        rows = [_row(entry) | _activity(activity.get(entry.name)) for entry in known]
+        typer.echo(json_.dumps(rows))
+        return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "role", "cohort", "added", "revoked")
-    with _register(config) as devices:
-        for entry in devices.list():
-            table.add_row(
-                entry.name,
-                entry.role,
-                entry.cohort or "(all)",
-                _moment(entry.created_at),
-                _moment(entry.revoked_at),
-            )
-    Console().print(table)
+    table = Table("name", "cohort", "heard of", "has", "ran", "samples", "sent", "notes")
+    table.columns[0].no_wrap = True
+    now = time.time()
+    for entry in known:
+        table.add_row(entry.name, entry.cohort or "(all)", *_cells(entry, activity.get(entry.name), now))
+    console = Console()
+    console.print(table)
+    console.print(
+        "has: the version that it had fetched when it last asked; ran: the version that predicted the last sample "
+        "that it sent, 0 for the source model.",
+        highlight=False,
+    )
+
+
+def _row(entry: Device) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "role": entry.role,
+        "cohort": entry.cohort,
+        "created_at": entry.created_at,
+        "revoked_at": entry.revoked_at,
+    }
+
+
+def _activity(found: DeviceActivity | None) -> dict[str, Any]:
+    names = ("seen_at", "has", "ran", "samples", "bytes", "captured_at", "received_at")
+    return {name: getattr(found, name, None) for name in names}
+
+
+def _cells(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[str]:
+    yield "never" if found is None else ago(now - found.seen_at)
+    for version in (None, None) if found is None else (found.has, found.ran):
+        yield "" if version is None else str(version)
+    yield "" if found is None else f"{found.samples:,}"
+    yield "" if found is None else human_bytes(found.bytes)
+    notes: list[str] = [] if entry.role == "device" else [entry.role]
+    if entry.revoked_at is not None:
+        notes.append(f"revoked {_moment(entry.revoked_at)}")
+    # A sample may be old, but none is captured after it came.
+    ahead = 0.0 if found is None else (found.captured_at or 0.0) - (found.received_at or 0.0)
+    if ahead > _CLOCK_SLACK:
+        notes.append(f"its clock is {ahead:.0f} s ahead")
+    yield "; ".join(notes)
 
 
 @app.command()
@@ -140,5 +188,5 @@ def _register(path: Path) -> Iterator[DeviceRegister]:
             yield store.devices(names)
 
 
-def _moment(seconds: float | None) -> str:
-    return "" if seconds is None else f"{utc(seconds, milliseconds=False)} UTC"
+def _moment(seconds: float) -> str:
+    return f"{utc(seconds, milliseconds=False)} UTC"

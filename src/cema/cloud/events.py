@@ -75,6 +75,13 @@ VERSIONS_NOT_READ = _event(
     "Devices that wait for a version learn of it later.",
     _ERROR,
 )
+POLLS_NOT_NOTED = _event(
+    "polls.not_noted",
+    WARNING,
+    "when devices were last heard of could not be noted: %(error)s",
+    "The list of devices tells older moments; nothing else depends on it.",
+    _ERROR,
+)
 FETCHES_NOT_NOTED = _event(
     "fetches.not_noted",
     WARNING,

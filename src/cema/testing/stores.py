@@ -22,6 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from cema.cloud.store.base import Fenced, Store
 from cema.cloud.store.devices import Device
 from cema.errors import StoreUnavailable
+from cema.testing.store_activity import ActivityTests
 from cema.testing.store_agreements import AgreementTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
@@ -47,7 +48,9 @@ for number in itertools.count():
 """
 
 
-class StoreSuite(SampleTests, StepTests, AgreementTests, ControlTests, DeviceTests, OptionalTests):
+class StoreSuite(
+    SampleTests, StepTests, ActivityTests, AgreementTests, ControlTests, DeviceTests, OptionalTests
+):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 
     A class of your own overrides ``url(folder)``: the URL of the store that belongs to an empty folder. For a server

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-
-from starlette.concurrency import run_in_threadpool
 
 from cema._util.events import report
 from cema.cloud import events
+from cema.cloud.http.notes import Notes
 from cema.cloud.store.base import Store
 from cema.cloud.store.traces import Fetch, TraceStore
 from cema.errors import StoreError
@@ -23,8 +21,8 @@ DELAY_SECONDS = 1.0
 MOST_NOTES = 4096
 
 
-class Fetches:
-    """Notes for the traces of updates. They are for people: what cannot be written is dropped, and nobody waits.
+class Fetches(Notes):
+    """Notes for the traces of updates.
 
     Parameters
     ----------
@@ -35,23 +33,16 @@ class Fetches:
     """
 
     def __init__(self, store: Store, *, delay: float = DELAY_SECONDS) -> None:
+        super().__init__(delay)
         self._store = store if isinstance(store, TraceStore) else None
-        self._delay = delay
         self._notes: dict[tuple[str, int, str], Fetch] = {}
-        self._writer: asyncio.Task[None] | None = None
 
     def note(self, fetch: Fetch) -> None:
         """Note, on the event loop, that a device was given a version."""
         if self._store is None or len(self._notes) >= MOST_NOTES:
             return
         self._notes.setdefault((fetch.cohort, fetch.version, fetch.device), fetch)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_soon())
-
-    async def _write_soon(self) -> None:
-        await asyncio.sleep(self._delay)
-        self._writer = None
-        await run_in_threadpool(self.write)
+        self._write_later()
 
     def write(self) -> None:
         """Write what was noted; blocks."""

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
+from cema.cloud.http.polls import Polls
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.waiting import Announcements
@@ -57,6 +58,7 @@ class Service:
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
+        self.polls = Polls(engine.store)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)

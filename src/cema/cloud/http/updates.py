@@ -86,6 +86,8 @@ async def latest_update(
     service: Service = request.app.state.service
     sender, tag = await service.at_once(_newest, cohort, request, service)
     known, seconds = request.headers.get("if-none-match"), _wait(request)
+    if sender.role == "device":
+        service.polls.note(cohort, sender.name, known)
     update: PublishedUpdate | None = None
     if tag is None or matches(known, _etag(tag)):
         begin = time.perf_counter()

@@ -59,9 +59,9 @@ class SqliteStore(OptionalMembers):
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.database = Database(path, max_bytes=max_bytes)
-        self._samples = sqlite_samples.SampleTable(self.database)
         shrink(self.database)
         self._make_optional()
+        self._samples = sqlite_samples.SampleTable(self.database, self._activity)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:

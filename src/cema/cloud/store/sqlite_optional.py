@@ -1,4 +1,4 @@
-"""What the SQLite store offers beside the protocol of every store: traces, agreement, acts, the audit, keys, copies."""
+"""What the SQLite store offers beside the protocol of every store: traces, agreement, acts, keys, devices, copies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cema.cloud.store import sqlite_backup, sqlite_restore
+from cema.cloud.store.activity import DeviceActivity, Poll
 from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_control import ControlTable
@@ -30,6 +32,7 @@ class OptionalMembers:
     database: Database
 
     def _make_optional(self) -> None:
+        self._activity = ActivityTable(self.database)
         self._traces = TraceTable(self.database)
         self._agreements = AgreementTable(self.database)
         self._audit = AuditTable(self.database)
@@ -119,6 +122,14 @@ class OptionalMembers:
     ) -> None:
         """Keep one more keys document, durably, and who made it."""
         self._keys.put_keys_document(cohort, serial, envelope, act=act)
+
+    def note_polls(self, polls: Sequence[Poll]) -> None:
+        """Keep that devices have asked for updates."""
+        self._activity.note_polls(polls)
+
+    def activity(self) -> dict[str, DeviceActivity]:
+        """Return what is known of every device that was ever heard of, by its name."""
+        return self._activity.read()
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

@@ -15,6 +15,7 @@ from cema.cloud.store.base import (
     UploadTooLarge,
     Waiting,
 )
+from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_group import GroupCommit
 from cema.cloud.store.sqlite_space import live_bytes, make_room
@@ -29,7 +30,7 @@ ROW_BYTES = 512
 # Pages that a transaction may need beside its rows: new index leaves and their parents.
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
-EMPTY_BYTES = 32 * PAGE
+EMPTY_BYTES = 33 * PAGE
 # Identities looked up by one query; SQLite takes so many parameters everywhere.
 KEYS_AT_ONCE = 500
 # In the order of StoredSample.
@@ -69,10 +70,13 @@ class SampleTable:
     ----------
     database
         The store's database; its cap is the store's.
+    activity
+        Where it is noted who sends.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, activity: ActivityTable) -> None:
         self._database = database
+        self._activity = activity
         self._group = GroupCommit(database)
 
     def put(
@@ -117,6 +121,7 @@ class SampleTable:
             stored += new * len(sample.image)
             verdicts.append(Verdict(id=sample.id, verdict="stored" if new else "duplicate"))
         bump(connection, cohort, _counts(upload, verdicts, stored, rejected))
+        self._activity.sent(connection, cohort, device, [sample for _, sample in upload.samples], upload.now)
         return verdicts
 
     @staticmethod
