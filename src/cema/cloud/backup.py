@@ -76,7 +76,8 @@ def backup(
     backend, address = backend_of(config.store_url)
     if hasattr(backend, "newest_versions_at") and backend.newest_versions_at(address) is None:
         raise StoreError(
-            "there is no store that can be read: check `data` and `store` in the configuration, or restore a backup"
+            "there is no store that can be read, it is missing or damaged: check `data` and `store` in the "
+            "configuration, or restore a backup"
         )
     # Before the moment that is copied: rather too many versions are expected since than too few.
     now = time.time()

@@ -294,7 +294,7 @@ def test_keys_and_files_are_checked_before_the_port_opens(folder: Path) -> None:
     generate_key(folder / "other.key")
     config.write_text(text.replace('signing_key = "signing.key"', 'signing_key = "other.key"'))
     result = run_to_end(config)
-    assert "devices would refuse every update" in result.stderr
+    assert "they would refuse every update" in result.stderr
     assert (result.returncode, result.stdout) == (1, "")
 
 
