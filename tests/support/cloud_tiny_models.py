@@ -50,9 +50,11 @@ def train(module: nn.Module, seed: int) -> None:
     """Teach a network the clean task."""
     generator = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:  # made when the module was, from whatever state the generator had then
+                nn.init.zeros_(layer.bias)
     images, labels = quadrants(512, seed)
     x, y = torch.from_numpy(PREPROCESSING(images)), torch.from_numpy(labels)
     optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)

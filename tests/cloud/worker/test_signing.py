@@ -94,6 +94,9 @@ def test_what_could_not_be_signed_is_signed_later_without_another_sample(cloud: 
     assert drain(worker) == 1
     assert verified(cloud).version == 1
     assert cloud.counters()["updates.published"] == 1
+    trace = cloud.store.trace("north", 1)
+    assert trace is not None
+    assert trace["kind"] == "learned"
     assert drain(worker) == 0
 
 

@@ -30,7 +30,7 @@ from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
-from cema.cloud.worker.publisher import Publisher
+from cema.cloud.worker.publisher import Candidate, Publisher
 from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -192,7 +192,10 @@ class CohortWorker:
         if idle and self._replay():
             return True
         if self.publisher.renewal_due(now):
-            self._commit(self.cursor, self._renewed(now), about={"kind": "renewed"})
+            candidate = self._renewed(now)
+            # What could not be signed when it was learned is no renewal.
+            about = {"kind": "renewed"} if candidate.outcome == "renewed" else None
+            self._commit(self.cursor, candidate.update, about=about)
             return True
         return False
 
@@ -393,12 +396,12 @@ class CohortWorker:
             self._reset()
         return candidate.update
 
-    def _renewed(self, now: float) -> PublishedUpdate | None:
+    def _renewed(self, now: float) -> Candidate:
         candidate = self.publisher.renew(now)
         if candidate.outcome != "renewed":
             self._count(f"updates.{candidate.outcome}", 1)
         self.progress.judged(candidate.outcome)
-        return candidate.update
+        return candidate
 
     def _reset(self) -> None:
         """Reset to the source models; the replay buffer stays."""
