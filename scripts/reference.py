@@ -185,8 +185,8 @@ def _metrics() -> str:
         [
             "# Every metric",
             NOTE,
-            "`GET /metrics` serves them in Prometheus' text format, to an operator of all cohorts. Counters are kept "
-            "in the store and go on after a restart; the times of requests begin anew with the process.",
+            "`GET /metrics` serves them in Prometheus' text format, to an operator or admin of all cohorts. Counters "
+            "are kept in the store and go on after a restart; the times of requests begin anew with the process.",
             _grid(("name", "type", "labels", "meaning"), rows),
         ]
     )

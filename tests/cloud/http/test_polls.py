@@ -75,6 +75,7 @@ def test_a_store_without_activity_gets_no_notes() -> None:
     polls = Polls(object())  # type: ignore[arg-type]
     polls.note("north", "cam", None)
     polls.write()
+    assert (polls._polls, polls._writer) == ({}, None)
 
 
 def test_devices_are_heard_of_when_they_ask_and_operators_are_not(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def scraper(credentials: Credentials, service: TheService) -> Device:
     Raises
     ------
     ApiError
-        As `authenticate`; 403 unless it is an operator of all cohorts.
+        As `authenticate`; 403 unless it is an operator or admin of all cohorts.
     """
     device = authenticate(credentials, service)
     if device.role == "device" or device.cohort is not None:

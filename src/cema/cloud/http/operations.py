@@ -93,7 +93,7 @@ router.add_api_route(
     dependencies=[Depends(scraper)],
 )
 def metrics(service: TheService) -> Response:
-    """Of every cohort, for an operator of all cohorts."""
+    """Of every cohort, for an operator or admin of all cohorts."""
     body, kind = service.metrics.render()
     return Response(body, media_type=kind, headers=NO_STORE)
 
