@@ -5,13 +5,13 @@ from __future__ import annotations
 import json as json_
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cema.cli.actor import command_line_actor
+from cema.cli.cohorts import Config, JsonNotText, utc
 
 if TYPE_CHECKING:
     from cema.cloud.backup import RestoredCloud
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["backup", "restore"]
 
-Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.", show_default="text")]
-
 
 def backup(
     config: Config,
     out: Annotated[Path, typer.Option(help="The backup: a new file, readable by you alone.")],
-    json: Json = False,
+    json: JsonNotText = False,
 ) -> None:
     """Copy the store of a cloud, running or not, to one checked file.
 
@@ -67,7 +64,7 @@ def restore(
             show_default="above all that may have been published since the backup",
         ),
     ] = None,
-    json: Json = False,
+    json: JsonNotText = False,
 ) -> None:
     """Make a backup the store of a cloud that does not run.
 
@@ -140,9 +137,7 @@ def _told(content: Content) -> str:
 
 
 def _moment(seconds: float | None) -> str:
-    if seconds is None:
-        return "an unknown time"
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return "an unknown time" if seconds is None else f"{utc(seconds, milliseconds=False)} UTC"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typer
 
 from cema.cli import audit as audits
 from cema.cli import backup as backups
-from cema.cli.cohorts import AsJson, Config, OneCohort
+from cema.cli.cohorts import AsJson, Config, JsonNotText, OneCohort
 
 __all__ = ["app"]
 
@@ -19,7 +19,6 @@ Wait = Annotated[
     bool,
     typer.Option(help="Wait until the worker has signed it, for 20 seconds at most.", show_default="wait"),
 ]
-AsJsonLine = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.", show_default="text")]
 
 app = typer.Typer(
     help="Run the cloud service, watch it, act on it, back it up.",
@@ -85,7 +84,7 @@ def versions(config: Config, cohort: OneCohort = None, json: AsJson = False) -> 
 
 @app.command()
 def rollback(
-    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False
+    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False
 ) -> None:
     """Give devices the content of an earlier version, signed anew; forget what was learned, and go on learning."""
     from cema.cli.cloud_acts import do
@@ -96,7 +95,7 @@ def rollback(
 
 @app.command()
 def pin(
-    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False
+    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False
 ) -> None:
     """Give devices the content of a version, and publish nothing else until resume."""
     from cema.cli.cloud_acts import do
@@ -106,7 +105,7 @@ def pin(
 
 
 @app.command()
-def pause(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) -> None:
+def pause(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
     """Publish nothing until resume; devices keep the newest version."""
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Pause
@@ -115,7 +114,7 @@ def pause(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) ->
 
 
 @app.command()
-def resume(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) -> None:
+def resume(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
     """Publish again what is learned: the end of pause, pin and stop."""
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Resume
@@ -124,7 +123,7 @@ def resume(config: Config, cohort: OneCohort = None, json: AsJsonLine = False) -
 
 
 @app.command()
-def stop(config: Config, cohort: OneCohort = None, wait: Wait = True, json: AsJsonLine = False) -> None:
+def stop(config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False) -> None:
     """In an emergency: give devices the source model, and publish nothing else until resume."""
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Stop

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig
     from cema.cloud.store.base import Store
 
-__all__ = ["AsJson", "Config", "OneCohort", "ago", "one_cohort", "opened", "utc"]
+__all__ = ["AsJson", "Config", "JsonNotText", "OneCohort", "ago", "one_cohort", "opened", "utc"]
 
 Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
 OneCohort = Annotated[
@@ -24,6 +24,10 @@ OneCohort = Annotated[
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON in place of a table.", show_default="a table")
+]
+
+JsonNotText = Annotated[
+    bool, typer.Option("--json", help="Print JSON in place of text.", show_default="text")
 ]
 
 

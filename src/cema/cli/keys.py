@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cema.cli.actor import command_line_actor
-from cema.cli.cohorts import Config, one_cohort, opened
+from cema.cli.cohorts import Config, one_cohort, opened, utc
 
 if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig, CohortConfig
@@ -148,8 +147,8 @@ def _chosen(config: CloudConfig, cohort: str | None) -> list[CohortConfig]:
 def _show(keyring: Keyring) -> None:
     document = "no document: the bundle's keys"
     if keyring.serial:
-        until = datetime.fromtimestamp(keyring.expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        document = f"document {keyring.serial}, to be accepted until {until}"
+        until = utc(keyring.expires, milliseconds=False)
+        document = f"document {keyring.serial}, to be accepted until {until} UTC"
     typer.echo(f"cohort {keyring.cohort}: {document}")
     for name in sorted(keyring.known):
         typer.echo(f"  {name} {'trusted' if name in keyring.trusted else 'retired'}")
