@@ -40,6 +40,7 @@ from cema.formats.image import decode_image
 from cema.formats.keyring import Keyring, KeysDocument, sign_keys
 from cema.formats.keys import key_id
 from cema.formats.payload import decode_payload, encode_payload
+from cema.formats.report import decode_report
 from cema.formats.sample import CONTENT_TYPE, Sample, check_sample, decode_samples, encode_samples
 from cema.formats.update import UpdateManifest, sign_update, verify_payload, verify_update
 from cema.ondevice.folding import StatisticsLayer
@@ -172,7 +173,8 @@ def test_the_media_type_and_the_formats_are_named() -> None:
     bundle = json.loads(block("bundle"))
     payloads = [payload_format(binary(name)) for name in ("payload", "payload-unfolded")]
     keys = json.loads(block("keys"))["format"]
-    formats = [frame["format"], manifest().format, keys, *payloads, bundle["format"]]
+    report = json.loads(block("report"))["format"]
+    formats = [frame["format"], manifest().format, keys, report, *payloads, bundle["format"]]
     assert [name for _, name in rows] == formats
     assert f"Content-Type: {CONTENT_TYPE}" in PAGE
 
@@ -269,14 +271,19 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         for name, token in tokens.items():
             request: dict[str, Any] = {}
             if method == "POST":
-                acts = path.endswith("/acts")
-                request["content"] = b'{"type": "pause"}' if acts else binary("frame")
+                bodies = {"acts": b'{"type": "pause"}', "reports": block("report").encode()}
+                request["content"] = bodies.get(path.rpartition("/")[2]) or binary("frame")
                 request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:
                 assert str(status) in success, (name, path)
             else:
                 assert status == (401 if name == "nobody" else 403), (name, path)
+
+
+def test_a_report_looks_as_shown() -> None:
+    report = decode_report(block("report").encode())
+    assert msgspec.to_builtins(report) == json.loads(block("report"))
 
 
 def test_an_error_looks_as_shown(site: Site) -> None:
@@ -361,6 +368,7 @@ def test_the_numbers_are_the_code_s() -> None:
         "edge.linger_seconds": upload.linger_seconds,
         "edge.timeout_seconds": upload.timeout_seconds,
         "edge.poll_seconds": UpdateConfig().poll_seconds,
+        "edge.report_seconds": UpdateConfig().report_seconds,
         "backoff.base": backoff.base,
         "backoff.cap": backoff.cap,
         "backoff.slow": backoff.slow,

@@ -12,8 +12,10 @@ import numpy as np
 from edge_support import COHORT, Cloud, FakeTime, images, norm_state, reference
 
 from cema.edge.client import CloudClient
+from cema.edge.reports import Reporter
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, build_runtime
+from cema.edge.serving import Facts, ServingLog
 from cema.edge.spool import Spool
 from cema.edge.state import StateFolder
 from cema.edge.updater import Updater
@@ -56,6 +58,7 @@ class Device:
     time: FakeTime
     cohort: str = COHORT
     poll_seconds: float = 10.0
+    report_seconds: float = 60.0
     meanwhile: Callable[[str], None] = lambda _: None  # called with what the device is about to do
 
     def __post_init__(self) -> None:
@@ -70,21 +73,31 @@ class Device:
         state.meanwhile = self._happens
         self.resumed = state.load_update(self.bundle, cohort=self.cohort)
         self.active = self.resumed.active or Active(build_runtime(self.bundle))
+        self.serving = ServingLog(self.active.version)
+        self.reports = Reporter(self.link, self._facts, seconds=self.report_seconds, clock=clock)
         self.updater = Updater(
             self.link,
             self.bundle,
             self.cohort,
             state=state,
             resumed=self.resumed,
-            activate=lambda active: setattr(self, "active", active),
+            activate=self._activate,
             source=lambda: Active(build_runtime(self.bundle)),
             counters=self.spool,
+            reports=self.reports,
             poll_seconds=self.poll_seconds,
             threads=1,
             clock=clock,
             backoff=Backoff(random=random.Random(0)),
             on_change=lambda: None,
         )
+
+    def _activate(self, active: Active) -> None:
+        self.serving.installed(active.version)
+        self.active = active
+
+    def _facts(self) -> Facts:
+        return Facts(*self.serving.read(), {}, None)
 
     def _happens(self, at: str) -> None:
         self.meanwhile(at)  # a test may exchange it at any time

@@ -25,6 +25,7 @@ from cema.edge.background import Clock
 from cema.formats.bundle import Bundle, BundleStatistics, norm_layout, write_bundle
 from cema.formats.keyring import encode_documents
 from cema.formats.payload import encode_payload, round_norm_state
+from cema.formats.report import DeviceReport, decode_report
 from cema.formats.sample import Sample, decode_samples, sample_id
 from cema.formats.update import UPDATE_FORMAT, UpdateManifest, sign_update
 from cema.ondevice.folding import StatisticsLayer
@@ -265,6 +266,7 @@ class Cloud:
         self.artifacts: dict[str, bytes] = {}
         self.keys: list[bytes] | None = None  # the keys documents; None for a cloud that has no such thing
         self.keys_asked = 0
+        self.reports: list[DeviceReport] | None = []  # None for a cloud that takes none
         self.changed = threading.Condition()
         self.entered = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -324,6 +326,9 @@ class Cloud:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path.endswith("/reports"):
+                    self.take_report(body)
+                    return
                 self.note()
                 answer = cloud.script.popleft() if cloud.script else Answer()
                 if self.misbehaved(answer):
@@ -365,6 +370,13 @@ class Cloud:
                 body = encode_documents(cloud.keys)
                 tag = f'"{hashlib.sha256(body).hexdigest()}"'
                 self.reply(304 if self.headers["If-None-Match"] == tag else 200, body, ETag=tag)
+
+            def take_report(self, body: bytes) -> None:
+                if cloud.reports is None:
+                    self.reply(404, b"no such path")
+                    return
+                cloud.reports.append(decode_report(body))
+                self.reply(204)
 
             def note(self) -> None:
                 path, _, query = self.path.partition("?")

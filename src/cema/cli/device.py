@@ -22,6 +22,7 @@ from cema.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     from cema.cloud.store.activity import DeviceActivity
     from cema.cloud.store.devices import Device, DeviceRegister
+    from cema.cloud.store.reports import DeviceReports
 
 __all__ = ["app"]
 
@@ -82,29 +83,36 @@ def renew(name: Name, config: Config, out: Out = None) -> None:
 
 @app.command(name="list")
 def list_(config: Config, json: AsJson = False) -> None:
-    """List the devices, revoked ones too: when each was last heard of, which version it has, what it sent."""
+    """List the devices, revoked ones too: when each was last heard of, which version it runs, what it sent."""
     from cema.cloud.store.activity import activity_of
+    from cema.cloud.store.reports import reports_of
 
     with opened(config) as (settings, store):
         known = store.devices([cohort.name for cohort in settings.cohort]).list()
-        activity = activity_of(store)
+        activity, reports = activity_of(store), reports_of(store)
     if json:
-        rows = [_row(entry) | _activity(activity.get(entry.name)) for entry in known]
+        rows = [
+            _row(entry) | _activity(activity.get(entry.name)) | _reported(reports.get(entry.name))
+            for entry in known
+        ]
         typer.echo(json_.dumps(rows))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "cohort", "heard of", "has", "ran", "samples", "sent", "notes")
+    table = Table(
+        "name", "cohort", "heard of", "has", "ran", "samples", "sent", "selected", "guarded", "notes"
+    )
     table.columns[0].no_wrap = True
     now = time.time()
     for entry in known:
-        table.add_row(entry.name, entry.cohort or "(all)", *_cells(entry, activity.get(entry.name), now))
+        found, told = activity.get(entry.name), reports.get(entry.name)
+        table.add_row(entry.name, entry.cohort or "(all)", *_cells(entry, found, told, now))
     console = Console()
     console.print(table)
     console.print(
         "has: the version that it had fetched when it last asked; ran: the version that predicted the last sample "
-        "that it sent, 0 for the source model.",
+        "that it sent, 0 for the source model. selected, guarded: shares of all its predictions, as it last reported.",
         highlight=False,
     )
 
@@ -124,12 +132,35 @@ def _activity(found: DeviceActivity | None) -> dict[str, Any]:
     return {name: getattr(found, name, None) for name in names}
 
 
-def _cells(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[str]:
+def _reported(told: DeviceReports | None) -> dict[str, Any]:
+    """Return what a device has last reported, JSON-able."""
+    import msgspec
+
+    if told is None:
+        return {"reported_at": None, "reports": None, "report": None}
+    return {
+        "reported_at": told.at,
+        "reports": {"received": told.received, "lost": told.lost},
+        "report": msgspec.to_builtins(told.report),
+    }
+
+
+def _shares(told: DeviceReports | None) -> Iterator[str]:
+    counts = {} if told is None else told.report.counts
+    predicted = counts.get("predicted", 0)
+    for name in ("selected", "guarded"):
+        yield f"{counts.get(name, 0) / predicted:.1%}" if predicted else ""
+
+
+def _cells(
+    entry: Device, found: DeviceActivity | None, told: DeviceReports | None, now: float
+) -> Iterator[str]:
     yield "never" if found is None else ago(now - found.seen_at)
     for version in (None, None) if found is None else (found.has, found.ran):
         yield "" if version is None else str(version)
     yield "" if found is None else f"{found.samples:,}"
     yield "" if found is None else human_bytes(found.bytes)
+    yield from _shares(told)
     notes: list[str] = [] if entry.role == "device" else [entry.role]
     if entry.revoked_at is not None:
         notes.append(f"revoked {_moment(entry.revoked_at)}")
@@ -137,6 +168,11 @@ def _cells(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[
     ahead = 0.0 if found is None else (found.captured_at or 0.0) - (found.received_at or 0.0)
     if ahead > _CLOCK_SLACK:
         notes.append(f"its clock is {ahead:.0f} s ahead")
+    if told is not None and told.report.refused is not None:
+        refused = told.report.refused
+        notes.append(f"does not run version {refused.version}: {refused.reason}")
+    if told is not None and told.report.problem:
+        notes.append(told.report.problem)
     yield "; ".join(notes)
 
 

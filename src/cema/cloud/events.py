@@ -82,6 +82,13 @@ POLLS_NOT_NOTED = _event(
     "The list of devices tells older moments; nothing else depends on it.",
     _ERROR,
 )
+REPORTS_NOT_NOTED = _event(
+    "reports.not_noted",
+    WARNING,
+    "reports of devices could not be noted: %(error)s",
+    "They are lost; a canary rollout waits for the next ones.",
+    _ERROR,
+)
 FETCHES_NOT_NOTED = _event(
     "fetches.not_noted",
     WARNING,

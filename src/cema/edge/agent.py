@@ -21,6 +21,7 @@ from cema.edge.encoder import Capture, Encoder
 from cema.edge.guard import Guard
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active, build_runtime
+from cema.edge.serving import Facts, ServingLog
 from cema.edge.spool import Spool
 from cema.edge.spool_order import SendOrder
 from cema.edge.state import Resumed, StateFolder
@@ -128,6 +129,7 @@ class EdgeAgent:
             self._resume_error = resumed.error
             source = self._source()
             self._active = resumed.active or source
+            self._serving = ServingLog(self._active.version)
             self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
             self._recorder = self._make_recorder()
             self._threads: list[BackgroundThread] = [self._recorder, *([self._own] if self._own else [])]
@@ -179,6 +181,7 @@ class EdgeAgent:
                 self._selector.changed()
             self._guarded, self._changes = guarded, changes
             selected = self._selector.select(logits, entropy)
+        self._serving.note(installed.version, entropy, guarded=guarded)
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
         if guarded:
@@ -366,6 +369,7 @@ class EdgeAgent:
     def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
         # What talks HTTP takes as long to load as all else: a device without a cloud does without.
         from cema.edge.client import CloudClient  # noqa: PLC0415
+        from cema.edge.reports import Reporter  # noqa: PLC0415
         from cema.edge.updater import Updater  # noqa: PLC0415
         from cema.edge.uploader import Uploader  # noqa: PLC0415
 
@@ -400,6 +404,9 @@ class EdgeAgent:
             activate=self._activate,
             source=lambda: self._source() if self._guard is None else self._guard.source,
             counters=self._spool,
+            reports=Reporter(
+                self._link, self._facts, seconds=self._config.update.report_seconds, clock=self._clock
+            ),
             poll_seconds=self._config.update.poll_seconds,
             threads=self._config.threads,
             clock=self._clock,
@@ -417,10 +424,25 @@ class EdgeAgent:
 
         return NearDuplicates(self._spool, distance=budget.duplicates, most=budget.remember)
 
+    def _facts(self) -> Facts:
+        """Return what reports say."""
+        status = self.status()
+        serving, before = self._serving.read()
+        counts = {
+            "predicted": status.predicted,
+            "selected": status.selected,
+            "guarded": status.guarded,
+            "uploaded": status.uploaded,
+            "dropped": sum(status.dropped.values()),
+            "swaps": status.swaps,
+        }
+        return Facts(serving, before, counts, status.last_error)
+
     def _own_backoff(self) -> Backoff:
         return replace(self._backoff, failures=0)
 
     def _activate(self, active: Active) -> None:
+        self._serving.installed(active.version)
         self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
         self._swapped = True
         self._notify()

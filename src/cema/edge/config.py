@@ -154,12 +154,17 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     poll_seconds : float
         Time between two requests for updates, where the cloud does not keep its answer back until there is one; at
         least 0.01. The cloud is asked to do so where this is at most a minute.
+    report_seconds : float
+        Time between two reports to the cloud, at least, of which version serves and how that does; one goes at once
+        when another version serves or was refused. 0: none.
     """
 
     poll_seconds: float = 30.0
+    report_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         require_at_least(self, 0.01, "poll_seconds", finite=True)
+        require_at_least(self, 0, "report_seconds", finite=True)
 
 
 class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient, Reply
+from cema.edge.reports import Reporter
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.edge.spool import Spool
@@ -18,7 +19,8 @@ from cema.edge.state import Resumed, StateFolder
 from cema.edge.trust import Trust
 from cema.errors import CemaError, FormatError, LogitsError, UpdateRejected
 from cema.formats.bundle import Bundle
-from cema.formats.update import UpdateManifest, verify_payload, verify_update
+from cema.formats.report import Refused
+from cema.formats.update import UpdateManifest, verify_payload, verify_update, version_of
 
 __all__ = ["Updater"]
 
@@ -73,6 +75,8 @@ class Updater(BackgroundThread):
         running version are revoked.
     counters : Spool
         Keeps ``swaps``, ``bytes_down`` and ``rejected_update.REASON``.
+    reports : Reporter
+        Sends reports before polls; is told what is refused.
     poll_seconds : float
         Between two questions, give or take a tenth, where the cloud does not keep its answer back until there is news;
         above a minute it is not asked to. After samples were sent the next question comes sooner.
@@ -95,6 +99,7 @@ class Updater(BackgroundThread):
         activate: Callable[[Active], None],
         source: Callable[[], Active],
         counters: Spool,
+        reports: Reporter,
         poll_seconds: float,
         threads: int,
         clock: Clock,
@@ -108,6 +113,7 @@ class Updater(BackgroundThread):
         self._active = resumed.active  # None: the bundle's own
         self._activate, self._source = activate, source
         self._counters = counters
+        self._reports = reports
         self._trust = Trust(link, state, bundle, cohort, clock=clock, count=counters.count)
         self._poll_seconds = poll_seconds
         self._threads = threads
@@ -145,6 +151,7 @@ class Updater(BackgroundThread):
     def _ask(self) -> float:
         """Ask once, and return the seconds until the next question."""
         self._refresh_trust()
+        self._reports.send_if_due()
         began = self.clock.monotonic()
         asks = self._poll_seconds <= _LONGEST_POLL and not self._plain
         wait = min(_WAIT_SECONDS, self._link.longest_wait) if asks else 0.0
@@ -176,7 +183,7 @@ class Updater(BackgroundThread):
                 try:
                     self._consider(reply.body)
                 except UpdateRejected as rejection:
-                    self._count(digest, rejection)
+                    self._count(digest, rejection, version_of(reply.body))
                     if rejection.reason in _CURABLE:
                         raise
                     verdict = f"updater: {rejection}"
@@ -301,8 +308,9 @@ class Updater(BackgroundThread):
         self._counters.count("swaps", swaps)  # before anybody can see that it serves
         self._activate(self._active)
 
-    def _count(self, digest: str, rejection: UpdateRejected) -> None:
-        """Count a rejection once for as long as the envelope stays, not once a poll."""
+    def _count(self, digest: str, rejection: UpdateRejected, version: int) -> None:
+        """Count and report a rejection once for as long as the envelope stays, not once a poll."""
+        self._reports.refused = Refused(version=version, reason=rejection.reason)
         if (digest, rejection.reason) != self._counted:
             self._counted = (digest, rejection.reason)
             self._counters.count(f"rejected_update.{rejection.reason}")

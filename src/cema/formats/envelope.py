@@ -15,7 +15,7 @@ from cema.formats.keys import Signer, key_id
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["Opened", "open_envelope", "seal", "signed_by"]
+__all__ = ["Opened", "content_of", "open_envelope", "seal", "signed_by"]
 
 _MAX_ENVELOPE_BYTES = 64 * 1024
 
@@ -129,6 +129,14 @@ def signed_by(data: bytes) -> list[str]:
         return [item.key for item in msgspec.json.decode(data, type=_Envelope).signatures]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
+
+
+def content_of(data: bytes) -> bytes:
+    """Return what an envelope holds, unverified: for messages alone; nothing if it cannot be read."""
+    try:
+        return _decode_base64(msgspec.json.decode(data, type=_Envelope).manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return b""
 
 
 def _decode_base64(text: str) -> bytes:

@@ -22,7 +22,7 @@ import msgspec
 
 from cema._util.checks import is_sha256
 from cema.errors import FormatError, UpdateRejected
-from cema.formats.envelope import open_envelope, seal
+from cema.formats.envelope import content_of, open_envelope, seal
 from cema.formats.keys import Signer
 from cema.formats.payload import (
     Payload,
@@ -32,7 +32,7 @@ from cema.formats.payload import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update"]
+__all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update", "version_of"]
 
 UPDATE_FORMAT = "cema.update/1"
 """What a manifest says that it is."""
@@ -215,6 +215,15 @@ def verify_payload(manifest: UpdateManifest, payload: bytes) -> Payload:
         return decode_payload(payload)
     except FormatError as error:
         raise UpdateRejected("malformed", str(error)) from error
+
+
+def version_of(envelope: bytes) -> int:
+    """Return the version that an envelope says it is, unverified: for messages alone; 0 if it cannot be read."""
+    try:
+        version = msgspec.json.decode(content_of(envelope), type=UpdateManifest).version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0
+    return version if 0 <= version < 2**53 else 0
 
 
 def _canonical(manifest: UpdateManifest) -> bytes:

@@ -26,6 +26,7 @@ from cema.cloud.http import body, service
 from cema.cloud.http.app import create_app
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.store.base import PublishedUpdate
+from cema.formats.report import DeviceReport, Served, encode_report
 from cema.formats.sample import CONTENT_TYPE, encode_samples
 
 PAYLOAD = b"a payload"
@@ -41,6 +42,7 @@ KEYS = "/v1/cohorts/{cohort}/keys"
 STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
+REPORTS = "/v1/cohorts/{cohort}/reports"
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -116,6 +118,7 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     wrong_senders(api)
     wrong_uploads(api, monkeypatch)
     wrong_acts(api, monkeypatch)
+    reports(api, monkeypatch)
     good_acts(api)
     good_requests(api)
     full(api)
@@ -152,7 +155,7 @@ def before_the_first_update(api: Api) -> None:
 
 def wrong_senders(api: Api) -> None:
     reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS)]
-    for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
+    for method, path in (("POST", SAMPLES), ("POST", REPORTS), ("POST", ACTS), *reads):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
         api(method, path, cohort="west")
@@ -211,6 +214,22 @@ def wrong_acts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", ACTS, who="admin", content=never())
     assert api("GET", ACTS, who="admin").json() == {"acts": []}
+
+
+def reports(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    good = DeviceReport(boot="0" * 16, number=1, serving=Served(version=1))
+    assert api("POST", REPORTS, content=encode_report(good)).status_code == 204
+    api("POST", REPORTS, who="operator", content=encode_report(good))
+    for content in (b"", b"\xff", b"{}", b"[" * 4000):
+        assert api("POST", REPORTS, content=content).status_code == 400
+    api("POST", REPORTS, content=bytes(5000))
+    with monkeypatch.context() as patch:
+        patch.setattr(body, "FIRST_SECONDS", 0.01)
+        api("POST", REPORTS, content=never())
 
 
 def good_acts(api: Api) -> None:
@@ -299,6 +318,7 @@ def faults(api: Api) -> None:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
     api("POST", SAMPLES, content=b"")
     api("POST", ACTS, who="admin", content=b"")
+    api("POST", REPORTS, content=b"")
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def answered(cloud: Cloud) -> set[tuple[str, str]]:
 DEVICE = {
     ("samples", "200"), ("samples", "400"), ("samples", "403"), ("latest", "200"), ("latest", "403"),
     ("{digest}", "200"), ("{digest}", "404"), ("status", "200"), ("metrics", "403"),
+    ("reports", "204"), ("reports", "400"), ("reports", "403"),
 }  # fmt: skip
 OPERATOR = {
     ("samples", "403"), ("latest", "200"), ("latest", "204"), ("latest", "404"),

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, keys, operations, updates, uploads
+from cema.cloud.http import acts, keys, operations, reports, updates, uploads
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -56,6 +56,7 @@ def create_app(engine: Engine) -> FastAPI:
             service.announcements.end()
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
+            await run_in_threadpool(service.reports.write)
             await run_in_threadpool(engine.stop)
 
     # The document has an endpoint like all others, in `operations`: FastAPI's own would answer HEAD as well.
@@ -69,7 +70,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, acts, operations):
+    for part in (uploads, updates, keys, reports, acts, operations):
         app.include_router(part.router)
     return app
 

@@ -60,6 +60,7 @@ FAMILIES = {
     "worker.": "cema_worker_events",
     "updates.": "cema_updates",
     "bytes.": "cema_image_bytes",
+    "reports.": "cema_reports",
 }
 # Gauges that are members of a cohort's status.
 GAUGES = {
@@ -97,6 +98,12 @@ METRICS = (
         "counter",
         ("cohort", "verdict"),
         "Encoded image bytes of samples answered at upload, by verdict.",
+    ),
+    Described(
+        "cema_reports",
+        "counter",
+        ("cohort", "outcome"),
+        "Reports of devices that came, and those that devices have numbered and that did not.",
     ),
     Described("cema_step_seconds", "summary", ("cohort",), "Time of the worker's steps."),
     Described("cema_stored_samples", "gauge", ("cohort",), "Samples in the store."),

@@ -7,7 +7,7 @@ from typing import Any
 from cema.cloud.http.errors import ERRORS
 from cema.cloud.http.schemas import ErrorBody
 
-__all__ = ["EVERY_ENDPOINT", "Responses", "errors", "headers"]
+__all__ = ["EVERY_ENDPOINT", "Responses", "errors", "headers", "inlined"]
 
 Responses = dict[int | str, dict[str, Any]]
 """The parameter `responses` of a route: a description by status."""
@@ -69,3 +69,20 @@ EVERY_ENDPOINT: Responses = {
     "default": {"model": ErrorBody, "description": "`http_error`: whatever else the server refuses."},
 }
 """What every endpoint can respond with."""
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with its definitions where they are used: a body that is described by hand has no others."""
+    definitions = schema.get("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        name = str(value.get("$ref", "")).removeprefix("#/$defs/")
+        own = {key: put(each) for key, each in value.items() if key not in {"$defs", "$ref"}}
+        return put(definitions[name]) | own if name else own
+
+    found: dict[str, Any] = put(schema)
+    return found

@@ -17,6 +17,9 @@ __all__ = [
     "Health",
     "KeysDocuments",
     "Ready",
+    "Refused",
+    "Report",
+    "Served",
     "Signature",
     "Status",
     "UpdateSummary",
@@ -115,6 +118,35 @@ class VersionAct(BaseModel):
 
     type: Literal["rollback", "pin"]
     to: int = Field(ge=1, le=2**53, description="The version.")
+
+
+class Served(BaseModel):
+    """What a version did on a device since it began to serve there."""
+
+    version: int = Field(ge=0, lt=2**53, description="0 for the model that the device was provisioned with.")
+    predicted: int = Field(0, ge=0, lt=2**53, description="Images.")
+    guarded: int = Field(0, ge=0, lt=2**53, description="Those that the source model predicted in its place.")
+    entropy: float = Field(0.0, ge=0, description="Mean entropy of the others, in nats.")
+
+
+class Refused(BaseModel):
+    """A version that the device does not run, and why."""
+
+    version: int = Field(ge=0, lt=2**53, description="0 where its number could not be read.")
+    reason: str = Field(pattern="^[a-z_]{1,40}$")
+
+
+class Report(BaseModel):
+    """What a device says of itself. Members that are not known are ignored."""
+
+    format: Literal["cema.report/1"]
+    boot: str = Field(pattern="^[0-9a-f]{16}$", description="Drawn when the device's program starts.")
+    number: int = Field(ge=1, lt=2**53, description="The reports that were tried since then.")
+    serving: Served
+    before: Served | None = None
+    refused: Refused | None = Field(None, description="The last version that it does not run.")
+    counts: dict[str, int] = Field({}, description="Counters of the device's whole life.", max_length=32)
+    problem: str | None = Field(None, description="What is wrong on the device right now, in its own words.")
 
 
 class VersionlessAct(BaseModel):

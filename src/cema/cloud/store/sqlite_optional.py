@@ -12,6 +12,7 @@ from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
@@ -19,6 +20,7 @@ from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_keys import KeysTable
+from cema.cloud.store.sqlite_reports import ReportTable
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -37,6 +39,7 @@ class OptionalMembers:
         self._agreements = AgreementTable(self.database)
         self._audit = AuditTable(self.database)
         self._control = ControlTable(self.database, self._audit)
+        self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
@@ -130,6 +133,14 @@ class OptionalMembers:
     def activity(self) -> dict[str, DeviceActivity]:
         """Return what is known of every device that was ever heard of, by its name."""
         return self._activity.read()
+
+    def note_reports(self, reports: Sequence[Reported]) -> None:
+        """Keep reports of devices."""
+        self._reports.note(reports)
+
+    def reports(self) -> dict[str, DeviceReports]:
+        """Return what is known of every device that has ever reported, by its name."""
+        return self._reports.read()
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

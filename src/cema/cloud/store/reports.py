@@ -1,0 +1,67 @@
+"""What a store keeps of the reports of devices: the last one of each, and how many were lost.
+
+A back end may do without; `reports_of` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from cema.cloud.store.base import Store
+from cema.formats.report import DeviceReport
+
+__all__ = ["DeviceReports", "ReportStore", "Reported", "reports_of"]
+
+
+class Reported(NamedTuple):
+    """A report that came: for which cohort, of whom, when (unix seconds), and how many of its boot came with it."""
+
+    cohort: str
+    device: str
+    at: float
+    report: DeviceReport
+    received: int = 1
+
+
+class DeviceReports(NamedTuple):
+    """What is known of one device's reports.
+
+    Attributes
+    ----------
+    device, cohort : str
+    at : float
+        When the last one came, unix seconds.
+    received, lost : int
+        Reports that came, and those that the device has numbered and that did not.
+    report : DeviceReport
+        The last one.
+    """
+
+    device: str
+    cohort: str
+    at: float
+    received: int
+    lost: int
+    report: DeviceReport
+
+
+@runtime_checkable
+class ReportStore(Protocol):
+    """The part of a store that keeps reports; see `cema.cloud.store.base.Store` for what every method may raise.
+
+    ``reports.received`` and ``reports.lost`` are among the cohort's counters.
+    """
+
+    def note_reports(self, reports: Sequence[Reported]) -> None:
+        """Keep reports; of one device the last one counts."""
+        ...
+
+    def reports(self) -> dict[str, DeviceReports]:
+        """Return what is known of every device that has ever reported, by its name."""
+        ...
+
+
+def reports_of(store: Store) -> dict[str, DeviceReports]:
+    """Return what devices have reported; nothing where the store's back end keeps no reports."""
+    return store.reports() if isinstance(store, ReportStore) else {}

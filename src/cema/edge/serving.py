@@ -1,0 +1,88 @@
+"""What the installed version, and the one before it, did on this device since each began to serve."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cema.formats.report import Served
+
+__all__ = ["Facts", "ServingLog"]
+
+
+class Facts(NamedTuple):
+    """What is reported; see `cema.formats.report.DeviceReport`."""
+
+    serving: Served
+    before: Served | None
+    counts: Mapping[str, int]
+    problem: str | None
+
+
+class _Tally:
+    """Sums of one version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.predicted = 0
+        self.guarded = 0
+        self.entropy = 0.0
+
+    def served(self) -> Served:
+        own = self.predicted - self.guarded
+        return Served(
+            version=self.version,
+            predicted=self.predicted,
+            guarded=self.guarded,
+            entropy=self.entropy / own if own else 0.0,
+        )
+
+
+class ServingLog:
+    """Counts, by version, what is predicted.
+
+    Parameters
+    ----------
+    version : int
+        The one that is installed at the start.
+    """
+
+    def __init__(self, version: int) -> None:
+        self._lock = threading.Lock()
+        self._serving = _Tally(version)
+        self._before: _Tally | None = None
+
+    def installed(self, version: int) -> None:
+        """Begin anew, before a version serves; one of the same number goes on."""
+        with self._lock:
+            if version != self._serving.version:
+                self._before, self._serving = self._serving, _Tally(version)
+
+    def note(self, version: int, entropy: npt.NDArray[np.float64], *, guarded: bool) -> None:
+        """Count a batch. Any number of threads may call this.
+
+        Parameters
+        ----------
+        version : int
+            The one that was installed when it began; one from before the last two is not counted.
+        entropy : ndarray of float64 (N,)
+            Of the predictions, in nats.
+        guarded : bool
+            Whether the source model made them in its place.
+        """
+        with self._lock:
+            for tally in (self._serving, self._before):
+                if tally is not None and tally.version == version:
+                    tally.predicted += len(entropy)
+                    tally.guarded += len(entropy) if guarded else 0
+                    tally.entropy += 0.0 if guarded else float(entropy.sum())
+                    return
+
+    def read(self) -> tuple[Served, Served | None]:
+        """Return what the installed version did, and the one before it."""
+        with self._lock:
+            return self._serving.served(), None if self._before is None else self._before.served()

@@ -1,0 +1,121 @@
+"""What a device tells the cloud of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from edge_device import Device
+from edge_support import Answer, Cloud, FakeTime, images, make_update
+
+from cema.edge.agent import EdgeAgent
+from cema.edge.config import EdgeConfig
+from cema.edge.serving import ServingLog
+from cema.formats.bundle import Bundle
+from cema.formats.report import Refused, Served
+
+Make = Callable[..., EdgeConfig]
+
+
+@pytest.fixture
+def device(bundle: Bundle, cloud: Cloud, quick_path: Path) -> Device:
+    return Device(bundle, cloud, quick_path / "device", FakeTime())
+
+
+def test_each_version_is_counted_apart() -> None:
+    log = ServingLog(0)
+    log.note(0, np.array([1.0, 2.0]), guarded=False)
+    log.installed(4)
+    log.note(4, np.array([0.5]), guarded=False)
+    log.note(4, np.array([9.0, 9.0]), guarded=True)
+    log.note(0, np.array([6.0]), guarded=False)  # a call that began before the swap
+    log.note(3, np.array([6.0]), guarded=False)  # long gone
+    log.installed(4)
+    assert log.read() == (
+        Served(version=4, predicted=3, guarded=2, entropy=0.5),
+        Served(version=0, predicted=3, entropy=3.0),
+    )
+    log.installed(5)
+    assert log.read() == (Served(version=5), Served(version=4, predicted=3, guarded=2, entropy=0.5))
+
+
+def test_a_report_goes_with_the_first_poll_and_then_once_a_minute(device: Device, cloud: Cloud) -> None:
+    assert cloud.reports is not None
+    device.poll()
+    device.poll(5)
+    assert [report.number for report in cloud.reports] == [1]
+    device.time.seconds += 60
+    device.poll()
+    assert [report.number for report in cloud.reports] == [1, 2]
+    assert len({report.boot for report in cloud.reports}) == 1
+    device.restart()
+    device.poll()
+    assert (cloud.reports[-1].number, len({report.boot for report in cloud.reports})) == (1, 2)
+
+
+def test_another_version_and_a_refusal_are_reported_with_the_next_poll(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey
+) -> None:
+    assert cloud.reports is not None
+    device.poll()
+    cloud.publish(make_update(bundle, key, 3))
+    device.poll(2)
+    assert [report.serving.version for report in cloud.reports] == [0, 3]
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    cloud.publish(make_update(bundle, stranger, 4))
+    device.poll(3)
+    assert cloud.reports[2].refused == Refused(version=4, reason="unknown_key")
+    assert (len(cloud.reports), cloud.reports[2].serving.version) == (3, 3)
+
+
+def test_reports_that_are_lost_leave_a_gap_and_hold_nothing_up(
+    device: Device, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cloud.reports is not None
+    device.poll()
+    url, device.link._url = device.link._url, "http://127.0.0.1:9"
+    device.poll(2)
+    device.time.seconds += 60
+    device.poll(2)
+    device.link._url = url
+    cloud.publish(make_update(bundle, key, 3))
+    device.time.seconds += 60
+    device.poll(2)
+    numbers = [report.number for report in cloud.reports]
+    assert numbers[0] == 1
+    assert numbers[1] >= 3, "the number tells that one was lost"
+    assert device.active.version == 3
+
+
+def test_a_cloud_that_takes_none_is_asked_again_in_an_hour(device: Device, cloud: Cloud) -> None:
+    cloud.reports = None
+    device.poll()
+    cloud.reports = []
+    device.time.seconds += 3000
+    device.poll()
+    assert cloud.reports == []
+    device.time.seconds += 700
+    device.poll()
+    assert [report.number for report in cloud.reports] == [2]
+
+
+def test_none_are_sent_where_they_are_switched_off(bundle: Bundle, cloud: Cloud, quick_path: Path) -> None:
+    device = Device(bundle, cloud, quick_path / "device", FakeTime(), report_seconds=0.0)
+    device.poll(3)
+    assert cloud.reports == []
+
+
+def test_an_agent_reports_what_it_predicted(make_config: Make, cloud: Cloud) -> None:
+    assert cloud.reports is not None
+    with EdgeAgent(make_config(cloud)) as agent:
+        prediction = agent.predict(images(20, 3))
+        assert agent._facts().serving == Served(
+            version=0, predicted=20, entropy=float(prediction.entropy.sum()) / 20
+        )
+        assert agent._facts().counts["predicted"] == 20
+        cloud.script.append(Answer())
+        assert cloud.wait_for(lambda: bool(cloud.reports))
+    assert cloud.reports[0].counts.keys() == agent._facts().counts.keys()
