@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cloud_process import PATIENCE, Server, eventually
+from cloud_process import PATIENCE, Server, cema, eventually
 from cloud_support import samples_of
 from cloud_tiny_models import quadrants
 
@@ -23,19 +22,6 @@ from cema.cloud.config import CloudConfig
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import CloudLink, EdgeConfig, UpdateConfig
 from cema.formats.bundle import Bundle
-
-
-def cema(config: Path, *arguments: str) -> Any:
-    """Run a command in a process of its own, and return the JSON that it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cema", "cloud", *arguments, "--config", str(config), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 class Fleet:
@@ -198,6 +184,8 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
         [cell for cell in row if cell in {"rollback", "pin", "pause", "stop", "resume"}] for row in rows
     ]
     assert [cells[0] for cells in done_acts if cells] == [
+        "resume",
+        "pin",
         "resume",
         "stop",
         "resume",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,10 @@ Make = Callable[..., EdgeConfig]
 
 
 @pytest.fixture
-def device(bundle: Bundle, cloud: Cloud, quick_path: Path) -> Device:
-    return Device(bundle, cloud, quick_path / "device", FakeTime())
+def device(bundle: Bundle, cloud: Cloud, quick_path: Path) -> Iterator[Device]:
+    device = Device(bundle, cloud, quick_path / "device", FakeTime())
+    yield device
+    device.stop()
 
 
 def test_each_version_is_counted_apart() -> None:
@@ -105,6 +107,7 @@ def test_a_cloud_that_takes_none_is_asked_again_in_an_hour(device: Device, cloud
 def test_none_are_sent_where_they_are_switched_off(bundle: Bundle, cloud: Cloud, quick_path: Path) -> None:
     device = Device(bundle, cloud, quick_path / "device", FakeTime(), report_seconds=0.0)
     device.poll(3)
+    device.stop()
     assert cloud.reports == []
 
 

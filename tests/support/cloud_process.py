@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
 
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
 
-__all__ = ["PATIENCE", "Server", "eventually", "gone"]
+__all__ = ["PATIENCE", "Server", "cema", "eventually", "gone"]
 
 PATIENCE = 120.0
 
@@ -65,6 +66,19 @@ class Server:
             self.process.stdout.close()
         self.log.close()
         self.http.close()
+
+
+def cema(config: Path, *arguments: str) -> Any:
+    """Run a command in a process of its own, and return the JSON that it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cema", "cloud", *arguments, "--config", str(config), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def eventually(happens: Callable[[], object]) -> None:

@@ -15,6 +15,9 @@ __all__ = ["app"]
 To = Annotated[
     int, typer.Option("--to", min=1, help="The version; `cema cloud versions` lists those that are kept.")
 ]
+OneDevice = Annotated[
+    str | None, typer.Option("--device", help="The one device.", show_default="all of the cohort")
+]
 Wait = Annotated[
     bool,
     typer.Option(help="Wait until the worker has signed it, for 20 seconds at most.", show_default="wait"),
@@ -95,13 +98,27 @@ def rollback(
 
 @app.command()
 def pin(
-    to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False
+    to: To,
+    config: Config,
+    cohort: OneCohort = None,
+    device: OneDevice = None,
+    wait: Wait = True,
+    json: JsonNotText = False,
 ) -> None:
-    """Give devices the content of a version, and publish nothing else until resume."""
+    """Give devices the content of a version, and publish nothing else until resume; or one device alone."""
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Pin
 
-    do(config, cohort, Pin(to=to), json=json, wait=wait)
+    do(config, cohort, Pin(to=to, device=device), json=json, wait=wait)
+
+
+@app.command()
+def release(to: To, config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
+    """Let a version that is for canary devices, or for none yet, be for all devices."""
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Release
+
+    do(config, cohort, Release(to=to), json=json, wait=False)
 
 
 @app.command()
@@ -114,12 +131,18 @@ def pause(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -
 
 
 @app.command()
-def resume(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
-    """Publish again what is learned: the end of pause, pin and stop."""
+def resume(
+    config: Config,
+    cohort: OneCohort = None,
+    device: OneDevice = None,
+    wait: Wait = True,
+    json: JsonNotText = False,
+) -> None:
+    """Publish again what is learned: the end of pause, pin and stop; or give one device what all others have."""
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Resume
 
-    do(config, cohort, Resume(), json=json, wait=False)
+    do(config, cohort, Resume(device=device), json=json, wait=wait)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import typer
 
 from cema.cli.actor import command_line_actor
 from cema.cli.cohorts import one_cohort, opened, utc
-from cema.cloud.store.control import Act, Acted, ControlStore, control_of, name_of
+from cema.cloud.store.control import Act, Acted, ControlStore, Release, control_of, name_of
 from cema.cloud.store.told import versions_told
 
 if TYPE_CHECKING:
@@ -32,9 +32,14 @@ _WHEN = (
 _TOLD = {
     "rollback": "Devices get the content of version {to}. Learning begins anew, and what passes the gate is published.",
     "pin": "Devices get the content of version {to} and keep it until resume. Learning goes on; nothing is published.",
+    "release": "All devices are offered version {to}.",
     "stop": "Devices return to the source model and keep it until resume. Learning goes on; nothing is published.",
     "pause": "Devices keep the newest version until resume. Learning goes on; nothing is published.",
     "resume": "What is learned is published again, once it passes the gate.",
+}
+_TOLD_OF_DEVICE = {
+    "pin": "Device {device} gets the content of version {to} and keeps it until resume, whatever others get.",
+    "resume": "Device {device} gets what all others have, and follows them.",
 }
 
 
@@ -49,12 +54,16 @@ def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> N
         typer.echo(json_.dumps(msgspec.to_builtins(acted)))
         return
     typer.echo(f"{name_of(act)} of cohort {name}: act {acted.number}, {acted.state}")
-    typer.echo(_TOLD[name_of(act)].format(to=getattr(act, "to", 0)))
+    device = getattr(act, "device", None)
+    told = (_TOLD if device is None else _TOLD_OF_DEVICE)[name_of(act)]
+    typer.echo(told.format(to=getattr(act, "to", 0), device=device))
     if acted.state == "waiting":
         typer.echo("The worker has still to sign it: it does with its next step, or once the cloud runs.")
     elif acted.state == "failed":
         typer.echo("It failed: the store had that content no longer (see the cloud's log).", err=True)
         raise typer.Exit(1)
+    elif isinstance(act, Release):
+        typer.echo(_WHEN)
     elif acted.version is not None:
         typer.echo(f"Version {acted.version} has it. {_WHEN}")
 
@@ -80,7 +89,8 @@ def print_acts(path: Path, cohort: str | None, *, limit: int, json: bool) -> Non
     table = Table("act", "UTC", "who", "what", "state", "version")
     for acted in acts:
         to = getattr(acted.act, "to", None)
-        what = name_of(acted.act) + ("" if to is None else f" to {to}")
+        device = getattr(acted.act, "device", None)
+        what = name_of(acted.act) + ("" if to is None else f" to {to}") + (f" of {device}" if device else "")
         version = "" if acted.version is None else str(acted.version)
         moment = utc(acted.at, milliseconds=False)
         table.add_row(str(acted.number), moment, acted.actor, what, acted.state, version)

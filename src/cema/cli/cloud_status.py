@@ -122,6 +122,26 @@ def _share_cells(share: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{100 * share['share']:.1f}", f"{100 * share['standard_error']:.1f}", f"{share['samples']:,}"
 
 
+def _rollout_lines(name: str, cohort: Mapping[str, Any]) -> Iterable[str]:
+    rollout = cohort.get("rollout")
+    if cohort.get("pinned"):
+        yield f"{name}: pinned devices: {', '.join(cohort['pinned'])}."
+    if rollout is None:
+        return
+    version, devices, serving = rollout["version"], rollout["devices"], rollout["serving"]
+    if rollout["state"] == "taken_back":
+        reasons = "; ".join(f"{device} {reason}" for device, reason in rollout["reasons"].items())
+        yield f"{name}: version {version} was taken back: {reasons}."
+    elif rollout["state"] == "open" and rollout["mode"] == "manual":
+        yield f"{name}: version {version} waits for its release: cema cloud release --to {version}."
+    elif rollout["state"] == "open":
+        images = sum(served["predicted"] for served in serving.values())
+        yield (
+            f"{name}: version {version} is tried by {len(devices)} canary devices ({', '.join(devices)}), of which "
+            f"{len(serving)} have reported {images:,} images with it."
+        )
+
+
 def _told(name: str, cohort: Mapping[str, Any]) -> list[str]:
     """Return what the agreement comes to, in words, and what is wrong."""
     lines = []
@@ -134,6 +154,7 @@ def _told(name: str, cohort: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{name}: agreement of the newest version minus that of the source model: {points:+.1f} points{sure}."
         )
+    lines += _rollout_lines(name, cohort)
     if (cohort["worker"] or {}).get("error"):
         lines.append(f"{name}: the last error of the worker: {cohort['worker']['error']}")
     return lines

@@ -12,6 +12,7 @@ from cema._util.checks import require, require_at_least
 from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, resolve_path
 from cema.adapt.config import AdaptConfig
+from cema.cloud.rollout_config import RolloutConfig
 from cema.cloud.signing.config import SigningKeyConfig, check_passphrase
 from cema.cloud.store.base import Store
 from cema.cloud.store.open import absolute_url, check_store, open_store
@@ -211,6 +212,8 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Settings of the algorithm.
     publish : PublishConfig
         When a new version goes out.
+    rollout : RolloutConfig
+        To which devices first.
     """
 
     name: str
@@ -221,6 +224,7 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     foundation_weights: str | None = None
     adapt: AdaptConfig = AdaptConfig()
     publish: PublishConfig = PublishConfig()
+    rollout: RolloutConfig = RolloutConfig()
 
     def __post_init__(self) -> None:
         """Refuse a name that is no URL segment."""

@@ -193,6 +193,27 @@ DEVICE_RELEASED = _event(
     "What the device sends is learned from again.",
     {**_COHORT, "device": "which"},
 )
+ROLLOUT_BEGUN = _event(
+    "rollout.begun",
+    INFO,
+    "cohort %(cohort)s: version %(version)d is not for all devices yet (%(mode)s); for these first: %(devices)s",
+    "A version waits for an operator's release, or is tried by canary devices.",
+    {**_COHORT, "version": "its number", "mode": "`manual` or `canary`", "devices": "the canary devices"},
+)
+ROLLOUT_RELEASED = _event(
+    "rollout.released",
+    INFO,
+    "cohort %(cohort)s: version %(version)d is for all devices now",
+    "Its canary devices have done well with it.",
+    {**_COHORT, "version": "its number"},
+)
+ROLLOUT_TAKEN_BACK = _event(
+    "rollout.taken_back",
+    WARNING,
+    "cohort %(cohort)s: version %(version)d is taken back: %(reasons)s",
+    "Canary devices did badly with it: the content before goes out under the next number, and learning begins anew.",
+    {**_COHORT, "version": "its number", "reasons": "the devices, and how each did badly"},
+)
 UPDATE_PUBLISHED = _event(
     "update.published",
     INFO,

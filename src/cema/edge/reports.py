@@ -43,6 +43,11 @@ class Reporter:
         self.refused: Refused | None = None
         """The last version that was not installed, or that the device went back from."""
 
+    @property
+    def seconds(self) -> float:
+        """Between two reports; infinity where there are none."""
+        return self._seconds or float("inf")
+
     def send_if_due(self) -> None:
         """Send a report if it is time to, or if another version serves or was refused since the last one."""
         now = self._clock.monotonic()

@@ -154,7 +154,7 @@ class Updater(BackgroundThread):
         self._reports.send_if_due()
         began = self.clock.monotonic()
         asks = self._poll_seconds <= _LONGEST_POLL and not self._plain
-        wait = min(_WAIT_SECONDS, self._link.longest_wait) if asks else 0.0
+        wait = min(_WAIT_SECONDS, self._link.longest_wait, self._reports.seconds) if asks else 0.0
         try:
             reply = self._link.latest_update(self._etag, wait=wait)
         except LinkError as error:

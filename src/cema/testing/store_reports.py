@@ -44,6 +44,7 @@ class ReportTests(StoreCase):
         found = told.reports()
         assert sorted(found) == ["cam", "far"]
         assert found["cam"] == DeviceReports("cam", "north", 12.0, 2, 1, last)
+        assert told.reports(["cam", "nobody"]) == {"cam": found["cam"]}
         assert found["far"] == DeviceReports("far", "north", 11.0, 1, 0, _report(1))
 
     def test_lost_reports_are_counted(self, store: Store, told: ReportStore) -> None:

@@ -28,6 +28,7 @@ from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, toget
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_machine import StoreMachine
+from cema.testing.store_offers import OfferTests
 from cema.testing.store_optional import OptionalTests
 from cema.testing.store_reports import ReportTests
 from cema.testing.store_samples import SampleTests
@@ -56,6 +57,7 @@ class StoreSuite(
     AgreementTests,
     ControlTests,
     DeviceTests,
+    OfferTests,
     OptionalTests,
     ReportTests,
 ):

@@ -248,8 +248,8 @@ def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch
         statements.clear()
         assert cloud.get("/v1/cohorts/north/updates/latest", headers=known).status_code == 304
         tables = [statement.partition(" FROM ")[2].partition(" ")[0] for statement in statements]
-        assert tables == ["devices", "updates"]
-        assert statements[1].startswith("SELECT version, digest FROM")
+        assert tables == ["devices", "device_pins", "updates"]
+        assert statements[2].startswith("SELECT version, digest FROM")
 
 
 class Plain:

@@ -19,6 +19,7 @@ from cloud_support import StillEngine, serving, write_config
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.waiting import MOST_OF_ONE, Announcements
 from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.store.offers import Offers
 from cema.cloud.store.traces import traces_of
 from cema.errors import StoreUnavailable
 
@@ -142,13 +143,13 @@ def test_an_answer_is_kept_back_until_a_version_is_published(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = threading.Event()
-    look = cloud.store.newest_versions
+    look = cloud.store.offers
 
-    def newest_versions(cohorts: Any) -> dict[str, int]:
+    def offers(cohorts: Any) -> dict[str, Offers]:
         looked.set()  # somebody waits
         return look(cohorts)
 
-    monkeypatch.setattr(cloud.store, "newest_versions", newest_versions)
+    monkeypatch.setattr(cloud.store, "offers", offers)
 
     def ask(**headers: str) -> httpx2.Response:
         headers |= auth(cloud.token)

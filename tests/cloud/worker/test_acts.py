@@ -133,14 +133,14 @@ def test_content_that_devices_have_is_not_signed_again(cloud: Cloud) -> None:
 def test_an_act_in_the_middle_of_a_step_keeps_what_the_step_would_publish_back(cloud: Cloud) -> None:
     worker = published(cloud)
     before = latest(cloud)
-    commit = worker._commit
+    commit = worker.commit
 
     def act_first(*arguments: object, **named: object) -> None:
-        worker._commit = commit  # type: ignore[method-assign]
+        worker.commit = commit  # type: ignore[method-assign]
         act(cloud, Pause())
         commit(*arguments, **named)  # type: ignore[arg-type]
 
-    worker._commit = act_first  # type: ignore[method-assign]
+    worker.commit = act_first  # type: ignore[method-assign]
     epoch = worker.epoch
     more(cloud, worker)
     assert worker.epoch == epoch + 1, "it went back to the step before"

@@ -246,7 +246,7 @@ def dying_commit(worker: CohortWorker) -> None:
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    worker._commit = die  # type: ignore[method-assign]
+    worker.commit = die  # type: ignore[method-assign]
 
 
 def final_state(cloud: Cloud) -> tuple[bytes | None, int, int]:

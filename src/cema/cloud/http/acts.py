@@ -23,7 +23,7 @@ from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
-from cema.cloud.http.schemas import ActRecord, Acts, VersionAct, VersionlessAct, Versions
+from cema.cloud.http.schemas import ActRecord, Acts, PinAct, ResumeAct, VersionAct, VersionlessAct, Versions
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.control import Act, Acted, ActRefused, control_of
 from cema.cloud.store.told import versions_told
@@ -37,6 +37,7 @@ router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["acts"])
 LARGEST_ACT = 4096
 _NOT_KEPT = {"headers": headers("Cache-Control")}
 _act_decoder = msgspec.json.Decoder(Act)
+_ACTS = (VersionAct, PinAct, VersionlessAct, ResumeAct)
 # Read by hand, within a limit, and so described by hand.
 _BODY: dict[str, Any] = {
     **BY_TOKEN,
@@ -44,9 +45,7 @@ _BODY: dict[str, Any] = {
         "required": True,
         "description": "An act, JSON.",
         "content": {
-            "application/json": {
-                "schema": {"oneOf": [model.model_json_schema() for model in (VersionAct, VersionlessAct)]}
-            }
+            "application/json": {"schema": {"oneOf": [model.model_json_schema() for model in _ACTS]}}
         },
     },
 }
@@ -123,8 +122,8 @@ def _decode(body: bytes) -> Act:
         raise ApiError(
             "invalid_request",
             f"expected an act, got {len(body)} bytes: {error}",
-            'send JSON such as {"type": "rollback", "to": 3}, {"type": "pin", "to": 3}, {"type": "pause"}, '
-            '{"type": "stop"} or {"type": "resume"}',
+            'send JSON such as {"type": "rollback", "to": 3}, {"type": "pin", "to": 3, "device": "cam-1"}, '
+            '{"type": "release", "to": 3}, {"type": "pause"}, {"type": "stop"} or {"type": "resume"}',
         ) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -12,6 +14,7 @@ from cema.cloud.http.metrics import CONTENT_TYPE
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import CheckResult, Health, Ready, Status
 from cema.cloud.http.service import TheService
+from cema.cloud.store.devices import Device
 from cema.cloud.store.told import more_status
 
 __all__ = ["router"]
@@ -26,14 +29,18 @@ _NOT_KEPT = {"headers": headers("Cache-Control")}
     summary="Read where a cohort stands",
     response_description="One snapshot.",
     responses={200: _NOT_KEPT, **errors(*MEMBER_ERRORS)},
-    dependencies=[Depends(member)],
 )
-def cohort_status(cohort: CohortName, service: TheService, response: Response) -> Status:
+def cohort_status(
+    cohort: CohortName, service: TheService, response: Response, sender: Annotated[Device, Depends(member)]
+) -> Status:
     """Samples, the newest update, counters, and what the worker last said."""
     status = service.store.status(cohort)
     status["worker"] = {"ready": False, **(status["worker"] or {})}
     status["healthy"] = service.readiness.healthy(cohort)
     status |= more_status(service.store, cohort)
+    if sender.role == "device":  # the names of others are no business of a device
+        status.pop("rollout", None)
+        status.pop("pinned", None)
     response.headers.update(NO_STORE)
     return Status(**status)
 

@@ -16,9 +16,11 @@ __all__ = [
     "ErrorBody",
     "Health",
     "KeysDocuments",
+    "PinAct",
     "Ready",
     "Refused",
     "Report",
+    "ResumeAct",
     "Served",
     "Signature",
     "Status",
@@ -112,12 +114,22 @@ class Agreement(BaseModel):
 
 
 class VersionAct(BaseModel):
-    """Give devices the content of an earlier version."""
+    """Give devices the content of an earlier version, or let a version be for all."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["rollback", "pin"]
+    type: Literal["rollback", "release"]
     to: int = Field(ge=1, le=2**53, description="The version.")
+
+
+class PinAct(BaseModel):
+    """Give devices the content of an earlier version, and nothing else until it is resumed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["pin"]
+    to: int = Field(ge=1, le=2**53, description="The version.")
+    device: str | None = Field(None, description="The one device that gets it; null for all.")
 
 
 class Served(BaseModel):
@@ -150,11 +162,20 @@ class Report(BaseModel):
 
 
 class VersionlessAct(BaseModel):
-    """Publish nothing, give devices the source model, or go on."""
+    """Publish nothing, or give devices the source model."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["pause", "stop", "resume"]
+    type: Literal["pause", "stop"]
+
+
+class ResumeAct(BaseModel):
+    """Go on; or end the pin of one device."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["resume"]
+    device: str | None = Field(None, description="The device that was pinned; null for the cohort.")
 
 
 class ActRecord(BaseModel):
@@ -164,7 +185,7 @@ class ActRecord(BaseModel):
     cohort: str
     at: Seconds
     actor: str = Field(description="`token:` and its name, or `os:` and the user of the command line.")
-    act: VersionAct | VersionlessAct
+    act: VersionAct | PinAct | VersionlessAct | ResumeAct
     content: str | None = Field(
         description="The payload's digest, or `source`; null where no version is needed."
     )
@@ -223,7 +244,11 @@ class Status(BaseModel):
         description="By who answered (`device`, `running`, `adapted`, `source`), where anything is known."
     )
     publishing: Literal["on", "paused", "pinned", "stopped"] = "on"
-    act: ActRecord | None = Field(None, description="The act that the worker has still to do.")
+    act: ActRecord | None = Field(None, description="The first act that the worker has still to do.")
+    rollout: dict[str, Any] | None = Field(
+        None, description="Of the newest version that was not for all at once."
+    )
+    pinned: dict[str, int | None] = Field({}, description="Pinned devices, and the version of each.")
 
 
 class Health(BaseModel):

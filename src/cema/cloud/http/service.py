@@ -20,7 +20,8 @@ from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.reports_noted import Reports
 from cema.cloud.http.waiting import Announcements
-from cema.cloud.store.base import UpdateTag
+from cema.cloud.store.base import PublishedUpdate, UpdateTag
+from cema.cloud.store.offers import offers_of
 from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
@@ -57,6 +58,7 @@ class Service:
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
+        self._offers = offers_of(engine.store)
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
@@ -71,12 +73,20 @@ class Service:
             return read(*args, **kwargs)
         return await run_in_threadpool(read, *args, **kwargs)
 
-    def latest_tag(self, cohort: str) -> UpdateTag | None:
-        """Return what tells a cohort's newest update from others, or None before the first."""
+    def latest_tag(self, cohort: str, device: str) -> UpdateTag | None:
+        """Return what tells the newest update that a device is offered from others, or None before the first."""
+        if self._offers is not None:
+            return self._offers.offered_tag(cohort, device)
         if self._read_tag is not None:
             return self._read_tag(cohort)
         update = self.store.latest_update(cohort)
         return None if update is None else UpdateTag(update.version, update.digest)
+
+    def latest_update(self, cohort: str, device: str) -> PublishedUpdate | None:
+        """Return the newest update that a device is offered, or None before the first."""
+        if self._offers is not None:
+            return self._offers.offered(cohort, device)
+        return self.store.latest_update(cohort)
 
     @contextmanager
     def receiving(self, device: str, announced: int | None) -> Iterator[None]:

@@ -98,7 +98,7 @@ async def latest_update(
         if update is None:
             return _nothing_new(tag)
     # It may be a newer one by now.
-    update = update or await run_in_threadpool(service.store.latest_update, cohort)
+    update = update or await run_in_threadpool(service.latest_update, cohort, sender.name)
     if update is None or matches(known, _etag(update)):
         return _nothing_new(update)
     if sender.role == "device":
@@ -112,7 +112,8 @@ router.include_router(polls)
 
 def _newest(cohort: str, request: Request, service: Service) -> _Newest:
     """Check the sender and read the tag."""
-    return _Newest(member(cohort, bearer(request), service), service.latest_tag(cohort))
+    sender = member(cohort, bearer(request), service)
+    return _Newest(sender, service.latest_tag(cohort, sender.name))
 
 
 def _nothing_new(tag: UpdateTag | PublishedUpdate | None) -> Response:

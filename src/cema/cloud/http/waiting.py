@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from cema._util.events import report
 from cema.cloud import events
 from cema.cloud.store.base import PublishedUpdate, Store
+from cema.cloud.store.offers import Offers, offers_of
 from cema.cloud.store.traces import TraceStore
 from cema.errors import StoreError
 
@@ -50,7 +51,8 @@ class Announcements:
     def __init__(self, store: Store, cohorts: frozenset[str], *, tick: float = TICK_SECONDS) -> None:
         self.most = MOST_WAITING
         self._store, self._cohorts, self._tick = store, cohorts, tick
-        self._waiting: dict[asyncio.Future[PublishedUpdate | None], tuple[str, int]] = {}
+        self._offers = offers_of(store)
+        self._waiting: dict[asyncio.Future[PublishedUpdate | None], tuple[str, int, str]] = {}
         self._of: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
         self._ended = False
@@ -59,7 +61,7 @@ class Announcements:
         return len(self._waiting)
 
     async def newer(self, cohort: str, version: int, seconds: float, *, who: str) -> PublishedUpdate | None:
-        """Wait for a version above one, on the event loop.
+        """Wait for a version above one that the sender is offered, on the event loop.
 
         Parameters
         ----------
@@ -79,7 +81,7 @@ class Announcements:
         if self._ended or len(self._waiting) >= self.most or self._of[who] >= MOST_OF_ONE:
             return None
         future: asyncio.Future[PublishedUpdate | None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = cohort, version
+        self._waiting[future] = cohort, version, who
         self._of[who] += 1
         if self._watch is None:
             self._watch = asyncio.create_task(self._look())
@@ -109,19 +111,31 @@ class Announcements:
         self._watch = None
 
     async def _announce(self) -> None:
-        newest = await run_in_threadpool(self._newest)
-        behind = {cohort for cohort, version in self._waiting.values() if newest.get(cohort, 0) > version}
-        for cohort in behind:
-            update = await run_in_threadpool(self._store.latest_update, cohort)
-            for future, (wanted, version) in list(self._waiting.items()):
-                if update is not None and wanted == cohort and update.version > version:
-                    _answer(future, update)
+        offers = await run_in_threadpool(self._read_offers)
+        updates: dict[tuple[str, int], PublishedUpdate | None] = {}
+        for future, (cohort, version, who) in list(self._waiting.items()):
+            offered = offers[cohort].named.get(who, offers[cohort].version)
+            if offered <= version:
+                continue
+            if (cohort, offered) not in updates:
+                updates[cohort, offered] = await run_in_threadpool(self._update, cohort, offered)
+            update = updates[cohort, offered]
+            if update is not None and update.version > version:
+                _answer(future, update)
 
-    def _newest(self) -> dict[str, int]:
+    def _read_offers(self) -> dict[str, Offers]:
+        if self._offers is not None:
+            return self._offers.offers(self._cohorts)
         if isinstance(self._store, TraceStore):
-            return self._store.newest_versions(self._cohorts)
+            newest = self._store.newest_versions(self._cohorts)
+            return {cohort: Offers(newest.get(cohort, 0), {}) for cohort in self._cohorts}
         updates = {cohort: self._store.latest_update(cohort) for cohort in self._cohorts}
-        return {cohort: update.version for cohort, update in updates.items() if update is not None}
+        return {cohort: Offers(update.version if update else 0, {}) for cohort, update in updates.items()}
+
+    def _update(self, cohort: str, version: int) -> PublishedUpdate | None:
+        if self._offers is not None:
+            return self._offers.update(cohort, version)
+        return self._store.latest_update(cohort)
 
 
 def _answer(future: asyncio.Future[PublishedUpdate | None], update: PublishedUpdate | None) -> None:

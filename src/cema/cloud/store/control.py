@@ -24,6 +24,7 @@ __all__ = [
     "Pause",
     "Pin",
     "Publishing",
+    "Release",
     "Resume",
     "Rollback",
     "State",
@@ -67,7 +68,22 @@ class Rollback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pin"):
-    """Give devices the content of a version, and publish nothing else until `Resume`.
+    """Give devices the content of a version, and publish nothing else until `Resume`; or one device alone.
+
+    Attributes
+    ----------
+    to : int
+        The version.
+    device : str, optional
+        The device that keeps this content until a `Resume` of it, or a `Stop`, whatever the others get; None for all.
+    """
+
+    to: _Version
+    device: str | None = None
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="release"):
+    """Let a version that is for some devices, or for none yet, be for all.
 
     Attributes
     ----------
@@ -83,14 +99,22 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="resume"):
-    """Publish again what is learned, once it passes the gate: the end of `Pause`, `Pin` and `Stop`."""
+    """Publish again what is learned, once it passes the gate: the end of `Pause`, `Pin` and `Stop`.
+
+    Attributes
+    ----------
+    device : str, optional
+        The device that gets again what all others have: the end of a `Pin` of it. None for the cohort.
+    """
+
+    device: str | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stop"):
-    """Give devices the source model, and publish nothing else until `Resume`."""
+    """Give all devices the source model, pinned ones too, and publish nothing else until `Resume`."""
 
 
-Act: TypeAlias = Rollback | Pin | Pause | Resume | Stop
+Act: TypeAlias = Rollback | Pin | Release | Pause | Resume | Stop
 
 
 State: TypeAlias = Literal["waiting", "done", "superseded", "failed"]
@@ -186,7 +210,7 @@ class ControlStore(Protocol):
         ...
 
     def waiting_act(self, cohort: str) -> Acted | None:
-        """Return the act that the worker has to do, if there is one: at most one waits."""
+        """Return the first act that the worker has to do, if there is one."""
         ...
 
     def acts(self, cohort: str, *, limit: int = 100) -> list[Acted]:
@@ -234,6 +258,8 @@ def after(control: Control, act: Act, *, number: int, content: str | None) -> Co
     Control(publishing='on', content=None, serial=2)
     """
     match act:
+        case Release() | Pin(device=str()) | Resume(device=str()):  # nothing changes for the cohort
+            return msgspec.structs.replace(control, serial=number)
         case Pin():
             return Control(publishing="pinned", content=content, serial=number)
         case Stop():
@@ -264,11 +290,16 @@ def supersedes(act: Act, waiting: Act) -> bool:
     --------
     >>> supersedes(Stop(), Pin(to=3)), supersedes(Resume(), Pin(to=3)), supersedes(Resume(), Rollback(to=3))
     (True, True, False)
+    >>> supersedes(Pin(to=4, device="cam"), Pin(to=3, device="cam")), supersedes(Pin(to=4), Pin(to=3, device="cam"))
+    (True, False)
     """
+    one, other = (getattr(each, "device", None) for each in (act, waiting))
+    if one != other:  # of different devices, or of one and of all
+        return isinstance(act, Stop)
     match act:
-        case Pause():
+        case Pause() | Release():
             return False
-        case Resume():
+        case Resume() if one is None:
             return not isinstance(waiting, Rollback)
         case _:
             return True

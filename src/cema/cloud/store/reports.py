@@ -5,7 +5,7 @@ A back end may do without; `reports_of` tells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from cema.cloud.store.base import Store
@@ -57,11 +57,11 @@ class ReportStore(Protocol):
         """Keep reports; of one device the last one counts."""
         ...
 
-    def reports(self) -> dict[str, DeviceReports]:
-        """Return what is known of every device that has ever reported, by its name."""
+    def reports(self, devices: Collection[str] | None = None) -> dict[str, DeviceReports]:
+        """Return what is known of every device that has ever reported, by its name; or of some devices alone."""
         ...
 
 
-def reports_of(store: Store) -> dict[str, DeviceReports]:
-    """Return what devices have reported; nothing where the store's back end keeps no reports."""
-    return store.reports() if isinstance(store, ReportStore) else {}
+def reports_of(store: Store, devices: Collection[str] | None = None) -> dict[str, DeviceReports]:
+    """Return what devices have reported, all or some; nothing where the store's back end keeps no reports."""
+    return store.reports(devices) if isinstance(store, ReportStore) else {}

@@ -23,6 +23,7 @@ from cema.cloud.store.base import (
     Waiting,
 )
 from cema.cloud.store.control import Acted
+from cema.cloud.store.offers import Offer
 from cema.cloud.store.retention import Aged, kept
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
@@ -172,6 +173,7 @@ class SqliteStore(OptionalMembers):
         measured: Sequence[AgreementCount] = (),
         control: int | None = None,
         acted: Acted | None = None,
+        offer: Offer | None = None,
     ) -> None:
         """Commit a step whole: cursor, checkpoint, update if there is one, counters, agreement. All or nothing."""
         with self.database.write() as connection:
@@ -198,6 +200,7 @@ class SqliteStore(OptionalMembers):
             if update is not None:
                 self._insert_update(connection, cohort, update)
                 self._traces.insert(connection, cohort, update.version, trace)
+            self._offers.commit(connection, cohort, offer, update.version if update else None)
             bump(connection, cohort, counts or {})
             self._agreements.insert(connection, cohort, measured, now)
             if report is not None:
@@ -250,12 +253,13 @@ class SqliteStore(OptionalMembers):
             newest=UPDATES_KEPT,
             older_bytes=self.database.max_bytes // OLDER_SHARE,
         )
-        held = self._control.held(connection, cohort)
+        held = self._control.held(connection, cohort) | self._offers.held(connection, cohort)
         connection.executemany(
             "DELETE FROM updates WHERE cohort = ? AND version = ?",
             [(cohort, row[0]) for row in rows if row[0] not in stay and row[3] not in held],
         )
         connection.execute("DELETE FROM artifacts WHERE digest NOT IN (SELECT digest FROM updates)")
+        self._offers.forget(connection, cohort)
 
     def latest_update(self, cohort: str) -> PublishedUpdate | None:
         """Return the newest update of a cohort, or None before the first."""

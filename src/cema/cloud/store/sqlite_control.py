@@ -16,6 +16,8 @@ from cema.cloud.store.control import (
     Control,
     ControlChanged,
     Pin,
+    Release,
+    Resume,
     Rollback,
     State,
     Stop,
@@ -26,6 +28,7 @@ from cema.cloud.store.control import (
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_database import Database
+from cema.cloud.store.sqlite_offers import OfferTable, newest_for_all
 from cema.errors import StoreError
 
 __all__ = ["ControlTable"]
@@ -53,16 +56,19 @@ class ControlTable:
         The store's database. A full one from before gets no tables, and refuses acts until it is opened with room.
     audit
         Where every act is recorded too, with what is done to devices and backups.
+    offers
+        Which devices a version is for.
     """
 
-    def __init__(self, database: Database, audit: AuditTable) -> None:
+    def __init__(self, database: Database, audit: AuditTable, offers: OfferTable) -> None:
         self._database = database
         self._audit = audit
+        self._offers = offers
         self._there = make_tables(database, TABLES, what="acts of operators")
 
     def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:
         """Write an act down, and what all of them come to."""
-        if not self._there:
+        if not (self._there and self._offers.there):
             raise StoreError(
                 "the store has no room for acts; raise limits.store_bytes and start the cloud again"
             )
@@ -70,12 +76,12 @@ class ControlTable:
             if connection.execute("SELECT 1 FROM cohorts WHERE name = ?", (cohort,)).fetchone() is None:
                 raise StoreError(f"the store has no cohort {cohort!r}; start the cloud once with it")
             content = _content(connection, cohort, act)
-            waiting = _waiting(connection, cohort)
-            if waiting is not None and supersedes(act, waiting.act):
-                connection.execute(
-                    "UPDATE cohort_acts SET state = 'superseded', done_at = ? WHERE number = ?",
-                    (now, waiting.number),
-                )
+            content = self._offer(connection, cohort, act, content, now)
+            gone = [each.number for each in _all_waiting(connection, cohort) if supersedes(act, each.act)]
+            connection.executemany(
+                "UPDATE cohort_acts SET state = 'superseded', done_at = ? WHERE number = ?",
+                [(now, each) for each in gone],
+            )
             # What needs no signature is done at once.
             state: State = "done" if content is None else "waiting"
             done_at = now if content is None else None
@@ -105,6 +111,35 @@ class ControlTable:
             done_at=done_at,
         )
 
+    def _offer(
+        self, connection: sqlite3.Connection, cohort: str, act: Act, content: str | None, now: float
+    ) -> str | None:
+        """Change who is offered what, as far as that needs no new version; return what is to be published."""
+        match act:
+            case Pin(device=str(device)):
+                _check_device(connection, cohort, device)
+                self._offers.pin(connection, cohort, device, content)
+            case Resume(device=str(device)):
+                if self._offers.pin(connection, cohort, device, None) is None:
+                    raise ActRefused(
+                        f"device {device!r} of cohort {cohort!r} is not pinned; there is nothing to end"
+                    )
+                # It has a higher number than the others: what they have needs one that is higher still.
+                return newest_for_all(connection, cohort, there=True)[1] or SOURCE
+            case Release(to=version):
+                newest = newest_for_all(connection, cohort, there=True)[0]
+                if version <= newest:
+                    raise ActRefused(
+                        f"version {version} of cohort {cohort!r} cannot be released: version {newest} is for all "
+                        "already; to give devices older content, roll back to it"
+                    )
+                self._offers.end(connection, cohort, version, now)
+            case Stop():
+                self._offers.unpin_all(connection, cohort)
+            case _:
+                pass
+        return content
+
     def control(self, cohort: str) -> Control:
         """Return what all acts come to: one row is read."""
         if not self._there:
@@ -117,7 +152,7 @@ class ControlTable:
         if not self._there:
             return None
         row = self._database.peek(
-            f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number LIMIT 1",  # noqa: S608
             (cohort,),
         )
         return _acted(row) if row else None
@@ -180,9 +215,19 @@ class ControlTable:
         """Return the digests that may not be deleted: devices are to have them, now or soon."""
         if not self._there:
             return set()
-        waiting = _waiting(connection, cohort)
-        wanted = (_control(connection, cohort).content, waiting.content if waiting else None)
+        wanted = {
+            _control(connection, cohort).content,
+            *(a.content for a in _all_waiting(connection, cohort)),
+        }
         return {digest for digest in wanted if digest is not None and digest != SOURCE}
+
+
+def _check_device(connection: sqlite3.Connection, cohort: str, device: str) -> None:
+    row = connection.execute(
+        "SELECT cohort FROM devices WHERE name = ? AND role = 'device'", (device,)
+    ).fetchone()
+    if row is None or row[0] != cohort:
+        raise ActRefused(f"cohort {cohort!r} has no device {device!r}; cema device list has all of them")
 
 
 def _content(connection: sqlite3.Connection, cohort: str, act: Act) -> str | None:
@@ -190,13 +235,13 @@ def _content(connection: sqlite3.Connection, cohort: str, act: Act) -> str | Non
     match act:
         case Stop():
             return SOURCE
-        case Rollback(to=version) | Pin(to=version):
+        case Rollback(to=version) | Pin(to=version) | Release(to=version):
             row = connection.execute(
                 "SELECT digest FROM updates WHERE cohort = ? AND version = ?", (cohort, version)
             ).fetchone()
             if row is None:
                 raise ActRefused(_not_kept(connection, cohort, version))
-            return cast("str", row[0])
+            return None if isinstance(act, Release) else cast("str", row[0])
         case _:
             return None
 
@@ -210,12 +255,12 @@ def _not_kept(connection: sqlite3.Connection, cohort: str, version: int) -> str:
     return f"cohort {cohort!r} keeps no version {version}; {have} (cema cloud versions lists all)"
 
 
-def _waiting(connection: sqlite3.Connection, cohort: str) -> Acted | None:
-    row = connection.execute(
-        f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number DESC LIMIT 1",  # noqa: S608
+def _all_waiting(connection: sqlite3.Connection, cohort: str) -> list[Acted]:
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM cohort_acts WHERE cohort = ? AND state = 'waiting' ORDER BY number",  # noqa: S608
         (cohort,),
-    ).fetchone()
-    return _acted(row) if row else None
+    ).fetchall()
+    return [_acted(row) for row in rows]
 
 
 def _control(connection: sqlite3.Connection, cohort: str) -> Control:

@@ -11,7 +11,9 @@ from cema.cloud.store.activity import DeviceActivity, Poll
 from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
+from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
@@ -20,6 +22,7 @@ from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_keys import KeysTable
+from cema.cloud.store.sqlite_offers import OfferTable
 from cema.cloud.store.sqlite_reports import ReportTable
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
@@ -38,7 +41,8 @@ class OptionalMembers:
         self._traces = TraceTable(self.database)
         self._agreements = AgreementTable(self.database)
         self._audit = AuditTable(self.database)
-        self._control = ControlTable(self.database, self._audit)
+        self._offers = OfferTable(self.database)
+        self._control = ControlTable(self.database, self._audit, self._offers)
         self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
@@ -116,6 +120,35 @@ class OptionalMembers:
         """Return the versions that are kept, oldest first."""
         return self._control.versions(cohort)
 
+    def offered_tag(self, cohort: str, device: str) -> UpdateTag | None:
+        """Return what tells the version that a device is offered from others."""
+        return self._offers.tag(cohort, device)
+
+    def offered(self, cohort: str, device: str) -> PublishedUpdate | None:
+        """Return the version that a device is offered; None before the first."""
+        tag = self._offers.tag(cohort, device)
+        return None if tag is None else self._offers.update(cohort, tag.version)
+
+    def update(self, cohort: str, version: int) -> PublishedUpdate | None:
+        """Return a version; None where it is not kept."""
+        return self._offers.update(cohort, version)
+
+    def offers(self, cohorts: Collection[str]) -> dict[str, Offers]:
+        """Return what devices are offered, by cohort."""
+        return self._offers.offers(cohorts)
+
+    def for_all(self, cohort: str) -> PublishedUpdate | None:
+        """Return the newest version that is for all devices; None before the first."""
+        return self._offers.update(cohort, self._offers.newest(cohort))
+
+    def rollout(self, cohort: str) -> Rollout | None:
+        """Return the newest rollout of a cohort, open or not."""
+        return self._offers.rollout(cohort)
+
+    def pinned(self, cohort: str) -> list[PinnedDevice]:
+        """Return the devices that are pinned, by name."""
+        return self._offers.pinned(cohort)
+
     def keys_documents(self, cohort: str) -> list[bytes]:
         """Return the envelopes of a cohort's keys documents, by rising serial number."""
         return self._keys.keys_documents(cohort)
@@ -138,9 +171,9 @@ class OptionalMembers:
         """Keep reports of devices."""
         self._reports.note(reports)
 
-    def reports(self) -> dict[str, DeviceReports]:
-        """Return what is known of every device that has ever reported, by its name."""
-        return self._reports.read()
+    def reports(self, devices: Collection[str] | None = None) -> dict[str, DeviceReports]:
+        """Return what is known of every device that has ever reported, by its name; or of some devices alone."""
+        return self._reports.read(devices)
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

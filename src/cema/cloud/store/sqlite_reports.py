@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ TABLES = {
     "boot TEXT NOT NULL, number INTEGER NOT NULL, received INTEGER NOT NULL, lost INTEGER NOT NULL, "
     "content TEXT NOT NULL) WITHOUT ROWID",
 }
+COLUMNS = "device, cohort, at, received, lost, content"
 # Reports that one gap stands for, at most: a device may write any number.
 LONGEST_GAP = 1000
 
@@ -45,14 +46,17 @@ class ReportTable:
             for reported in reports:
                 _keep(connection, reported)
 
-    def read(self) -> dict[str, DeviceReports]:
-        """Return what is known of every device, by its name."""
+    def read(self, devices: Collection[str] | None) -> dict[str, DeviceReports]:
+        """Return what is known of every device, by its name, or of some."""
         if not self._there:
             return {}
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT device, cohort, at, received, lost, content FROM device_reports"
-            ).fetchall()
+            if devices is None:
+                rows = connection.execute(f"SELECT {COLUMNS} FROM device_reports").fetchall()  # noqa: S608
+            else:
+                one = f"SELECT {COLUMNS} FROM device_reports WHERE device = ?"  # noqa: S608
+                found = (connection.execute(one, (device,)).fetchone() for device in devices)
+                rows = [row for row in found if row is not None]
         return {row[0]: _read(row) for row in rows}
 
 

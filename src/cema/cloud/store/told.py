@@ -10,6 +10,8 @@ import msgspec
 from cema.cloud.store.agreements import agreement_members, agreements_of
 from cema.cloud.store.base import Store
 from cema.cloud.store.control import ControlStore, control_of
+from cema.cloud.store.offers import Rollout, offers_of
+from cema.cloud.store.reports import reports_of
 from cema.cloud.store.traces import TraceStore
 
 __all__ = ["more_status", "versions_told"]
@@ -21,15 +23,36 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``agreement``, by who answered; and, for a store that takes acts, ``publishing`` and ``act``, the one that waits
-        for the worker or None.
+        ``agreement``, by who answered; for a store that takes acts, ``publishing`` and ``act``, the first that waits
+        for the worker or None; and for one that keeps offers ``rollout``, the newest one or None, and ``pinned``, the
+        devices that are pinned.
     """
     found: dict[str, Any] = {"agreement": agreement_members(store, cohort)}
     if isinstance(store, ControlStore):
         waiting = store.waiting_act(cohort)
         found["publishing"] = store.control(cohort).publishing
         found["act"] = None if waiting is None else msgspec.to_builtins(waiting)
+    offers = offers_of(store)
+    if offers is not None:
+        found["rollout"] = _rollout_told(store, offers.rollout(cohort))
+        found["pinned"] = {each.device: each.version for each in offers.pinned(cohort)}
     return found
+
+
+def _rollout_told(store: Store, rollout: Rollout | None) -> dict[str, Any] | None:
+    """Return a rollout with what its devices have last reported of the version."""
+    if rollout is None:
+        return None
+    reports = reports_of(store, rollout.devices)
+    serving = {device: told.report.serving for device, told in reports.items()}
+    found: dict[str, Any] = msgspec.to_builtins(rollout)
+    return found | {
+        "serving": {
+            device: msgspec.to_builtins(served)
+            for device, served in serving.items()
+            if served.version == rollout.version
+        }
+    }
 
 
 def versions_told(store: Store, cohort: str) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from cema._util.events import report
 from cema.cloud import events
 from cema.cloud.store.base import PublishedUpdate, Store
 from cema.cloud.store.control import SOURCE, Acted, Control, ControlStore, Rollback, name_of
+from cema.cloud.store.offers import Offer
 from cema.cloud.worker.publisher import Publisher
 
 __all__ = ["ActsOfOperators", "Done"]
@@ -19,11 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class Done(NamedTuple):
-    """An act that was done: how it is written down, the update that came of it, and whether learning begins anew."""
+    """An act that was done: how it is written down, the update that came of it, and whether learning begins anew.
+
+    The update is for the devices of the offer, where there is one, and else for all.
+    """
 
     acted: Acted
     update: PublishedUpdate | None
     begins_anew: bool
+    offer: Offer | None = None
 
 
 class ActsOfOperators:
@@ -61,7 +66,7 @@ class ActsOfOperators:
             return {}
         return {"control": self.control.serial, "acted": None if done is None else done.acted}
 
-    def do(self, act: Acted, publisher: Publisher, now: float) -> Done | None:
+    def do(self, act: Acted, publisher: Publisher, now: float, *, open_rollout: bool = False) -> Done | None:
         """Make the version that an act asks for; none where devices have its content already, or it is gone.
 
         Parameters
@@ -72,6 +77,8 @@ class ActsOfOperators:
             The cohort's.
         now : float
             Unix seconds.
+        open_rollout : bool
+            Whether some devices have another version than all others.
 
         Returns
         -------
@@ -84,14 +91,15 @@ class ActsOfOperators:
             payload = self._store.artifact(self._cohort, act.content)
         if payload is None:  # an older CEMA has deleted it since
             return Done(msgspec.structs.replace(act, state="failed", done_at=now), None, begins_anew=False)
-        if publisher.offers(payload, now):
+        device = getattr(act.act, "device", None)
+        if device is None and not open_rollout and publisher.offers(payload, now):
             done = msgspec.structs.replace(act, state="done", done_at=now, version=publisher.version)
             return Done(done, None, begins_anew)
         update = publisher.again(payload, now)
         if update is None:
             return None
         done = msgspec.structs.replace(act, state="done", done_at=now, version=update.version)
-        return Done(done, update, begins_anew)
+        return Done(done, update, begins_anew, None if device is None else Offer(audience=(device,)))
 
     def told(self, done: Done) -> None:
         """Log what was done, once it is durable."""

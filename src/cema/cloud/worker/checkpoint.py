@@ -64,13 +64,13 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.window = AgreementWindow()
         self.since_candidate = self.rejected_in_a_row = 0
 
-    def judged(self, outcome: str) -> None:
-        """Take note of what the gate said of a candidate."""
+    def judged(self, outcome: str, *, restricted: bool = False) -> None:
+        """Take note of what the gate said of a candidate; a `restricted` one is not for all devices yet."""
         if outcome in {"waiting", "unsigned", "renewed"}:
             return
         if outcome == "reverted":
             self.window.running_is("source")
-        if outcome == "published":
+        if outcome == "published" and not restricted:
             self.window.running_is("adapted")
         self.rejected_in_a_row = 0 if outcome == "published" else self.rejected_in_a_row + 1
 

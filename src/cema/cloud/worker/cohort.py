@@ -22,6 +22,7 @@ from cema.cloud.store.agreements import AgreementCount, agreements_of
 from cema.cloud.store.backups import version_floor
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.store.control import Acted, ControlChanged, name_of
+from cema.cloud.store.offers import Offer
 from cema.cloud.worker.acts import ActsOfOperators, Done
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
@@ -31,6 +32,8 @@ from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Candidate, Publisher
+from cema.cloud.worker.rollout_turn import roll_out
+from cema.cloud.worker.rollouts import Rollouts
 from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -98,6 +101,7 @@ class CohortWorker:
         self._models = (edge, foundation)
         self._seed = seed
         self._acts = ActsOfOperators(store, cohort.name)
+        self._rollouts = Rollouts(store, cohort.name, cohort.rollout)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
@@ -112,8 +116,10 @@ class CohortWorker:
         self._saved = state.checkpoint
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
-        self.publisher.resume(store.latest_update(name))
-        self.publisher.not_below(version_floor(store, name))
+        latest = store.latest_update(name)
+        self._rollouts.resume()
+        self.publisher.resume(self._rollouts.for_all())
+        self.publisher.not_below(max(version_floor(store, name), latest.version + 1 if latest else 0))
         store.put_report(name, self.report(), now=self._clock())
 
     def rewind(self) -> None:
@@ -174,6 +180,8 @@ class CohortWorker:
             self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
         if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
             return True
+        if roll_out(self, self._rollouts, self._clock(), publishes=self._acts.publishes):
+            return True
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
         size = self._size.samples
@@ -195,21 +203,23 @@ class CohortWorker:
             candidate = self._renewed(now)
             # What could not be signed when it was learned is no renewal.
             about = {"kind": "renewed"} if candidate.outcome == "renewed" else None
-            self._commit(self.cursor, candidate.update, about=about)
+            self.commit(self.cursor, candidate.update, about=about)
             return True
         return False
 
     def _act(self, act: Acted) -> bool:
         """Do what an operator asked for, if it can be signed now; the models are compared anew after that."""
-        done = self._acts.do(act, self.publisher, self._clock())
+        rollout = self._rollouts.open is not None
+        done = self._acts.do(act, self.publisher, self._clock(), open_rollout=rollout)
         if done is None:
             self._count("updates.unsigned", 1)
             return False
         if done.begins_anew:
             self.learner.restart()
-        self.progress.acted()
+        if done.offer is None:
+            self.progress.acted()
         about = {"kind": name_of(act.act), "act": act.number, "content_of": getattr(act.act, "to", 0)}
-        self._commit(self.cursor, done.update, done=done, about=about)
+        self.commit(self.cursor, done.update, done=done, about=about, offer=done.offer)
         self._acts.told(done)
         return True
 
@@ -229,7 +239,7 @@ class CohortWorker:
         """Keep samples until there is a full batch: what others may not give is no reason for small steps."""
         self._pass_on(drawn)
         self.progress.hold([*drawn.chosen, *drawn.held], since)
-        self._commit(drawn.cursor)
+        self.commit(drawn.cursor)
 
     def _learn(self, drawn: Draw) -> None:
         samples = self.store.samples(drawn.chosen)
@@ -261,7 +271,7 @@ class CohortWorker:
     def _done(self, drawn: Draw, update: PublishedUpdate | None = None) -> None:
         # Where others were drawn, those that were held before are all among the chosen.
         self.progress.hold(drawn.held, self._clock() if drawn.cursor != self.cursor else None)
-        self._commit(drawn.cursor, update)
+        self.commit(drawn.cursor, update)
 
     def _pass_on(self, drawn: Draw) -> None:
         """Do what is to be done with samples that are not learned from now."""
@@ -276,6 +286,7 @@ class CohortWorker:
 
     def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
         """Remember what devices send, and whether the foundation model agrees with them."""
+        self._rollouts.measured(samples, labels.tolist())
         rows = batch.statistics(self._models[0].preprocessing)
         agrees = labels == [sample.label for sample in samples]
         judged = self.progress.ledger.observe([sample.device for sample in samples], rows, agrees)
@@ -320,7 +331,8 @@ class CohortWorker:
             before_update=before_update,
         )
         self.progress.window.add(tested, self.cohort.publish.window)
-        self._measured += counts_of(tested, samples, labels, version=self.publisher.version)
+        version, newest = self.publisher.version, self._rollouts.newest
+        self._measured += counts_of(tested, samples, labels, version=version, newest=newest)
         self.progress.ledger.learned([sample.device for sample in samples])
         self._note(samples, batch, labels)
         return report
@@ -338,7 +350,7 @@ class CohortWorker:
             self.progress.idle = self.config.idle_steps
             # Otherwise the next replay would draw the very same samples.
             self.learner.redraw()
-            self._commit(self.cursor)
+            self.commit(self.cursor)
             return True
         begin = time.perf_counter()
         report = None
@@ -352,7 +364,7 @@ class CohortWorker:
             self.progress.idle = self.config.idle_steps
         # What replay changed goes out once new samples have tested it. Also when there was nothing to replay: the
         # attempt was noted, and must not be held against the next batch.
-        self._commit(self.cursor)
+        self.commit(self.cursor)
         return report is None or report.step > 0
 
     def _after_step(self, report: StepReport, begin: float) -> None:
@@ -372,7 +384,7 @@ class CohortWorker:
 
     def _candidate(self) -> PublishedUpdate | None:
         now = self._clock()
-        if not self._acts.publishes:
+        if not self._acts.publishes or self._rollouts.holds(now):
             return None
         if self.progress.since_candidate < self.cohort.publish.every_steps or not self.publisher.due(now):
             return None
@@ -391,7 +403,7 @@ class CohortWorker:
         self._tracer.judged(candidate.outcome, now)
         agreement = asdict(candidate.agreement) if candidate.agreement else {}
         self._last["candidate"] = {"outcome": candidate.outcome, **agreement}
-        self.progress.judged(candidate.outcome)
+        self._judged(candidate, now)
         if self.progress.rejected_in_a_row >= MOST_REJECTED:
             self._reset()
         return candidate.update
@@ -400,8 +412,14 @@ class CohortWorker:
         candidate = self.publisher.renew(now)
         if candidate.outcome != "renewed":
             self._count(f"updates.{candidate.outcome}", 1)
-        self.progress.judged(candidate.outcome)
+        self._judged(candidate, now)
         return candidate
+
+    def _judged(self, candidate: Candidate, now: float) -> None:
+        update, restricted = candidate.update, False
+        if update is not None and candidate.outcome == "published":
+            restricted = self._rollouts.starts(update, self.publisher.version, now)
+        self.progress.judged(candidate.outcome, restricted=restricted)
 
     def _reset(self) -> None:
         """Reset to the source models; the replay buffer stays."""
@@ -422,24 +440,28 @@ class CohortWorker:
         self._last["error"] = f"{type(error).__name__}: {error}"[:500]
         self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
         self._measured = []
+        self._rollouts.resume()
         self._count("worker.failed_steps", 1)
         self._restore()
 
-    def _commit(
+    def commit(
         self,
         cursor: int,
         update: PublishedUpdate | None = None,
         *,
         done: Done | None = None,
         about: Mapping[str, Any] | None = None,
+        offer: Offer | None = None,
     ) -> None:
         """Make the step durable whole; only then is it true. The trace of the update says what it is `about`."""
+        offer = offer or self._rollouts.offer_of(update)
+        to_all = offer is None or offer.audience is None
         saved = dump_checkpoint(self.progress, self.learner)
         counts, self._counts, now = self._counts, {}, self._clock()
         measured, self._measured = self._measured, []
         more = {"measured": measured} if agreements_of(self.store) else {}
-        more |= self._acts.committed_with(done)
-        version = update.version if update else self.publisher.version
+        more |= self._acts.committed_with(done) | ({"offer": offer} if offer else {})
+        version = update.version if update and to_all else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
             cursor,
@@ -454,8 +476,9 @@ class CohortWorker:
         self.cursor, self._saved = cursor, saved
         self._attempts.committed()
         if update is not None:
-            self.publisher.published(update)
+            self.publisher.published(update, to_all=to_all)
             report(log, events.UPDATE_PUBLISHED, cohort=self.cohort.name, version=update.version)
+        self._rollouts.committed(offer, update)
 
     def _lineage(self) -> dict[str, Any]:
         """Return what a version was learned with: the gate's agreement, and the losses of the last step."""

@@ -21,6 +21,7 @@ def counts_of(
     labels: npt.NDArray[np.int64],
     *,
     version: int,
+    newest: int = 0,
 ) -> list[AgreementCount]:
     """Return the counts of one batch of new samples, before it was learned from.
 
@@ -33,7 +34,10 @@ def counts_of(
     labels : ndarray of int64 (N,)
         The foundation model's.
     version : int
-        The newest version. A device that names a newer one is not counted: it may say anything.
+        The newest version that is for all devices.
+    newest : int
+        The newest that any device was offered, if that is another. A device that names a newer one is not counted: it
+        may say anything.
     """
     found = [
         AgreementCount(version, "running", tested.count, tested.running),
@@ -44,7 +48,7 @@ def counts_of(
     answered: Counter[int] = Counter()
     agreed: Counter[int] = Counter()
     for sample, label in zip(samples, labels.tolist(), strict=True):
-        if sample.version <= version:
+        if sample.version <= max(version, newest):
             answered[sample.version] += 1
             agreed[sample.version] += sample.label == label
     return [*found, *(AgreementCount(v, "device", n, agreed[v]) for v, n in sorted(answered.items()))]

@@ -34,12 +34,13 @@ from cema.models.spec import Model
 from cema.ondevice.batch import Batch
 from cema.ondevice.drift import Domain
 
-__all__ = ["Candidate", "Publisher"]
+__all__ = ["DAY", "Candidate", "Publisher"]
 
 log = logging.getLogger(__name__)
 
 CHUNK = 32
 DAY = 86_400
+"""Seconds."""
 # Seconds by which the clocks of two processes, or of one before and after it was set, may well differ.
 CLOCK_SLACK = 60.0
 # How far ahead of ours a device's version may be and still be believed.
@@ -317,9 +318,11 @@ class Publisher:
         source = self._source_state()
         return self._encode(source, self._golden(source))
 
-    def published(self, update: PublishedUpdate) -> None:
-        """Take note that an update is durable and offered from now on."""
-        self.resume(update)
+    def published(self, update: PublishedUpdate, *, to_all: bool = True) -> None:
+        """Take note that an update is durable and offered from now on; to some devices alone unless `to_all`."""
+        if to_all:
+            self.resume(update)
+        self.not_below(update.version + 1)
 
     def _source_state(self) -> Carried:
         """Return the source model as an update carries it."""
