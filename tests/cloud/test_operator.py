@@ -170,6 +170,8 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
         for line in block.partition("```")[0].splitlines()
     ]
     assert len(commands) >= 17
+    (listed,) = [block.partition("```")[0] for block in page.split("```csv\n")[1:]]
+    (fleet.config.parent / "devices.csv").write_text(listed)
     printed: dict[str, str] = {}
     for command in commands:
         done = subprocess.run(
@@ -191,8 +193,11 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
     assert "trusted" in printed["keys"]
     assert (fleet.config.parent / "backup.cema").is_file()
     audit = printed["audit"]
-    for act in ("cohort.stop", "device.add", "device.renew", "device.revoke", "store.backup"):
+    for act in ("cohort.stop", "device.add", "device.renew", "device.revoke", "device.move", "store.backup"):
         assert act in audit
+    assert {path.name for path in (fleet.config.parent / "tokens").iterdir()} == {
+        f"{line.partition(',')[0]}.token" for line in listed.splitlines()[1:]
+    }
     rows = [line.replace("│", " ").split() for line in printed["acts"].splitlines()]
     done_acts = [
         [cell for cell in row if cell in {"rollback", "pin", "pause", "stop", "resume"}] for row in rows

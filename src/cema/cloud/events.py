@@ -89,6 +89,21 @@ FETCHES_NOT_NOTED = _event(
     "Traces of updates miss some devices.",
     _ERROR,
 )
+TOKENS_NOT_NOTED = _event(
+    "tokens.not_noted",
+    WARNING,
+    "which devices have used a new token could not be noted: %(error)s",
+    "It is noted when they use it again. Until then the list of devices says that the new token was not used yet.",
+    _ERROR,
+)
+DEVICE_EXPIRES = _event(
+    "device.expires",
+    WARNING,
+    "device %(device)s: its token expires in %(days).1f days",
+    "The device will be refused then. Give it more time with `cema device expire`. Said once a day of each device that "
+    "asks or sends.",
+    {"device": "its name", "days": "until then"},
+)
 CONNECTIONS_FULL = _event(
     "connections.full",
     WARNING,

@@ -26,6 +26,7 @@ from cema.cloud.http import body, service
 from cema.cloud.http.app import create_app
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.store.fleet import Expire
 from cema.formats.sample import CONTENT_TYPE, encode_samples
 
 PAYLOAD = b"a payload"
@@ -61,8 +62,10 @@ class Api:
             "chief": add("ops", cohort=None, role="operator"),
             "admin": add("boss", cohort="north", role="admin"),
             "revoked": add("old", cohort="north"),
+            "expired": add("late", cohort="north"),
         }
         self.engine.devices.revoke("old")
+        self.engine.devices.act("late", Expire(at=5.0))
 
     def __call__(
         self,
@@ -153,12 +156,12 @@ def before_the_first_update(api: Api) -> None:
 def wrong_senders(api: Api) -> None:
     reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS)]
     for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
-        for who in (None, "nobody", "revoked"):
+        for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
         api(method, path, cohort="west")
         api(method, path, cohort="south")
     api("GET", f"{LATEST}?wait=-1")
-    for who in (None, "revoked", "device", "operator"):
+    for who in (None, "revoked", "expired", "device", "operator"):
         api("GET", "/metrics", who=who)
     for path in (VERSIONS, ACTS):
         api("GET", path, who="device")
@@ -316,7 +319,9 @@ HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_si
 HEADERS = ("Authorization", "If-None-Match", "Content-Type", "Content-Encoding", "Range")
 REQUESTS = {
     "who": st.one_of(
-        st.none(), st.sampled_from(["device", "operator", "chief", "admin", "revoked"]), HEADER_TEXT
+        st.none(),
+        st.sampled_from(["device", "operator", "chief", "admin", "revoked", "expired"]),
+        HEADER_TEXT,
     ),
     "cohort": NAMES,
     "digest": st.one_of(st.just(DIGEST), st.from_regex(r"[0-9a-f]{60,66}", fullmatch=True), NAMES),

@@ -23,6 +23,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "The request does not fit the endpoint."),
     "unauthorized": (401, "No token, or an unknown one."),
     "revoked": (403, "The token was revoked."),
+    "expired": (403, "The token has expired."),
     "wrong_cohort": (403, "The token is for another cohort."),
     "not_a_device": (403, "An operator or admin tried to upload."),
     "not_an_operator": (403, "A device asked, or a token of one cohort for what covers all."),

@@ -18,6 +18,7 @@ from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.polls import Polls
 from cema.cloud.http.rate import RateLimit
 from cema.cloud.http.readiness import Readiness
+from cema.cloud.http.tokens import Tokens
 from cema.cloud.http.waiting import Announcements
 from cema.cloud.store.base import UpdateTag
 from cema.cloud.worker.supervisor import Engine
@@ -59,6 +60,7 @@ class Service:
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
+        self.tokens = Tokens(engine.devices)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)

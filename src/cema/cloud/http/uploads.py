@@ -83,6 +83,7 @@ async def upload_samples(cohort: CohortName, request: Request) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
     service: Service = request.app.state.service
     device = await service.at_once(uploader, cohort, bearer(request), service)
+    service.tokens.seen(device)
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
