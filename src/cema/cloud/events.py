@@ -158,6 +158,13 @@ WORKER_MISCONFIGURED = _event(
 WORKER_FAILED = _event(
     "worker.failed", ERROR, "%(error)s", "No cohort can go on in this process; another is started.", _ERROR
 )
+QUARANTINE_CHANGED = _event(
+    "quarantine.changed",
+    INFO,
+    "cohort %(cohort)s: operators have quarantined [%(quarantined)s] and released [%(released)s]",
+    "The worker has seen what operators say, of devices of any cohort: nothing is learned from those quarantined.",
+    {**_COHORT, "quarantined": "names, with commas", "released": "names, with commas"},
+)
 LAYERS_LEFT_OUT = _event(
     "layers.left_out",
     WARNING,

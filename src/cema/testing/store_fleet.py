@@ -136,7 +136,7 @@ class FleetTests(StoreCase):
         fleet.keep_usage({"cam": {"samples_per_hour": Usage(3.0, 5.0)}})
         store.put("north", [numbered_sample(1)], device="cam", now=1.0, max_backlog=10)
         assert fleet.act("cam", Remove()) == (None, None)
-        assert (fleet.list(), fleet.quarantined(), activity_of(store)) == ((), frozenset(), {})
+        assert (fleet.list(), dict(fleet.quarantined()), activity_of(store)) == ((), {}, {})
         assert [self.knows(fleet, token) for token in (old, older)] == [False, False]
         assert store.backlog("north").samples == 1
         if isinstance(store, ActivityStore):  # what was asked before it was removed, and noted after it
@@ -159,7 +159,7 @@ class FleetTests(StoreCase):
         assert found is not None
         assert (found.expires_at, found.quarantined_at) == (2e9, 5.0)
         assert found.limits == DeviceLimits(samples_per_hour=5, bytes_per_day=0)
-        assert set(fleet.quarantined()) == {"cam"}
+        assert dict(fleet.quarantined()) == {"cam": "north"}
         fleet.act("cam", Expire(at=None))
         fleet.act("cam", Release())
         fleet.act("cam", Limit(samples_per_day=7, as_configured=True))
@@ -167,7 +167,7 @@ class FleetTests(StoreCase):
         assert found is not None
         assert (found.expires_at, found.quarantined_at, found.quarantined_by) == (None, None, None)
         assert found.limits == DeviceLimits(samples_per_day=7)
-        assert set(fleet.quarantined()) == set()
+        assert dict(fleet.quarantined()) == {}
 
     def test_what_cannot_be_done_is_refused_with_a_reason(self, fleet: FleetRegister) -> None:
         fleet.add("cam", cohort="north")

@@ -19,6 +19,7 @@ from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.agreements import agreement_members
 from cema.cloud.store.base import Store
+from cema.cloud.store.fleet import FleetRegister
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -106,7 +107,7 @@ METRICS = (
         "cema_quarantined_devices",
         "gauge",
         ("cohort",),
-        "Devices that nothing is learned from: unlike all others.",
+        "Devices that nothing is learned from: unlike all others, or quarantined by an operator.",
     ),
     Described("cema_seconds_since_commit", "gauge", ("cohort",), "Since the worker's last durable step."),
     Described(
@@ -184,6 +185,8 @@ class _StoreCollector(Collector):
         steps = SummaryMetricFamily(told.name, told.text, labels=told.labels)
         quarantined, since = _gauge("cema_quarantined_devices"), _gauge("cema_seconds_since_commit")
         agreement = {key: _gauge(name) for key, name in AGREEMENT.items()}
+        register = self._store.devices(())
+        by_operators = register.quarantined() if isinstance(register, FleetRegister) else {}
         for cohort in self._cohorts:
             for model, found in agreement_members(self._store, cohort).items():
                 for key, gauge in agreement.items():
@@ -192,7 +195,9 @@ class _StoreCollector(Collector):
             counts = status["counts"]
             for key, gauge in gauges.items():
                 gauge.add_metric((cohort,), status[key])
-            quarantined.add_metric((cohort,), len((status["worker"] or {}).get("quarantined", ())))
+            apart = {name for name, of in by_operators.items() if of == cohort}
+            apart.update((status["worker"] or {}).get("quarantined", ()))
+            quarantined.add_metric((cohort,), len(apart))
             if status["committed_at"] is not None:
                 since.add_metric((cohort,), max(0.0, time.time() - status["committed_at"]))
             steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))

@@ -198,8 +198,8 @@ class FleetRegister(DeviceRegister, Protocol):
         """
         ...
 
-    def quarantined(self) -> Collection[str]:
-        """Return the names of the devices that operators have quarantined."""
+    def quarantined(self) -> Mapping[str, str | None]:
+        """Return the devices that operators have quarantined: the cohort of each by its name."""
         ...
 
     def note_taken(self, names: Collection[str], *, now: float) -> None:

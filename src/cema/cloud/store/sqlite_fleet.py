@@ -229,13 +229,15 @@ class SqliteFleet(SqliteDevices):
                 detail = msgspec.to_builtins(limits)
         return detail
 
-    def quarantined(self) -> frozenset[str]:
-        """Return the names of the devices that operators have quarantined."""
+    def quarantined(self) -> dict[str, str | None]:
+        """Return the devices that operators have quarantined: the cohort of each by its name."""
         if not self._there:
-            return frozenset()
+            return {}
         with self._database.read() as connection:
-            rows = connection.execute("SELECT name FROM devices WHERE quarantined_at IS NOT NULL").fetchall()
-        return frozenset(row[0] for row in rows)
+            rows = connection.execute(
+                "SELECT name, cohort FROM devices WHERE quarantined_at IS NOT NULL"
+            ).fetchall()
+        return dict(rows)
 
     def note_taken(self, names: Collection[str], *, now: float) -> None:
         """Keep that devices have used their newest token."""
