@@ -96,6 +96,13 @@ TOKENS_NOT_NOTED = _event(
     "It is noted when they use it again. Until then the list of devices says that the new token was not used yet.",
     _ERROR,
 )
+USAGE_NOT_KEPT = _event(
+    "usage.not_kept",
+    WARNING,
+    "how much devices have sent could not be kept: %(error)s",
+    "The limits of devices hold all the same; after a restart of the server some devices may send more than they may.",
+    _ERROR,
+)
 DEVICE_EXPIRES = _event(
     "device.expires",
     WARNING,

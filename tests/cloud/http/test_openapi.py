@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from openapi import Declared
 
 from cema._util.version import __version__
-from cema.cloud.config import CloudConfig
+from cema.cloud.config import CloudConfig, LimitsConfig
 from cema.cloud.http import body, service
 from cema.cloud.http.app import create_app
-from cema.cloud.http.rate import RateLimit
+from cema.cloud.http.rate import DeviceRates
 from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.store.fleet import Expire
 from cema.formats.sample import CONTENT_TYPE, encode_samples
@@ -180,7 +180,8 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api("POST", SAMPLES, content=bytes(100_001))
     api("POST", SAMPLES, content=encode_samples(make_samples(9)))
     with monkeypatch.context() as patch:
-        patch.setattr(api.app.state.service, "rate", RateLimit(0.1))
+        rates = DeviceRates(LimitsConfig(device_samples=0.1), api.engine.devices)
+        patch.setattr(api.app.state.service, "rates", rates)
         for seed in (70, 71):
             api("POST", SAMPLES, content=encode_samples(make_samples(3, seed=seed)))
     with monkeypatch.context() as patch:

@@ -41,7 +41,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "too_many_samples": (413, "The frame has too many samples."),
     "unsupported_media_type": (415, "Wrong Content-Type, or a Content-Encoding."),
     "backlog_full": (429, "Too many samples of the cohort wait for the worker."),
-    "too_fast": (429, "The device sends more samples per second than it may."),
+    "too_fast": (429, "The device sends more than it may, in a second, an hour or a day."),
     "store_full": (429, "There is no room now and nothing to evict."),
     "internal": (500, "A fault of the cloud."),
     "busy": (503, "Too many uploads at this moment."),

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from cema.cloud.http.rate import LIMITS
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.agreements import agreement_members
@@ -86,6 +87,12 @@ METRICS = (
     ),
     Described("cema_samples", "counter", ("cohort", "verdict"), "Samples answered at upload, by verdict."),
     Described(
+        "cema_uploads_limited",
+        "counter",
+        ("cohort", "limit"),
+        "Uploads refused because the device had sent as much as it may, by limit; since the server was started.",
+    ),
+    Described(
         "cema_samples_evicted",
         "counter",
         ("cohort", "reason"),
@@ -149,12 +156,21 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         seconds = _BY_NAME["cema_http_request_seconds"]
         self._seconds = Histogram(seconds.name, seconds.text, seconds.labels, registry=self._registry)
+        limited = _BY_NAME["cema_uploads_limited"]
+        self._limited = Counter(limited.name, limited.text, limited.labels, registry=self._registry)
+        for cohort in cohorts:
+            for limit in LIMITS:  # a series that is there from the start shows its first increase
+                self._limited.labels(cohort, limit)
         self._registry.register(_StoreCollector(store, cohorts))
         self._registry.register(_ReadinessCollector(readiness))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Book one answered request."""
         self._seconds.labels(method, route, str(status)).observe(seconds)
+
+    def limited(self, cohort: str, limit: str) -> None:
+        """Book one upload that was refused for a limit of its device."""
+        self._limited.labels(cohort, limit).inc()
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type."""

@@ -16,7 +16,7 @@ from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.polls import Polls
-from cema.cloud.http.rate import RateLimit
+from cema.cloud.http.rate import DeviceRates
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.tokens import Tokens
 from cema.cloud.http.waiting import Announcements
@@ -53,7 +53,7 @@ class Service:
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
-        self.rate = RateLimit(self.limits.device_samples)
+        self.rates = DeviceRates(self.limits, engine.devices)
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
