@@ -265,12 +265,14 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "anybody": set(tokens),
     }
     for method, path, who, success in table("endpoints"):
-        address = path.format(cohort="north", digest=manifest().payload)
+        address = path.format(cohort="north", digest=manifest().payload, name="ops-north")
         for name, token in tokens.items():
             request: dict[str, Any] = {}
             if method == "POST":
-                acts = path.endswith("/acts")
-                request["content"] = b'{"type": "pause"}' if acts else binary("frame")
+                contents = {"acts": b'{"type": "pause"}', "devices": b'{"devices": [{"name": "new"}]}'}
+                act = {"content": b'{"type": "expire", "at": null}'} if "{name}" in path else {}
+                request["content"] = contents.get(path.rpartition("/")[2], binary("frame"))
+                request |= act
                 request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:

@@ -6,9 +6,9 @@ import enum
 import json as json_
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +16,12 @@ from cema._util.files import sync_folder, unfinished, write_synced
 from cema._util.units import human_bytes
 from cema.cli import device_acts
 from cema.cli.cohorts import AsJson, Config, JsonNotText, ago, opened, utc
-from cema.cli.device_acts import Name, limits_told, opened_register, row_of, tokens_told
+from cema.cli.device_acts import Name, limits_told, opened_register, tokens_told
 from cema.cli.moments import duration, moment
 from cema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from cema.cloud.config import CloudConfig
     from cema.cloud.store.activity import DeviceActivity
-    from cema.cloud.store.base import Store
     from cema.cloud.store.devices import Device
 
 __all__ = ["app"]
@@ -180,6 +178,7 @@ def token(
     At most two are good at one time. Renewed again before the device has used the new one, that one is replaced; after
     that, the one from before ends.
     """
+    from cema.cloud.store.devices_told import device_told
     from cema.cloud.store.fleet import Renew, fleet_of
 
     seconds = duration(overlap, option="--overlap")
@@ -191,7 +190,7 @@ def token(
     if known is None:
         raise StoreError(f"there is no device {name!r}; list the devices to see their names")
     if json and not renew:
-        typer.echo(json_.dumps(row_of(known)))
+        typer.echo(json_.dumps(device_told(known)))
     elif not json and not (renew and out is None):
         typer.echo(tokens_told(known) or "1 token")
 
@@ -200,19 +199,14 @@ def token(
 def list_(config: Config, json: AsJson = False) -> None:
     """List the devices, revoked ones too: when each was last heard of, which version it has, what it sent."""
     from cema.cloud.store.activity import activity_of
+    from cema.cloud.store.devices_told import devices_told
 
     with opened(config) as (settings, store):
-        known = store.devices([cohort.name for cohort in settings.cohort]).list()
-        activity = activity_of(store)
-        apart = _quarantined_by_workers(settings, store)
+        cohorts = [cohort.name for cohort in settings.cohort]
+        known = store.devices(cohorts).list()
+        activity, told = activity_of(store), devices_told(store, known, cohorts)
     if json:
-        rows = [
-            row_of(entry)
-            | _activity(activity.get(entry.name))
-            | {"quarantined_by_worker": entry.name in apart.get(entry.cohort or "", ())}
-            for entry in known
-        ]
-        typer.echo(json_.dumps(rows))
+        typer.echo(json_.dumps(told))
         return
     from rich.console import Console
     from rich.table import Table
@@ -220,9 +214,9 @@ def list_(config: Config, json: AsJson = False) -> None:
     table = Table("name", "cohort", "heard of", "has", "ran", "samples", "sent", "notes")
     table.columns[0].no_wrap = True
     now = time.time()
-    for entry in known:
+    for entry, row in zip(known, told, strict=True):
         notes = list(_notes(entry, activity.get(entry.name), now))
-        if entry.name in apart.get(entry.cohort or "", ()):
+        if row["quarantined_by_worker"]:
             notes.append("quarantined by the worker: unlike all others")
         cells = _cells(activity.get(entry.name), now)
         table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(notes))
@@ -233,23 +227,6 @@ def list_(config: Config, json: AsJson = False) -> None:
         "that it sent, 0 for the source model.",
         highlight=False,
     )
-
-
-def _quarantined_by_workers(config: CloudConfig, store: Store) -> Mapping[str, list[str]]:
-    """Return the devices that each cohort's worker has quarantined, as it last said."""
-    found = {}
-    for cohort in config.cohort:
-        try:
-            worker = store.status(cohort.name)["worker"] or {}
-        except StoreError:  # the cloud has never run with it
-            continue
-        found[cohort.name] = worker.get("quarantined", [])
-    return found
-
-
-def _activity(found: DeviceActivity | None) -> dict[str, Any]:
-    names = ("seen_at", "has", "ran", "samples", "bytes", "captured_at", "received_at")
-    return {name: getattr(found, name, None) for name in names}
 
 
 def _cells(found: DeviceActivity | None, now: float) -> Iterator[str]:
@@ -288,10 +265,12 @@ def _notes(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[
 @app.command()
 def revoke(name: Name, config: Config, json: JsonNotText = False) -> None:
     """End a device's tokens, at once and for ever; the name stays taken."""
+    from cema.cloud.store.devices_told import device_told
+
     with opened_register(config) as devices:
         devices.revoke(name)
         known = next(device for device in devices.list() if device.name == name)
-    typer.echo(json_.dumps(row_of(known)) if json else f"revoked {name}")
+    typer.echo(json_.dumps(device_told(known)) if json else f"revoked {name}")
 
 
 for _command in (

@@ -6,7 +6,7 @@ import json as json_
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,7 +30,6 @@ __all__ = [
     "quarantine",
     "release",
     "remove",
-    "row_of",
     "tokens_told",
 ]
 
@@ -59,23 +58,6 @@ def _fleet(path: Path) -> Iterator[FleetRegister]:
         yield fleet_of(devices)
 
 
-def row_of(device: Device) -> dict[str, Any]:
-    """Return what a register knows of a device, JSON-able; never a token."""
-    return {
-        "name": device.name,
-        "role": device.role,
-        "cohort": device.cohort,
-        "created_at": device.created_at,
-        "revoked_at": device.revoked_at,
-        "expires_at": device.expires_at,
-        "quarantined_at": device.quarantined_at,
-        "quarantined_by": device.quarantined_by,
-        "limits": {name: getattr(device.limits, name) for name in device.limits.__struct_fields__},
-        "older_token_until": device.older_token_until,
-        "taken_at": device.taken_at,
-    }
-
-
 def tokens_told(device: Device) -> str:
     """Say which tokens of a device are good; empty where it is the newest alone."""
     if device.older_token_until is None:
@@ -96,10 +78,12 @@ def limits_told(device: Device) -> str:
 
 
 def _act(path: Path, name: str, act: DeviceAct, told: str, *, json: bool) -> None:
+    from cema.cloud.store.devices_told import device_told
+
     with _fleet(path) as devices:
         device = devices.act(name, act).device
     if json:
-        typer.echo(json_.dumps({"name": name, "removed": True} if device is None else row_of(device)))
+        typer.echo(json_.dumps({"name": name, "removed": True} if device is None else device_told(device)))
     else:
         typer.echo(told)
 
@@ -181,6 +165,7 @@ def limit(
     json: JsonNotText = False,
 ) -> None:
     """Say what one device may send, in place of the limits of the configuration; at once."""
+    from cema.cloud.store.devices_told import device_told
     from cema.cloud.store.fleet import Limit
 
     act = Limit(
@@ -199,7 +184,7 @@ def limit(
         device = devices.act(name, act).device
     assert device is not None  # noqa: S101 - for the type; only a removal leaves none
     if json:
-        typer.echo(json_.dumps(row_of(device)))
+        typer.echo(json_.dumps(device_told(device)))
     else:
         typer.echo(f"limits of {name}: {limits_told(device) or 'as configured'}")
 

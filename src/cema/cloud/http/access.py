@@ -166,7 +166,7 @@ def operator(cohort: CohortName, credentials: Credentials, service: TheService) 
 
 
 def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
-    """Let through who may act on a cohort's versions.
+    """Let through who may act on a cohort's versions and devices.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None,
     if device.role != "admin":
         raise ApiError(
             "not_an_administrator",
-            f"{device.name!r} has the role {device.role} and may not act on versions",
+            f"{device.name!r} has the role {device.role} and may not act on versions or devices",
             "use the token of an admin: cema device add NAME --role admin",
         )
     return device

@@ -29,11 +29,16 @@ ERRORS: dict[str, tuple[int, str]] = {
     "not_an_operator": (403, "A device asked, or a token of one cohort for what covers all."),
     "not_an_administrator": (403, "The token may not act on versions."),
     "unknown_cohort": (404, "There is no such cohort."),
+    "unknown_device": (404, "The cohort has no such device."),
     "unknown_artifact": (404, "The cohort has no such artifact, or no longer."),
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method."),
     "timeout": (408, "The body did not arrive in time."),
-    "act_refused": (409, "The act cannot be done: no such version is kept."),
+    "act_refused": (
+        409,
+        "The act cannot be done: no such version is kept, or the device is not in that state.",
+    ),
+    "device_taken": (409, "There is a device of that name already."),
     "too_large": (
         413,
         "The body has too many bytes, its images too many pixels, or its new samples would not fit an empty store.",
