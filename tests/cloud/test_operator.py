@@ -156,6 +156,8 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
         for line in block.partition("```")[0].splitlines()
     ]
     assert len(commands) >= 17
+    (listed,) = [block.partition("```")[0] for block in page.split("```csv\n")[1:]]
+    (fleet.config.parent / "devices.csv").write_text(listed)
     printed: dict[str, str] = {}
     for command in commands:
         done = subprocess.run(
@@ -177,8 +179,11 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
     assert "trusted" in printed["keys"]
     assert (fleet.config.parent / "backup.cema").is_file()
     audit = printed["audit"]
-    for act in ("cohort.stop", "device.add", "device.renew", "device.revoke", "store.backup"):
+    for act in ("cohort.stop", "device.add", "device.renew", "device.revoke", "device.move", "store.backup"):
         assert act in audit
+    assert {path.name for path in (fleet.config.parent / "tokens").iterdir()} == {
+        f"{line.partition(',')[0]}.token" for line in listed.splitlines()[1:]
+    }
     rows = [line.replace("│", " ").split() for line in printed["acts"].splitlines()]
     done_acts = [
         [cell for cell in row if cell in {"rollback", "pin", "pause", "stop", "resume"}] for row in rows
@@ -193,3 +198,31 @@ def test_every_command_of_the_page_for_operators_does_what_it_says(fleet: Fleet)
         "pin",
         "rollback",
     ]
+
+
+def test_a_device_that_is_quarantined_while_the_cloud_runs_teaches_nothing_until_it_is_released(
+    fleet: Fleet,
+) -> None:
+    def device(act: str) -> None:
+        command = [sys.executable, "-m", "cema", "device", act, "cam", "--config", str(fleet.config)]
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+
+    def counts(name: str) -> float:
+        return float(fleet.server.get("status").json()["counts"].get(f"worker.{name}", 0.0))
+
+    for _ in range(4):
+        fleet.send(32)
+    eventually(lambda: counts("fresh_steps") >= 2 and fleet.server.get("status").json()["backlog"] == 0)
+    device("quarantine")
+    fleet.send(32)  # the turn that had begun may still take some of these
+    eventually(lambda: counts("left_out_samples") > 0)
+    steps, left_out = counts("fresh_steps"), counts("left_out_samples")
+    for _ in range(4):
+        fleet.send(32)
+    eventually(lambda: fleet.server.get("status").json()["backlog"] == 0)
+    assert counts("fresh_steps") == steps
+    assert counts("left_out_samples") >= left_out + 128
+    assert fleet.agent.status().last_error is None, "it is served as before"
+    device("release")
+    fleet.send(64)
+    eventually(lambda: counts("fresh_steps") > steps)

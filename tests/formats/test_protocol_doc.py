@@ -267,12 +267,18 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "anybody": set(tokens),
     }
     for method, path, who, success in table("endpoints"):
-        address = path.format(cohort="north", digest=manifest().payload)
+        address = path.format(cohort="north", digest=manifest().payload, name="ops-north")
         for name, token in tokens.items():
             request: dict[str, Any] = {}
             if method == "POST":
-                bodies = {"acts": b'{"type": "pause"}', "reports": block("report").encode()}
-                request["content"] = bodies.get(path.rpartition("/")[2]) or binary("frame")
+                contents = {
+                    "acts": b'{"type": "pause"}',
+                    "devices": b'{"devices": [{"name": "new"}]}',
+                    "reports": block("report").encode(),
+                }
+                act = {"content": b'{"type": "expire", "at": null}'} if "{name}" in path else {}
+                request["content"] = contents.get(path.rpartition("/")[2]) or binary("frame")
+                request |= act
                 request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:

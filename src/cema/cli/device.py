@@ -7,31 +7,35 @@ import json as json_
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
 from cema._util.units import human_bytes
-from cema.cli.actor import command_line_actor
-from cema.cli.cohorts import AsJson, Config, ago, opened, utc
+from cema.cli import device_acts
+from cema.cli.cohorts import AsJson, Config, JsonNotText, ago, opened, utc
+from cema.cli.device_acts import Name, limits_told, opened_register, tokens_told
+from cema.cli.moments import duration, moment
 from cema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from cema.cloud.store.activity import DeviceActivity
-    from cema.cloud.store.devices import Device, DeviceRegister
+    from cema.cloud.store.devices import Device
     from cema.cloud.store.reports import DeviceReports
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Add, list, renew and revoke devices.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Add, list and change devices, and their tokens.", no_args_is_help=True, rich_markup_mode=None
+)
 
 # Seconds by which a device's clock may well be ahead.
 _CLOCK_SLACK = 5.0
+# From so long before a device expires the list says so.
+_EXPIRES_SOON = 14 * 86_400.0
 
-Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -48,13 +52,16 @@ class _Role(enum.StrEnum):
 
 @app.callback()
 def device() -> None:
-    """Add, list, renew and revoke devices."""
+    """Add, list and change devices, and their tokens."""
 
 
 @app.command()
 def add(
-    name: Name,
     config: Config,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Its name: letters, digits, '.', '_' and '-'.", show_default="those of --from"),
+    ] = None,
     cohort: Annotated[
         str | None,
         typer.Option(help="The cohort it belongs to.", show_default="none: for an operator or admin of all"),
@@ -63,39 +70,146 @@ def add(
         _Role,
         typer.Option(help="A device uploads and fetches; an operator reads; an admin acts on versions too."),
     ] = _Role.DEVICE,
-    out: Out = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            help="When its token ends: a date such as 2027-01-01, or a duration such as 90d.",
+            show_default="never",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Add all devices of this CSV file (name,cohort[,role][,expires]), or none.",
+            show_default="one",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the token to this new file, readable by you alone; with --from, a folder for one file each.",
+            show_default="printed, to no file",
+        ),
+    ] = None,
+    json: JsonNotText = False,
 ) -> None:
-    """Register a device and give out its token, this once: the cloud keeps only the token's hash."""
-    with _register(config) as devices:
-        _give_out(lambda: devices.add(name, cohort=cohort, role=role.value), name, out)
+    """Register devices and give out their tokens, this once: the cloud keeps only a token's hash."""
+    if file is not None:
+        given = {"a name": name, "--cohort": cohort, "--expires": expires}
+        given["--role"] = None if role is _Role.DEVICE else role
+        if wrong := [option for option, value in given.items() if value is not None]:
+            raise ConfigError(f"--from: the file says that; leave {' and '.join(wrong)} out")
+        _add_all(config, file, out, json=json)
+        return
+    if name is None:
+        raise ConfigError("expected the name of a device, or --from with a CSV file, got neither")
+    at = None if expires is None else moment(expires, option="--expires")
+    with opened_register(config) as devices:
+        if at is None:
+            _give_out(lambda: devices.add(name, cohort=cohort, role=role.value), name, out, json=json)
+            return
+        from cema.cloud.store.devices import new_token
+        from cema.cloud.store.fleet import NewDevice, fleet_of
+
+        fleet, token = fleet_of(devices), new_token()
+
+        def make() -> str:
+            fleet.add_all([NewDevice(name, cohort, role.value, token, at)])
+            return token
+
+        _give_out(make, name, out, json=json)
+
+
+def _add_all(config: Path, file: Path, out: Path | None, *, json: bool) -> None:
+    from cema.cli.device_file import add_all, read_rows
+    from cema.cloud.config import CloudConfig
+    from cema.cloud.store.fleet import fleet_of
+
+    if out is None:
+        raise ConfigError(
+            "--out: expected a folder for the tokens of the devices in --from, got none; name one"
+        )
+    rows = read_rows(file, [cohort.name for cohort in CloudConfig.load(config).cohort])
+    with opened_register(config) as devices:
+        added, before = add_all(fleet_of(devices), rows, file, out)
+    if json:
+        told = {"added": added, "there": before}
+        lines = {
+            key: [{"name": row.name, "file": str(out / f"{row.name}.token")} for row in of]
+            for key, of in told.items()
+        }
+        typer.echo(json_.dumps(lines))
+        return
+    rest = f"; {len(before)} were added before" if before else ""
+    typer.echo(
+        f"added {len(added)} devices{rest}; tokens: {out}/NAME.token, for cloud.token_file of each device"
+    )
 
 
 @app.command()
-def renew(name: Name, config: Config, out: Out = None) -> None:
+def renew(name: Name, config: Config, out: Out = None, json: JsonNotText = False) -> None:
     """Give a device a new token; the old one stops working at once."""
-    with _register(config) as devices:
+    with opened_register(config) as devices:
         if not hasattr(devices, "renew"):
             raise StoreError(
                 "this store cannot renew tokens; revoke the device and add it under another name"
             )
-        _give_out(lambda: devices.renew(name), name, out)
+        _give_out(lambda: devices.renew(name), name, out, json=json)
+
+
+@app.command()
+def token(
+    name: Name,
+    config: Config,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Give it a new token.", show_default="say which tokens are good")
+    ] = False,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="How long the token that it has stays good beside the new one: 7d, 12h; 0 ends it now."
+        ),
+    ] = "7d",
+    out: Out = None,
+    json: JsonNotText = False,
+) -> None:
+    """Exchange a device's token while the old one stays good for a time, or say which are good.
+
+    At most two are good at one time. Renewed again before the device has used the new one, that one is replaced; after
+    that, the one from before ends.
+    """
+    from cema.cloud.store.devices_told import device_told
+    from cema.cloud.store.fleet import Renew, fleet_of
+
+    seconds = duration(overlap, option="--overlap")
+    with opened_register(config) as devices:
+        fleet = fleet_of(devices)
+        if renew:
+            _give_out(lambda: fleet.act(name, Renew(overlap=seconds)).token or "", name, out, json=json)
+        known = next((device for device in fleet.list() if device.name == name), None)
+    if known is None:
+        raise StoreError(f"there is no device {name!r}; list the devices to see their names")
+    if json and not renew:
+        typer.echo(json_.dumps(device_told(known)))
+    elif not json and not (renew and out is None):
+        typer.echo(tokens_told(known) or "1 token")
 
 
 @app.command(name="list")
 def list_(config: Config, json: AsJson = False) -> None:
     """List the devices, revoked ones too: when each was last heard of, which version it runs, what it sent."""
     from cema.cloud.store.activity import activity_of
+    from cema.cloud.store.devices_told import devices_told
     from cema.cloud.store.reports import reports_of
 
     with opened(config) as (settings, store):
-        known = store.devices([cohort.name for cohort in settings.cohort]).list()
+        cohorts = [cohort.name for cohort in settings.cohort]
+        known = store.devices(cohorts).list()
         activity, reports = activity_of(store), reports_of(store)
+        told = devices_told(store, known, cohorts)
     if json:
-        rows = [
-            _row(entry) | _activity(activity.get(entry.name)) | _reported(reports.get(entry.name))
-            for entry in known
-        ]
-        typer.echo(json_.dumps(rows))
+        typer.echo(json_.dumps(told))
         return
     from rich.console import Console
     from rich.table import Table
@@ -105,9 +219,12 @@ def list_(config: Config, json: AsJson = False) -> None:
     )
     table.columns[0].no_wrap = True
     now = time.time()
-    for entry in known:
-        found, told = activity.get(entry.name), reports.get(entry.name)
-        table.add_row(entry.name, entry.cohort or "(all)", *_cells(entry, found, told, now))
+    for entry, row in zip(known, told, strict=True):
+        notes = [*_notes(entry, activity.get(entry.name), now), *_problems(reports.get(entry.name))]
+        if row["quarantined_by_worker"]:
+            notes.append("quarantined by the worker: unlike all others")
+        cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
+        table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(notes))
     console = Console()
     console.print(table)
     console.print(
@@ -117,34 +234,6 @@ def list_(config: Config, json: AsJson = False) -> None:
     )
 
 
-def _row(entry: Device) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "role": entry.role,
-        "cohort": entry.cohort,
-        "created_at": entry.created_at,
-        "revoked_at": entry.revoked_at,
-    }
-
-
-def _activity(found: DeviceActivity | None) -> dict[str, Any]:
-    names = ("seen_at", "has", "ran", "samples", "bytes", "captured_at", "received_at")
-    return {name: getattr(found, name, None) for name in names}
-
-
-def _reported(told: DeviceReports | None) -> dict[str, Any]:
-    """Return what a device has last reported, JSON-able."""
-    import msgspec
-
-    if told is None:
-        return {"reported_at": None, "reports": None, "report": None}
-    return {
-        "reported_at": told.at,
-        "reports": {"received": told.received, "lost": told.lost},
-        "report": msgspec.to_builtins(told.report),
-    }
-
-
 def _shares(told: DeviceReports | None) -> Iterator[str]:
     counts = {} if told is None else told.report.counts
     predicted = counts.get("predicted", 0)
@@ -152,42 +241,75 @@ def _shares(told: DeviceReports | None) -> Iterator[str]:
         yield f"{counts.get(name, 0) / predicted:.1%}" if predicted else ""
 
 
-def _cells(
-    entry: Device, found: DeviceActivity | None, told: DeviceReports | None, now: float
-) -> Iterator[str]:
+def _problems(told: DeviceReports | None) -> Iterator[str]:
+    """Yield what a device has last reported that is out of the ordinary."""
+    if told is not None and told.report.refused is not None:
+        refused = told.report.refused
+        yield f"does not run version {refused.version}: {refused.reason}"
+    if told is not None and told.report.problem:
+        yield told.report.problem
+
+
+def _cells(found: DeviceActivity | None, now: float) -> Iterator[str]:
     yield "never" if found is None else ago(now - found.seen_at)
     for version in (None, None) if found is None else (found.has, found.ran):
         yield "" if version is None else str(version)
     yield "" if found is None else f"{found.samples:,}"
     yield "" if found is None else human_bytes(found.bytes)
-    yield from _shares(told)
-    notes: list[str] = [] if entry.role == "device" else [entry.role]
+
+
+def _notes(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[str]:
+    if entry.role != "device":
+        yield entry.role
     if entry.revoked_at is not None:
-        notes.append(f"revoked {_moment(entry.revoked_at)}")
+        yield f"revoked {_moment(entry.revoked_at)}"
+    if entry.expires_at is not None:
+        left = entry.expires_at - now
+        soon = "soon: " if 0 < left < _EXPIRES_SOON else ""
+        yield (
+            f"expired {_moment(entry.expires_at)}"
+            if left <= 0
+            else f"{soon}expires {_moment(entry.expires_at)}"
+        )
+    if told := tokens_told(entry):
+        yield told
+    if entry.quarantined_at is not None:
+        yield f"quarantined by {entry.quarantined_by or 'an operator'}"
+    if told := limits_told(entry):
+        yield f"limits: {told}"
     # A sample may be old, but none is captured after it came.
     ahead = 0.0 if found is None else (found.captured_at or 0.0) - (found.received_at or 0.0)
     if ahead > _CLOCK_SLACK:
-        notes.append(f"its clock is {ahead:.0f} s ahead")
-    if told is not None and told.report.refused is not None:
-        refused = told.report.refused
-        notes.append(f"does not run version {refused.version}: {refused.reason}")
-    if told is not None and told.report.problem:
-        notes.append(told.report.problem)
-    yield "; ".join(notes)
+        yield f"its clock is {ahead:.0f} s ahead"
 
 
 @app.command()
-def revoke(name: Name, config: Config) -> None:
-    """End a device's token, at once; the name stays taken."""
-    with _register(config) as devices:
+def revoke(name: Name, config: Config, json: JsonNotText = False) -> None:
+    """End a device's tokens, at once and for ever; the name stays taken."""
+    from cema.cloud.store.devices_told import device_told
+
+    with opened_register(config) as devices:
         devices.revoke(name)
-    typer.echo(f"revoked {name}")
+        known = next(device for device in devices.list() if device.name == name)
+    typer.echo(json_.dumps(device_told(known)) if json else f"revoked {name}")
 
 
-def _give_out(make: Callable[[], str], name: str, out: Path | None) -> None:
+for _command in (
+    device_acts.move,
+    device_acts.remove,
+    device_acts.expire,
+    device_acts.quarantine,
+    device_acts.release,
+    device_acts.limit,
+):
+    app.command()(_command)
+
+
+def _give_out(make: Callable[[], str], name: str, out: Path | None, *, json: bool) -> None:
     """Print a token that is made now, or write it to a new file; nothing is made that could not be written."""
     if out is None:
-        typer.echo(make())
+        made = make()
+        typer.echo(json_.dumps({"name": name, "token": made}) if json else made)
         return
     try:
         with unfinished(out) as temporary:
@@ -208,20 +330,7 @@ def _give_out(make: Callable[[], str], name: str, out: Path | None) -> None:
         raise ConfigError(
             f"{out}: cannot be written ({error.strerror}); name another file with --out"
         ) from error
-    typer.echo(f"token of {name}: {out}")
-
-
-@contextmanager
-def _register(path: Path) -> Iterator[DeviceRegister]:
-    """Open the register of a configured cloud, running or not; what is done is recorded, where the store can."""
-    from cema.cloud.store.audits import AuditStore
-
-    with opened(path) as (config, store):
-        names = [cohort.name for cohort in config.cohort]
-        if isinstance(store, AuditStore):
-            yield store.audited_devices(names, actor=command_line_actor())
-        else:
-            yield store.devices(names)
+    typer.echo(json_.dumps({"name": name, "file": str(out)}) if json else f"token of {name}: {out}")
 
 
 def _moment(seconds: float) -> str:

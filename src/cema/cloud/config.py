@@ -45,6 +45,11 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         `batch_samples`.
     device_samples : float
         Samples per second of one device, over half a minute; beyond them its uploads are answered 429. 0: no limit.
+    device_samples_per_hour, device_samples_per_day : int
+        Samples of one device; beyond them its uploads are answered 429 until some of that time has passed. 0: no limit.
+        `cema device limit` says otherwise for one device.
+    device_bytes_per_hour, device_bytes_per_day : int
+        The same for the bytes of its uploads' bodies.
     image_pixels : int
         Most pixels of one image; a sample with more is rejected. A request may hold four times as many in all. Set the
         devices' ``upload.max_side`` below it. At least 1.
@@ -60,6 +65,10 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_samples: int = 256
     backlog_samples: int = 20_000
     device_samples: float = 100.0
+    device_samples_per_hour: int = 0
+    device_samples_per_day: int = 0
+    device_bytes_per_hour: int = 0
+    device_bytes_per_day: int = 0
     image_pixels: int = 16_000_000
     image_aspect: float = 16.0
     retry_after_seconds: int = 5
@@ -70,6 +79,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         require_at_least(self, 1, "body_bytes", "batch_samples", "backlog_samples", "retry_after_seconds")
         require_at_least(self, 1, "image_pixels", "image_aspect")
         require_at_least(self, 0, "device_samples", finite=True)
+        require_at_least(self, 0, "device_samples_per_hour", "device_samples_per_day")
+        require_at_least(self, 0, "device_bytes_per_hour", "device_bytes_per_day")
         if self.body_bytes > self.store_bytes // 4:
             raise ValueError(
                 f"body_bytes: expected at most a quarter of store_bytes ({self.store_bytes} // 4 = "

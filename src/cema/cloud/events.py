@@ -96,6 +96,28 @@ FETCHES_NOT_NOTED = _event(
     "Traces of updates miss some devices.",
     _ERROR,
 )
+TOKENS_NOT_NOTED = _event(
+    "tokens.not_noted",
+    WARNING,
+    "which devices have used a new token could not be noted: %(error)s",
+    "It is noted when they use it again. Until then the list of devices says that the new token was not used yet.",
+    _ERROR,
+)
+USAGE_NOT_KEPT = _event(
+    "usage.not_kept",
+    WARNING,
+    "how much devices have sent could not be kept: %(error)s",
+    "The limits of devices hold all the same; after a restart of the server some devices may send more than they may.",
+    _ERROR,
+)
+DEVICE_EXPIRES = _event(
+    "device.expires",
+    WARNING,
+    "device %(device)s: its token expires in %(days).1f days",
+    "The device will be refused then. Give it more time with `cema device expire`. Said once a day of each device that "
+    "asks or sends.",
+    {"device": "its name", "days": "until then"},
+)
 CONNECTIONS_FULL = _event(
     "connections.full",
     WARNING,
@@ -149,6 +171,13 @@ WORKER_MISCONFIGURED = _event(
 )
 WORKER_FAILED = _event(
     "worker.failed", ERROR, "%(error)s", "No cohort can go on in this process; another is started.", _ERROR
+)
+QUARANTINE_CHANGED = _event(
+    "quarantine.changed",
+    INFO,
+    "cohort %(cohort)s: operators have quarantined [%(quarantined)s] and released [%(released)s]",
+    "The worker has seen what operators say, of devices of any cohort: nothing is learned from those quarantined.",
+    {**_COHORT, "quarantined": "names, with commas", "released": "names, with commas"},
 )
 LAYERS_LEFT_OUT = _event(
     "layers.left_out",

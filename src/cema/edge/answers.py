@@ -11,9 +11,10 @@ import msgspec
 __all__ = ["explain", "is_web_page", "one_line", "page_title"]
 
 _LONGEST = 300
+_REFUSED = 403
 _REMEDIES = {
     401: "check cloud.token or cloud.token_file",
-    403: "the token is revoked or belongs to another cohort",
+    403: "the token is revoked, has expired, or is for another cohort",
     404: "check cloud.url and cloud.cohort",
     407: "the proxy wants a user and a password: put them into https_proxy or http_proxy",
     511: "log in to the network",
@@ -68,7 +69,10 @@ def explain(status: int, headers: Mapping[str, str], body: bytes, url: str, path
     """
     if 300 <= status < 400 and "location" in headers:
         return _redirection(url, path, headers["location"])
-    parts = [*_words(body), _REMEDIES.get(status, "")]
+    words = _words(body)
+    # A refusal of the cloud says which of several reasons it has, and what to do about that one.
+    told = status == _REFUSED and len(words) == 2 and words[1]
+    parts = [*words, "" if told else _REMEDIES.get(status, "")]
     return "; ".join(part for part in parts if part) or "no explanation"
 
 

@@ -27,6 +27,7 @@ from cema.testing.store_agreements import AgreementTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
+from cema.testing.store_fleet import FleetTests
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_offers import OfferTests
 from cema.testing.store_optional import OptionalTests
@@ -57,6 +58,7 @@ class StoreSuite(
     AgreementTests,
     ControlTests,
     DeviceTests,
+    FleetTests,
     OfferTests,
     OptionalTests,
     ReportTests,

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from openapi import Declared
 
 from cema._util.version import __version__
-from cema.cloud.config import CloudConfig
+from cema.cloud.config import CloudConfig, LimitsConfig
 from cema.cloud.http import body, service
 from cema.cloud.http.app import create_app
-from cema.cloud.http.rate import RateLimit
+from cema.cloud.http.rate import DeviceRates
 from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.store.fleet import Expire
 from cema.formats.report import DeviceReport, Served, encode_report
 from cema.formats.sample import CONTENT_TYPE, encode_samples
 
@@ -43,6 +44,8 @@ STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
 REPORTS = "/v1/cohorts/{cohort}/reports"
+DEVICES = "/v1/cohorts/{cohort}/devices"
+DEVICE_ACTS = "/v1/cohorts/{cohort}/devices/{name}/acts"
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -63,8 +66,10 @@ class Api:
             "chief": add("ops", cohort=None, role="operator"),
             "admin": add("boss", cohort="north", role="admin"),
             "revoked": add("old", cohort="north"),
+            "expired": add("late", cohort="north"),
         }
         self.engine.devices.revoke("old")
+        self.engine.devices.act("late", Expire(at=5.0))
 
     def __call__(
         self,
@@ -74,6 +79,7 @@ class Api:
         who: str | None = "device",
         cohort: str = "north",
         digest: str = DIGEST,
+        name: str = "cam",
         headers: dict[str, str] | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
     ) -> httpx2.Response:
@@ -81,7 +87,7 @@ class Api:
         if who is not None:
             sent["Authorization"] = f"Bearer {self.tokens.get(who, who)}"
         sent |= headers or {}
-        url = f"http://cloud{path.format(cohort=cohort, digest=digest)}"
+        url = f"http://cloud{path.format(cohort=cohort, digest=digest, name=name)}"
 
         async def call() -> httpx2.Response:
             transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -120,6 +126,7 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     wrong_acts(api, monkeypatch)
     reports(api, monkeypatch)
     good_acts(api)
+    acts_on_devices(api, monkeypatch)
     good_requests(api)
     full(api)
     faults(api)
@@ -154,19 +161,21 @@ def before_the_first_update(api: Api) -> None:
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS)]
-    for method, path in (("POST", SAMPLES), ("POST", REPORTS), ("POST", ACTS), *reads):
-        for who in (None, "nobody", "revoked"):
+    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS, DEVICES)]
+    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS)]
+    for method, path in (*writes, *reads):
+        for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
         api(method, path, cohort="west")
         api(method, path, cohort="south")
     api("GET", f"{LATEST}?wait=-1")
-    for who in (None, "revoked", "device", "operator"):
+    for who in (None, "revoked", "expired", "device", "operator"):
         api("GET", "/metrics", who=who)
-    for path in (VERSIONS, ACTS):
+    for path in (VERSIONS, ACTS, DEVICES):
         api("GET", path, who="device")
     for who in ("device", "operator", "chief"):
-        api("POST", ACTS, who=who)
+        for path in (ACTS, DEVICES, DEVICE_ACTS):
+            api("POST", path, who=who)
 
 
 def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +189,8 @@ def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api("POST", SAMPLES, content=bytes(100_001))
     api("POST", SAMPLES, content=encode_samples(make_samples(9)))
     with monkeypatch.context() as patch:
-        patch.setattr(api.app.state.service, "rate", RateLimit(0.1))
+        rates = DeviceRates(LimitsConfig(device_samples=0.1), api.engine.devices)
+        patch.setattr(api.app.state.service, "rates", rates)
         for seed in (70, 71):
             api("POST", SAMPLES, content=encode_samples(make_samples(3, seed=seed)))
     with monkeypatch.context() as patch:
@@ -255,6 +265,28 @@ def good_acts(api: Api) -> None:
     assert api("POST", ACTS, who="admin", content=b'{"type": "resume"}').status_code == 202
 
 
+def acts_on_devices(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    added = api("POST", DEVICES, who="admin", content=b'{"devices": [{"name": "new"}]}')
+    assert added.status_code == 201
+    assert api("POST", DEVICES, who="admin", content=b'{"devices": [{"name": "new"}]}').status_code == 409
+    renewed = api("POST", DEVICE_ACTS, who="admin", name="new", content=b'{"type": "renew"}')
+    assert (renewed.status_code, len(renewed.json()["token"])) == (200, 43)
+    release, revoke = b'{"type": "release"}', b'{"type": "revoke"}'
+    assert api("POST", DEVICE_ACTS, who="admin", name="new", content=release).status_code == 409
+    assert api("POST", DEVICE_ACTS, who="admin", name="nobody", content=revoke).status_code == 404
+    for path in (DEVICES, DEVICE_ACTS):
+        assert api("POST", path, who="admin", content=b"{}").status_code == 400
+        assert api("POST", path, who="admin", content=bytes(300_000)).status_code == 413
+        with monkeypatch.context() as patch:
+            patch.setattr(body, "FIRST_SECONDS", 0.01)
+            api("POST", path, who="admin", content=never())
+    assert "new" in {device["name"] for device in api("GET", DEVICES, who="operator").json()["devices"]}
+
+
 def good_requests(api: Api) -> None:
     good = make_samples(2)
     for _ in range(2):
@@ -289,6 +321,13 @@ def full(api: Api) -> None:
     api.engine.store.database.max_bytes = 300_000  # as if its owner had configured less
     responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
     assert responses[-1].json()["error"]["code"] == "store_full"
+    api.engine.store.database.max_bytes = 4096
+    for path, content in (
+        (DEVICES, b'{"devices": [{"name": "late-2"}]}'),
+        (DEVICE_ACTS, b'{"type": "renew"}'),
+    ):
+        full_answer = api("POST", path, who="admin", content=content)
+        assert full_answer.json()["error"]["code"] == "store_full"
     api.engine.store.database.max_bytes = limit
     responses = [api("POST", SAMPLES, content=encode_samples(make_samples(8, seed=10 + i))) for i in range(3)]
     assert responses[-1].json()["error"]["code"] == "backlog_full"
@@ -308,6 +347,15 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
         connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
+        connection.execute("ALTER TABLE audit RENAME TO lost_audit")
+    for path, content in (
+        (DEVICES, b'{"devices": [{"name": "late-2"}]}'),
+        (DEVICE_ACTS, b'{"type": "renew"}'),
+    ):
+        assert api("POST", path, who="admin", content=content).status_code == 503
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE device_activity RENAME TO lost_activity")
+    api("GET", DEVICES, who="admin")
     api("GET", VERSIONS, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
@@ -317,7 +365,8 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
     api("POST", SAMPLES, content=b"")
-    api("POST", ACTS, who="admin", content=b"")
+    for path in (ACTS, DEVICES, DEVICE_ACTS):
+        api("POST", path, who="admin", content=b"")
     api("POST", REPORTS, content=b"")
 
 
@@ -336,13 +385,22 @@ HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_si
 HEADERS = ("Authorization", "If-None-Match", "Content-Type", "Content-Encoding", "Range")
 REQUESTS = {
     "who": st.one_of(
-        st.none(), st.sampled_from(["device", "operator", "chief", "admin", "revoked"]), HEADER_TEXT
+        st.none(),
+        st.sampled_from(["device", "operator", "chief", "admin", "revoked", "expired"]),
+        HEADER_TEXT,
     ),
     "cohort": NAMES,
     "digest": st.one_of(st.just(DIGEST), st.from_regex(r"[0-9a-f]{60,66}", fullmatch=True), NAMES),
     "headers": st.dictionaries(st.sampled_from(HEADERS), HEADER_TEXT, max_size=2),
 }
-ACT_BODIES = [b'{"type": "pin", "to": 1}', b'{"type": "stop"}', b'{"type": "resume"}']
+ACT_BODIES = [
+    b'{"type": "pin", "to": 1}',
+    b'{"type": "stop"}',
+    b'{"type": "resume"}',
+    b'{"devices": [{"name": "x"}]}',
+    b'{"type": "renew", "overlap": 9}',
+    b'{"type": "release"}',
+]
 BODIES = st.one_of(
     st.binary(max_size=200), st.just(encode_samples(make_samples(2))), st.sampled_from(ACT_BODIES)
 )
@@ -351,8 +409,8 @@ BODIES = st.one_of(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     method_path=st.sampled_from(
-        [("POST", SAMPLES), ("POST", ACTS)]
-        + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, "/metrics")]
+        [("POST", SAMPLES), ("POST", ACTS), ("POST", DEVICES), ("POST", DEVICE_ACTS)]
+        + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

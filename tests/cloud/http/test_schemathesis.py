@@ -37,6 +37,7 @@ CHECKS = (
 # Names that exist: any others are unknown, and nothing behind them is reached. Wrong ones are made all the same.
 KNOWN = {
     "cohort": {"enum": ["north", "south"]},
+    "name": {"enum": ["cam", "ops-north", "nobody"]},
     "digest": {"enum": [hashlib.sha256(PAYLOAD).hexdigest(), "0" * 64]},
 }
 
@@ -95,6 +96,8 @@ ADMIN = {
     ("acts", "409"),
     ("acts", "404"),
     ("versions", "200"),
+    ("devices", "200"),
+    ("devices", "400"),
 }
 NOBODY = {(name, "200") for name in ("livez", "readyz", "healthz", "openapi.json")} | {
     (name, "401") for name in ("samples", "latest", "{digest}", "status", "metrics")

@@ -1,12 +1,14 @@
 """Who may do what: the dependencies that let a request through to its endpoint.
 
-They are checked in the order that ``docs/protocol.md`` promises: token, revoked, cohort, membership, role. Each
-check calls the one before it, where FastAPI could chain them: reading the store may need the thread pool, and a chain
-would go there once for every link.
+They are checked in the order that ``docs/protocol.md`` promises: token, revoked, expired, cohort, membership, role.
+Each check calls the one before it, where FastAPI could chain them: reading the store may need the thread pool, and a
+chain would go there once for every link.
 """
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 # The errors of each check, for the description of the endpoints behind it.
-_TOKEN_ERRORS = ("unauthorized", "revoked")
+_TOKEN_ERRORS = ("unauthorized", "revoked", "expired")
 MEMBER_ERRORS = (*_TOKEN_ERRORS, "unknown_cohort", "wrong_cohort")
 UPLOADER_ERRORS = (*MEMBER_ERRORS, "not_a_device")
 OPERATOR_ERRORS = (*MEMBER_ERRORS, "not_an_operator")
@@ -76,7 +78,7 @@ def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Serv
     Raises
     ------
     ApiError
-        401 without a token that somebody has; 403 when it has been revoked.
+        401 without a token that somebody has; 403 when it has been revoked, or has expired.
     """
     token = credentials.credentials.strip() if credentials else ""
     device = service.engine.devices.authenticate(token) if token else None
@@ -93,6 +95,12 @@ def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Serv
             "revoked",
             f"the token of {device.name!r} has been revoked",
             "register the device under a new name",
+        )
+    if device.expires_at is not None and time.time() >= device.expires_at:
+        raise ApiError(
+            "expired",
+            f"the token of {device.name!r} has expired at {datetime.fromtimestamp(device.expires_at, UTC)}",
+            f"have an operator give it more time: cema device expire {device.name} --at 90d",
         )
     return device
 
@@ -117,7 +125,8 @@ def member(cohort: CohortName, credentials: Credentials, service: TheService) ->
         raise ApiError(
             "wrong_cohort",
             f"{device.name!r} belongs to cohort {device.cohort!r}, not {cohort!r}",
-            "use the cohort that the device was added to, or add it to this one under a new name",
+            f"set cloud.cohort to {device.cohort!r} in the device's configuration, and bundle to that cohort's, or "
+            f"have an operator move it: cema device move {device.name} --to {cohort}",
         )
     return device
 
@@ -157,7 +166,7 @@ def operator(cohort: CohortName, credentials: Credentials, service: TheService) 
 
 
 def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
-    """Let through who may act on a cohort's versions.
+    """Let through who may act on a cohort's versions and devices.
 
     Raises
     ------
@@ -168,7 +177,7 @@ def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None,
     if device.role != "admin":
         raise ApiError(
             "not_an_administrator",
-            f"{device.name!r} has the role {device.role} and may not act on versions",
+            f"{device.name!r} has the role {device.role} and may not act on versions or devices",
             "use the token of an admin: cema device add NAME --role admin",
         )
     return device

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, keys, operations, reports, updates, uploads
+from cema.cloud.http import acts, devices, keys, operations, reports, updates, uploads
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -26,6 +26,7 @@ _TAGS = [
     {"name": "samples", "description": "From devices to the cloud."},
     {"name": "updates", "description": "From the cloud to devices."},
     {"name": "acts", "description": "What an operator has a cohort do."},
+    {"name": "devices", "description": "The devices of a cohort, and what an operator does with them."},
     {"name": "operations", "description": "For those who run the service."},
 ]
 
@@ -57,6 +58,8 @@ def create_app(engine: Engine) -> FastAPI:
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
             await run_in_threadpool(service.reports.write)
+            await run_in_threadpool(service.tokens.write)
+            await run_in_threadpool(service.rates.write)
             await run_in_threadpool(engine.stop)
 
     # The document has an endpoint like all others, in `operations`: FastAPI's own would answer HEAD as well.
@@ -70,7 +73,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, reports, acts, operations):
+    for part in (uploads, updates, keys, reports, acts, devices, operations):
         app.include_router(part.router)
     return app
 

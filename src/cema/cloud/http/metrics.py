@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from cema.cloud.http.rate import LIMITS
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.agreements import agreement_members
 from cema.cloud.store.base import Store
+from cema.cloud.store.fleet import FleetRegister
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -86,6 +88,12 @@ METRICS = (
     ),
     Described("cema_samples", "counter", ("cohort", "verdict"), "Samples answered at upload, by verdict."),
     Described(
+        "cema_uploads_limited",
+        "counter",
+        ("cohort", "limit"),
+        "Uploads refused because the device had sent as much as it may, by limit; since the server was started.",
+    ),
+    Described(
         "cema_samples_evicted",
         "counter",
         ("cohort", "reason"),
@@ -113,7 +121,7 @@ METRICS = (
         "cema_quarantined_devices",
         "gauge",
         ("cohort",),
-        "Devices that nothing is learned from: unlike all others.",
+        "Devices that nothing is learned from: unlike all others, or quarantined by an operator.",
     ),
     Described("cema_seconds_since_commit", "gauge", ("cohort",), "Since the worker's last durable step."),
     Described(
@@ -155,12 +163,21 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         seconds = _BY_NAME["cema_http_request_seconds"]
         self._seconds = Histogram(seconds.name, seconds.text, seconds.labels, registry=self._registry)
+        limited = _BY_NAME["cema_uploads_limited"]
+        self._limited = Counter(limited.name, limited.text, limited.labels, registry=self._registry)
+        for cohort in cohorts:
+            for limit in LIMITS:  # a series that is there from the start shows its first increase
+                self._limited.labels(cohort, limit)
         self._registry.register(_StoreCollector(store, cohorts))
         self._registry.register(_ReadinessCollector(readiness))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Book one answered request."""
         self._seconds.labels(method, route, str(status)).observe(seconds)
+
+    def limited(self, cohort: str, limit: str) -> None:
+        """Book one upload that was refused for a limit of its device."""
+        self._limited.labels(cohort, limit).inc()
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type."""
@@ -191,6 +208,8 @@ class _StoreCollector(Collector):
         steps = SummaryMetricFamily(told.name, told.text, labels=told.labels)
         quarantined, since = _gauge("cema_quarantined_devices"), _gauge("cema_seconds_since_commit")
         agreement = {key: _gauge(name) for key, name in AGREEMENT.items()}
+        register = self._store.devices(())
+        by_operators = register.quarantined() if isinstance(register, FleetRegister) else {}
         for cohort in self._cohorts:
             for model, found in agreement_members(self._store, cohort).items():
                 for key, gauge in agreement.items():
@@ -199,7 +218,9 @@ class _StoreCollector(Collector):
             counts = status["counts"]
             for key, gauge in gauges.items():
                 gauge.add_metric((cohort,), status[key])
-            quarantined.add_metric((cohort,), len((status["worker"] or {}).get("quarantined", ())))
+            apart = {name for name, of in by_operators.items() if of == cohort}
+            apart.update((status["worker"] or {}).get("quarantined", ()))
+            quarantined.add_metric((cohort,), len(apart))
             if status["committed_at"] is not None:
                 since.add_metric((cohort,), max(0.0, time.time() - status["committed_at"]))
             steps.add_metric((cohort,), counts.get("steps.count", 0.0), counts.get("steps.seconds", 0.0))

@@ -16,9 +16,10 @@ from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.polls import Polls
-from cema.cloud.http.rate import RateLimit
+from cema.cloud.http.rate import DeviceRates
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.reports_noted import Reports
+from cema.cloud.http.tokens import Tokens
 from cema.cloud.http.waiting import Announcements
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.offers import offers_of
@@ -54,7 +55,7 @@ class Service:
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
-        self.rate = RateLimit(self.limits.device_samples)
+        self.rates = DeviceRates(self.limits, engine.devices)
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
@@ -63,6 +64,7 @@ class Service:
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
         self.reports = Reports(engine.store)
+        self.tokens = Tokens(engine.devices)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)

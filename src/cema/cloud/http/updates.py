@@ -88,6 +88,7 @@ async def latest_update(
     known, seconds = request.headers.get("if-none-match"), _wait(request)
     if sender.role == "device":
         service.polls.note(cohort, sender.name, known)
+    service.tokens.seen(sender)
     update: PublishedUpdate | None = None
     if tag is None or matches(known, _etag(tag)):
         begin = time.perf_counter()

@@ -26,6 +26,7 @@ from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Verdicts
 from cema.cloud.http.service import Service
 from cema.cloud.store.base import BacklogFull, UploadTooLarge
+from cema.cloud.store.devices import Device
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
 from cema.formats.image import decode_image
 from cema.formats.image_check import Inspected
@@ -83,11 +84,13 @@ async def upload_samples(cohort: CohortName, request: Request) -> Response:
     """A sample with the verdict `stored` or `duplicate` is on disk. Sent again, nothing is stored twice."""
     service: Service = request.app.state.service
     device = await service.at_once(uploader, cohort, bearer(request), service)
+    service.tokens.seen(device)
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
         async with service.storing():
-            verdicts = await run_in_threadpool(_ingest, service, cohort, device.name, body)
+            verdicts = await run_in_threadpool(_ingest, service, cohort, device, body)
+    service.rates.keep_soon()
     content = msgspec.json.encode({"verdicts": verdicts})
     return Response(content, media_type="application/json", headers=NO_STORE)
 
@@ -103,16 +106,18 @@ def _check_media_type(request: Request) -> None:
         )
 
 
-def _ingest(service: Service, cohort: str, device: str, body: bytes) -> list[Verdict]:
-    """Check and store one request's samples; whatever gets a verdict is on disk."""
+def _ingest(service: Service, cohort: str, device: Device, body: bytes) -> list[Verdict]:
+    """Check and store one request's samples, as far as the device may send them now."""
     samples = _decode(body, service.limits.batch_samples)
-    if wait := service.rate.take(device, len(samples)):
-        most = service.limits.device_samples
-        raise service.later(
-            "too_fast",
-            f"{device!r} sends more than {most:g} samples per second (limits.device_samples)",
-            seconds=wait,
-        )
+    with service.rates.charged(device, len(samples), len(body)) as refusal:
+        if refusal is None:
+            return _store(service, cohort, device.name, samples)
+    service.metrics.limited(cohort, refusal.limit)
+    raise service.later("too_fast", refusal.message, seconds=refusal.seconds)
+
+
+def _store(service: Service, cohort: str, device: str, samples: list[Sample]) -> list[Verdict]:
+    """Check and store samples; whatever gets a verdict is on disk."""
     good, rejected, reasons = _check(samples, service.limits)
     try:
         stored = iter(

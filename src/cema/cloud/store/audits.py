@@ -86,7 +86,8 @@ class AuditStore(Protocol):
     def audited_devices(self, cohorts: Collection[str], *, actor: str) -> DeviceRegister:
         """Return the register of devices, as `Store.devices` does, that keeps who adds, renews and revokes.
 
-        The acts are ``device.add`` (detail: ``role``, ``cohort``), ``device.renew`` and ``device.revoke``.
+        The acts are ``device.add`` (detail: ``role``, ``cohort``), ``device.renew`` and ``device.revoke``, and of a
+        `cema.cloud.store.fleet.FleetRegister` one for each of its acts, such as ``device.move``.
         """
         ...
 

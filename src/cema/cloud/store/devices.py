@@ -9,13 +9,33 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import msgspec
+
 from cema.errors import StoreError
 
-__all__ = ["Device", "DeviceRegister", "Role", "check_device", "new_token", "token_digest"]
+__all__ = ["Device", "DeviceLimits", "DeviceRegister", "Role", "check_device", "new_token", "token_digest"]
 
 Role = Literal["device", "operator", "admin"]
 TOKEN_BYTES = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class DeviceLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one device may send, where that differs from what is configured for all.
+
+    Attributes
+    ----------
+    samples_per_hour, samples_per_day, bytes_per_hour, bytes_per_day : int or None
+        None: as configured; 0: no limit.
+    """
+
+    samples_per_hour: int | None = None
+    samples_per_day: int | None = None
+    bytes_per_hour: int | None = None
+    bytes_per_day: int | None = None
+
+
+AS_CONFIGURED = DeviceLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,19 @@ class Device:
         The only cohort it may speak for; None, for an operator or an admin, stands for all.
     created_at, revoked_at
         Unix seconds; `revoked_at` is None while the token is good.
+    expires_at
+        Unix seconds from which it may do nothing; None for never. This and what follows only a `FleetRegister`
+        knows (`cema.cloud.store.fleet`).
+    quarantined_at, quarantined_by
+        When an operator has quarantined it, and who; None while nobody has.
+    limits
+        What it may send.
+    older_token_until
+        Until when the token before the newest one is good too; None where only the newest one is.
+    taken_at
+        When the newest token was first used beside an older one.
+    by_older_token
+        Whether `DeviceRegister.authenticate` was given that older token.
     """
 
     name: str
@@ -40,6 +73,13 @@ class Device:
     cohort: str | None
     created_at: float
     revoked_at: float | None
+    expires_at: float | None = None
+    quarantined_at: float | None = None
+    quarantined_by: str | None = None
+    limits: DeviceLimits = AS_CONFIGURED
+    older_token_until: float | None = None
+    taken_at: float | None = None
+    by_older_token: bool = False
 
 
 class DeviceRegister(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from cema.cloud.store.control import Acted
 from cema.cloud.store.offers import Offer
 from cema.cloud.store.retention import Aged, kept
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
-from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_optional import OptionalMembers, path_of
 from cema.cloud.store.sqlite_space import make_room, shrink
 from cema.cloud.store.sqlite_tallies import moved, recount, tally
@@ -121,10 +120,6 @@ class SqliteStore(OptionalMembers):
     def used_bytes(self) -> int:
         """Return the bytes of the database in use; its file may be larger, up to the cap."""
         return self._samples.used_bytes()
-
-    def devices(self, cohorts: Collection[str]) -> SqliteDevices:
-        """Return the register of devices; it takes new ones of these cohorts."""
-        return SqliteDevices(self.database, cohorts)
 
     def close(self) -> None:
         """Close the database."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 from cema.cloud.store.audits import AuditedAct
 from cema.cloud.store.devices import Device, Role, check_device, new_token, token_digest
@@ -37,7 +37,7 @@ class SqliteDevices:
         self._acts = acts
         self._actor = actor
 
-    def _record(self, connection: sqlite3.Connection, act: str, device: str, **detail: str | None) -> None:
+    def _record(self, connection: sqlite3.Connection, act: str, device: str, **detail: Any) -> None:
         if self._acts is not None:
             self._acts.record(connection, AuditedAct(self._actor, act, device, detail))
 

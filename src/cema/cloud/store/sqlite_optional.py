@@ -20,7 +20,7 @@ from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import Database
-from cema.cloud.store.sqlite_devices import SqliteDevices
+from cema.cloud.store.sqlite_fleet import SqliteFleet, make_fleet_columns
 from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_offers import OfferTable
 from cema.cloud.store.sqlite_reports import ReportTable
@@ -45,6 +45,7 @@ class OptionalMembers:
         self._control = ControlTable(self.database, self._audit, self._offers)
         self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
+        self._fleet_there = make_fleet_columns(self.database)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -84,9 +85,13 @@ class OptionalMembers:
         """Return the lowest number that the next version of a cohort may have; 0 where any will do."""
         return self._floors.get(cohort, 0)
 
-    def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteDevices:
-        """Return the register of devices that keeps who adds, renews and revokes."""
-        return SqliteDevices(self.database, cohorts, acts=self._audit, actor=actor)
+    def devices(self, cohorts: Collection[str]) -> SqliteFleet:
+        """Return the register of devices; it takes new ones of these cohorts."""
+        return SqliteFleet(self.database, cohorts, there=self._fleet_there)
+
+    def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteFleet:
+        """Return the register of devices that keeps who does what with them."""
+        return SqliteFleet(self.database, cohorts, acts=self._audit, actor=actor, there=self._fleet_there)
 
     def record_act(self, act: AuditedAct, *, now: float | None = None) -> None:
         """Keep an act, durably."""

@@ -32,6 +32,7 @@ from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Candidate, Publisher
+from cema.cloud.worker.quarantine import OperatorQuarantine
 from cema.cloud.worker.rollout_turn import roll_out
 from cema.cloud.worker.rollouts import Rollouts
 from cema.cloud.worker.tracing import Tracer
@@ -102,6 +103,7 @@ class CohortWorker:
         self._seed = seed
         self._acts = ActsOfOperators(store, cohort.name)
         self._rollouts = Rollouts(store, cohort.name, cohort.rollout)
+        self._quarantine = OperatorQuarantine(store, cohort.name)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
@@ -180,6 +182,7 @@ class CohortWorker:
             self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
         if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
             return True
+        self._count("worker.left_out_samples", self._quarantine.look(self.progress))
         if roll_out(self, self._rollouts, self._clock(), publishes=self._acts.publishes):
             return True
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
@@ -233,7 +236,8 @@ class CohortWorker:
         behind = excess > 0 and size == self.settings.fresh
         limit = excess + size if behind else 2 * size
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
-        return draw(waiting, size - len(held), self.progress.ledger, behind=behind).after(held)
+        ledger = self._quarantine.marked(self.progress.ledger)
+        return draw(waiting, size - len(held), ledger, behind=behind).after(held)
 
     def _hold(self, drawn: Draw, since: float) -> None:
         """Keep samples until there is a full batch: what others may not give is no reason for small steps."""
@@ -289,7 +293,8 @@ class CohortWorker:
         self._rollouts.measured(samples, labels.tolist())
         rows = batch.statistics(self._models[0].preprocessing)
         agrees = labels == [sample.label for sample in samples]
-        judged = self.progress.ledger.observe([sample.device for sample in samples], rows, agrees)
+        devices, apart = [sample.device for sample in samples], self._quarantine.names
+        judged = self.progress.ledger.observe(devices, rows, agrees, apart=apart)
         for device, quarantined in judged.items():
             event = events.DEVICE_QUARANTINED if quarantined else events.DEVICE_RELEASED
             report(log, event, cohort=self.cohort.name, device=device)
@@ -430,8 +435,8 @@ class CohortWorker:
         self._count("worker.resets", 1)
 
     def _recall(self, seqs: Sequence[int]) -> list[npt.NDArray[np.uint8] | None]:
-        """Return replayed samples' images; None where the store has evicted one or cannot read it."""
-        stored = self.store.images(seqs)
+        """Return replayed samples' images; None where one is evicted, unreadable or not to be used."""
+        stored = self._quarantine.images(seqs)
         return [self._images.again(seq, stored.get(seq)) for seq in seqs]
 
     def _recover(self, error: Exception) -> None:

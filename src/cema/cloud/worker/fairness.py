@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -148,6 +148,8 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         devices: Sequence[str],
         rows: npt.NDArray[np.float32],
         agrees: npt.NDArray[np.bool_],
+        *,
+        apart: Collection[str] = (),
     ) -> dict[str, bool]:
         """Take in samples by device, and decide anew who is quarantined.
 
@@ -159,6 +161,8 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             Statistics of their images.
         agrees : ndarray of bool (N,)
             Whether device and foundation model chose the same label.
+        apart : collection of str
+            Devices that count for none of the others, whatever they are like: operators have quarantined them.
 
         Returns
         -------
@@ -168,7 +172,8 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         before = set(self.quarantined())
         for device, row, same in zip(devices, rows, agrees, strict=True):
             self.devices.setdefault(device, DeviceRecord()).observe(row, bool(same))
-        _judge([r for r in self.devices.values() if r.seen >= KNOWN and r.mean])
+        known = {name: r for name, r in self.devices.items() if r.seen >= KNOWN and r.mean}
+        _judge(list(known.values()), [name in apart for name in known])
         now = set(self.quarantined())
         return {name: name in now for name in sorted(now ^ before)}
 
@@ -177,16 +182,17 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return sorted(name for name, record in self.devices.items() if record.quarantined)
 
 
-def _judge(records: Sequence[DeviceRecord]) -> None:
-    """Decide of each known device whether it is quarantined; one that is counts for none of the others."""
+def _judge(records: Sequence[DeviceRecord], apart: Sequence[bool]) -> None:
+    """Decide of each known device whether it is quarantined; one that is (or apart) counts for none of the others."""
     means, squares = np.array([r.mean for r in records]), np.array([r.square for r in records])
     agreed = np.array([r.agreed for r in records])
-    free = np.array([not r.quarantined for r in records], dtype=bool)
+    counts = ~np.array(apart, dtype=bool)
+    free = np.array([not r.quarantined for r in records], dtype=bool) & counts
     for i, record in enumerate(records):
         others = free.copy()
         others[i] = False
         record.quarantined = _apart(record, means[others], squares[others], agreed[others])
-        free[i] = not record.quarantined
+        free[i] = counts[i] and not record.quarantined
 
 
 def _apart(

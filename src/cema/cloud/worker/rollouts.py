@@ -219,18 +219,14 @@ class Rollouts:
         return next((v.models.get("device") for v in known if v.version == rollout.before), None)
 
     def _heard_of(self, now: float) -> list[str]:
-        """Return the cohort's devices that were heard of lately, and are not pinned."""
+        """Return the cohort's devices that were heard of lately, and are neither pinned nor quarantined."""
         pinned = {each.device for each in self._offers.pinned(self._cohort)} if self._offers else set()
         activity = activity_of(self._store)
         found = []
         for device in self._store.devices([self._cohort]).list():
             seen = activity.get(device.name)
             mine = device.cohort == self._cohort and device.role == "device" and device.revoked_at is None
-            if (
-                mine
-                and seen is not None
-                and now - seen.seen_at < HEARD_OF_SECONDS
-                and device.name not in pinned
-            ):
+            apart = device.quarantined_at is not None or device.name in pinned
+            if mine and not apart and seen is not None and now - seen.seen_at < HEARD_OF_SECONDS:
                 found.append(device.name)
         return found

@@ -1,0 +1,79 @@
+"""What the command line and the API tell of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from cema.cloud.store.activity import activity_of
+from cema.cloud.store.base import Store
+from cema.cloud.store.devices import Device
+from cema.cloud.store.reports import DeviceReports, reports_of
+from cema.errors import StoreError
+
+__all__ = ["device_told", "devices_told"]
+
+_ACTIVITY = ("seen_at", "has", "ran", "samples", "bytes", "captured_at", "received_at")
+
+
+def device_told(device: Device) -> dict[str, Any]:
+    """Return what a register knows of a device, JSON-able; never a token."""
+    return {
+        "name": device.name,
+        "role": device.role,
+        "cohort": device.cohort,
+        "created_at": device.created_at,
+        "revoked_at": device.revoked_at,
+        "expires_at": device.expires_at,
+        "quarantined_at": device.quarantined_at,
+        "quarantined_by": device.quarantined_by,
+        "limits": {name: getattr(device.limits, name) for name in device.limits.__struct_fields__},
+        "older_token_until": device.older_token_until,
+        "taken_at": device.taken_at,
+    }
+
+
+def devices_told(store: Store, known: Collection[Device], cohorts: Collection[str]) -> list[dict[str, Any]]:
+    """Return all that is known of devices, JSON-able: also what they did, and whether the worker has quarantined them.
+
+    Parameters
+    ----------
+    store
+        The store.
+    known
+        The devices, as the register lists them.
+    cohorts
+        The cohorts whose workers are asked.
+    """
+    activity, reports = activity_of(store), reports_of(store)
+    apart = {cohort: _quarantined(store, cohort) for cohort in cohorts}
+    return [
+        device_told(device)
+        | {name: getattr(activity.get(device.name), name, None) for name in _ACTIVITY}
+        | _reported(reports.get(device.name))
+        | {"quarantined_by_worker": device.name in apart.get(device.cohort or "", ())}
+        for device in known
+    ]
+
+
+def _reported(told: DeviceReports | None) -> dict[str, Any]:
+    """Return what a device has last reported."""
+    if told is None:
+        return {"reported_at": None, "reports": None, "report": None}
+    return {
+        "reported_at": told.at,
+        "reports": {"received": told.received, "lost": told.lost},
+        "report": msgspec.to_builtins(told.report),
+    }
+
+
+def _quarantined(store: Store, cohort: str) -> Collection[str]:
+    """Return the devices that a cohort's worker has quarantined, as it last said."""
+    try:
+        worker = store.status(cohort)["worker"] or {}
+    except StoreError:  # the cloud has never run with it
+        return ()
+    found: Collection[str] = worker.get("quarantined", ())
+    return found
