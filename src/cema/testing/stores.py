@@ -29,6 +29,7 @@ from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_optional import OptionalTests
+from cema.testing.store_rights import RightsTests
 from cema.testing.store_samples import SampleTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
@@ -49,7 +50,14 @@ for number in itertools.count():
 
 
 class StoreSuite(
-    SampleTests, StepTests, ActivityTests, AgreementTests, ControlTests, DeviceTests, OptionalTests
+    SampleTests,
+    StepTests,
+    ActivityTests,
+    AgreementTests,
+    ControlTests,
+    DeviceTests,
+    OptionalTests,
+    RightsTests,
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

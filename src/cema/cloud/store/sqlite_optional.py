@@ -16,9 +16,9 @@ from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_control import ControlTable
-from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_keys import KeysTable
+from cema.cloud.store.sqlite_rights import RightsMembers
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -26,10 +26,8 @@ from cema.errors import ConfigError
 __all__ = ["OptionalMembers", "path_of"]
 
 
-class OptionalMembers:
+class OptionalMembers(RightsMembers):
     """The optional members of `cema.cloud.store.sqlite.SqliteStore`, each by a table of its own beside the schema."""
-
-    database: Database
 
     def _make_optional(self) -> None:
         self._activity = ActivityTable(self.database)
@@ -38,6 +36,7 @@ class OptionalMembers:
         self._audit = AuditTable(self.database)
         self._control = ControlTable(self.database, self._audit)
         self._keys = KeysTable(self.database, self._audit)
+        self._make_rights(self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
