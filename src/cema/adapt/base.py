@@ -6,7 +6,7 @@ the algorithm, and the algorithm nothing of stores, updates or the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cema.ondevice.drift import Domain
     from cema.ondevice.folding import StatisticsLayer
 
-__all__ = ["HasStatistics", "Learner", "LearnerFactory", "PutsBack", "Recall", "StepReport"]
+__all__ = ["Forgets", "HasStatistics", "Learner", "LearnerFactory", "PutsBack", "Recall", "StepReport"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -69,8 +69,8 @@ class Learner(Protocol[T_contra]):
     themselves. A call that raises may leave the learner half changed: the worker then makes a new one from the last
     checkpoint.
 
-    A learner may also tell which statistics it has (`HasStatistics`), and put back what it learned for a domain that
-    comes again (`PutsBack`).
+    A learner may also tell which statistics it has (`HasStatistics`), put back what it learned for a domain that comes
+    again (`PutsBack`), and forget samples (`Forgets`).
     """
 
     @property
@@ -159,6 +159,19 @@ class PutsBack(Protocol):
 
     def prepare(self, batch: Batch) -> bool:
         """Take note of a batch that `Learner.learn` is given next; True when what was learned earlier was put back."""
+        ...
+
+
+@runtime_checkable
+class Forgets(Protocol[T_contra]):
+    """A learner that can forget samples which were deleted; the worker begins anew with one that cannot."""
+
+    def forget(self, items: Collection[T_contra]) -> None:
+        """Forget everything that is kept of items, or was made of them one by one: `Learner.dumps` is free of it.
+
+        Those that are not known are ignored. What was learned from them together with others, such as parameters and
+        running statistics, stays.
+        """
         ...
 
 

@@ -28,7 +28,7 @@ from cema.models.norm_state import folded_norm_state
 from cema.ondevice.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Literal
 
     from cema.adapt.base import Recall
@@ -177,6 +177,7 @@ class CemaLearner(Generic[T]):
         # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
         share = min(1.0, len(images) / self.config.fresh)
         reset = self._watch(images)
+        self.changes.name_latest(items)
         foundation, logits = self.foundation_step(images, share, reset=reset)
         answers = self._answers(images, logits)
         replayed = self._draw(round(self.config.replayed * share))
@@ -285,6 +286,26 @@ class CemaLearner(Generic[T]):
     def redraw(self) -> None:
         """Make the next replay draw other samples."""
         self._rng.random()
+
+    def forget(self, items: Collection[T]) -> None:
+        """Forget items that stand for samples, such as ids: references, answers for them, statistics of their inputs.
+
+        Where there is a bank, all of it is forgotten: whose inputs its statistics are of is not known.
+
+        Parameters
+        ----------
+        items : collection
+            Hashable; those that are not known are ignored.
+        """
+        gone = frozenset(items)
+        latest = sum(item in gone for item in self.replay_buffer.newest(self._since_change))
+        own = [item for item in self.replay_buffer.items() if item in gone]
+        self.replay_buffer.discard(own)
+        self._taught.targets.forget(own)
+        self._since_change -= latest
+        self._mixed = min(self._mixed, self._since_change)
+        self.changes.forget(gone)
+        self.bank.forget()
 
     def restart(self) -> None:
         """Begin again at the source models; the replay buffer stays."""
