@@ -31,6 +31,7 @@ from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Candidate, Publisher
+from cema.cloud.worker.rights import RightsOfData
 from cema.cloud.worker.tracing import Tracer
 from cema.models.spec import Model
 from cema.ondevice.batch import Batch
@@ -98,6 +99,7 @@ class CohortWorker:
         self._models = (edge, foundation)
         self._seed = seed
         self._acts = ActsOfOperators(store, cohort.name)
+        self._rights = RightsOfData(store, cohort)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
@@ -140,7 +142,8 @@ class CohortWorker:
 
     def _restore(self) -> None:
         """Go back to the last committed step."""
-        self.learner = self._new_learner()
+        self._rights.undo()
+        self.learner = self._rights.checked(self._new_learner())
         self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
         if self._saved is not None:
@@ -173,6 +176,12 @@ class CohortWorker:
         if not self._acts.publishes:
             self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
         if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
+            return True
+        if (gone := self._rights.look(self._clock())) is not None:
+            if not self._rights.forget(gone, self.learner, self.progress, self._images):
+                self.learner = self._new_learner()
+            self._commit(self.cursor)
+            self._rights.committed(self._clock())
             return True
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
@@ -223,6 +232,8 @@ class CohortWorker:
         behind = excess > 0 and size == self.settings.fresh
         limit = excess + size if behind else 2 * size
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
+        if not waiting:  # all were deleted since they were counted
+            return Draw(held, [], [], [], self.cursor)
         return draw(waiting, size - len(held), self.progress.ledger, behind=behind).after(held)
 
     def _hold(self, drawn: Draw, since: float) -> None:
@@ -272,7 +283,8 @@ class CohortWorker:
         self._count("worker.left_out_samples", len(drawn.left_out))
         watched, batch = self._readable(self.store.samples(drawn.watched))
         if watched:
-            self._note(watched, batch, self.learner.foundation_logits(batch).argmax(axis=1))
+            labels = self.learner.foundation_logits(batch).argmax(axis=1)
+            self._note(watched, batch, self._rights.taught(watched, labels))
 
     def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
         """Remember what devices send, and whether the foundation model agrees with them."""
@@ -305,6 +317,7 @@ class CohortWorker:
         labels = report.labels
         if labels is None:
             labels = self.learner.foundation_logits(batch).argmax(axis=1)
+        labels = self._rights.taught(samples, labels)
         counts = agreements(labels, *predictions)
         # No more samples since the last change than this batch has: it is the first of its domain.
         changed = self.learner.since_change <= len(batch)
@@ -438,7 +451,7 @@ class CohortWorker:
         counts, self._counts, now = self._counts, {}, self._clock()
         measured, self._measured = self._measured, []
         more = {"measured": measured} if agreements_of(self.store) else {}
-        more |= self._acts.committed_with(done)
+        more |= self._acts.committed_with(done) | self._rights.committed_with()
         version = update.version if update else self.publisher.version
         self.store.commit_step(
             self.cohort.name,
