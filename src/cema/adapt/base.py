@@ -20,12 +20,25 @@ if TYPE_CHECKING:
     from cema.ondevice.drift import Domain
     from cema.ondevice.folding import StatisticsLayer
 
-__all__ = ["Forgets", "HasStatistics", "Learner", "LearnerFactory", "PutsBack", "Recall", "StepReport"]
+__all__ = [
+    "Forgets",
+    "HasStatistics",
+    "LabelsOf",
+    "Learner",
+    "LearnerFactory",
+    "PutsBack",
+    "Recall",
+    "StepReport",
+    "TakesLabels",
+]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 Recall: TypeAlias = "Callable[[Sequence[T]], Sequence[npt.NDArray[np.uint8] | None]]"
 """Returns the images of items that are replayed, in their order; None where an image is gone."""
+LabelsOf: TypeAlias = "Callable[[Sequence[T]], Sequence[int | None]]"
+"""Returns the true classes of items, in their order; None where nobody has given one."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class Learner(Protocol[T_contra]):
     checkpoint.
 
     A learner may also tell which statistics it has (`HasStatistics`), put back what it learned for a domain that comes
-    again (`PutsBack`), and forget samples (`Forgets`).
+    again (`PutsBack`), forget samples (`Forgets`), and learn what people say is on them (`TakesLabels`).
     """
 
     @property
@@ -171,6 +184,22 @@ class Forgets(Protocol[T_contra]):
 
         Those that are not known are ignored. What was learned from them together with others, such as parameters and
         running statistics, stays.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesLabels(Protocol[T_co]):
+    """A learner that learns true labels in the place of the foundation model's."""
+
+    def labels_from(self, source: LabelsOf[T_co]) -> None:
+        """Learn what `source` returns, from the next step on.
+
+        Parameters
+        ----------
+        source : callable
+            Asked in every step, of new uploads and of all that may be replayed; what it returns may change. As long as
+            it knows no label, every step is the very same as without it.
         """
         ...
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cema.adapt.algorithms import make_learner
-from cema.adapt.base import Forgets, HasStatistics, Learner, PutsBack, StepReport
+from cema.adapt.base import Forgets, HasStatistics, Learner, PutsBack, StepReport, TakesLabels
 from cema.adapt.config import AdaptConfig
 from cema.errors import FormatError
 from cema.models.spec import Model
@@ -154,6 +154,22 @@ class LearnerSuite:
         self.feed(learner, 4)
         assert learner.replayable == FRESH
         assert np.isfinite(learner.edge_logits(random_images(4))).all()
+
+    def test_labels_that_nobody_has_given_change_nothing(self) -> None:
+        asked, plain = self.make(), self.make()
+        if not isinstance(asked, TakesLabels):
+            pytest.skip("it learns no labels: they count where models are compared, and nowhere else")
+        asked.labels_from(lambda items: [None] * len(items))
+        for step in range(4):
+            for learner in (asked, plain):
+                self.feed(learner, step)
+                learner.replay()
+        assert asked.dumps() == plain.dumps()
+        asked.labels_from(lambda items: [item % CLASSES for item in items])
+        for learner in (asked, plain):
+            self.feed(learner, 4)
+            learner.replay()
+        assert asked.dumps() != plain.dumps()
 
     def test_predictions_and_norm_state_have_their_shapes(self) -> None:
         learner = self.make()

@@ -280,3 +280,60 @@ def test_a_checkpoint_tells_what_may_be_replayed(cloud: Cloud) -> None:
     worker.run_once()
     assert isinstance(worker.progress, Progress)
     assert replayed_seqs(cloud.store.saved_checkpoint("north")) == frozenset(sorted(device.seqs)[:16])
+
+
+def labels_for(cloud: Cloud, device: Device, truth: np.ndarray) -> dict[str, int]:
+    return {sample.id: int(label) for sample, label in zip(device.samples, truth, strict=True)}
+
+
+def test_a_true_label_counts_in_the_place_of_the_foundation_models(cloud: Cloud) -> None:
+    """Of the gate, of every count of agreement, and of what is known of the device."""
+    device = Device(cloud, "a", 100)
+    device.send(16)
+    worker = cloud.open()
+    sent = np.array([sample.label for sample in device.samples])
+    cloud.store.put_labels("north", labels_for(cloud, device, sent), actor="os:ann", now=cloud.now)
+    assert worker.run_once()
+    (of_version,) = cloud.store.agreement_by_version("north")
+    assert of_version.models["device"].share == 1.0
+    assert worker.progress.ledger.devices["a"].agreed == 1.0
+    told = [s.teacher for s in cloud.store.data_samples("north", DataFilter(), limit=100)]
+    assert told != sent.tolist(), "what the foundation model said is kept as it was"
+
+
+def test_labels_that_come_late_are_learned_without_new_samples(cloud: Cloud) -> None:
+    cloud.worker_config(idle_steps=4)
+    first, _ = devices(cloud)
+    worker = cloud.open()
+    drain(worker)
+    steps, before = worker.learner.steps, worker.learner.dumps()
+    assert not worker.run_once()
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, len(first.samples))
+    cloud.store.put_labels("north", labels_for(cloud, first, truth), actor="os:ann", now=cloud.now)
+    drain(worker)
+    assert worker.learner.steps == steps + 4
+    assert worker.learner.dumps() != before
+    seqs = sorted(first.seqs)
+    assert worker._rights._truths(seqs) == truth.tolist()
+    # A worker that starts later knows them too, until the samples are deleted.
+    again = cloud.open()
+    drain(again)
+    assert again._rights._truths(seqs) == truth.tolist()
+    cloud.store.delete_data("north", DataFilter(device="a"), actor="os:ann", now=cloud.now)
+    drain(again)
+    assert again._rights._truths(seqs) == [None] * len(seqs)
+
+
+def test_without_labels_every_step_is_the_same(cloud: Cloud) -> None:
+    devices(cloud)
+    worker = cloud.open()
+    learner_of(worker)._truth.source = None
+    drain(worker)
+    plain = worker.learner.dumps()
+    with cloud.store.database.write() as connection:
+        connection.execute("UPDATE cohorts SET cursor = 0, checkpoint = NULL")
+    again = cloud.open()
+    assert learner_of(again)._truth.source is not None
+    drain(again)
+    assert again.learner.dumps() == plain

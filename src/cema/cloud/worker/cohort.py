@@ -143,7 +143,7 @@ class CohortWorker:
     def _restore(self) -> None:
         """Go back to the last committed step."""
         self._rights.undo()
-        self.learner = self._rights.checked(self._new_learner())
+        self.learner = self._rights.ready(self._new_learner())
         self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
         if self._saved is not None:
@@ -177,9 +177,9 @@ class CohortWorker:
             self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
         if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
             return True
-        if (gone := self._rights.look(self._clock())) is not None:
+        if (gone := self._rights.look(self.progress, self._clock())) is not None:
             if not self._rights.forget(gone, self.learner, self.progress, self._images):
-                self.learner = self._new_learner()
+                self.learner = self._rights.ready(self._new_learner())
             self._commit(self.cursor)
             self._rights.committed(self._clock())
             return True

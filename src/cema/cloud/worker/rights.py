@@ -1,4 +1,4 @@
-"""What people decide about stored samples, as a cohort's worker does it: deletions, and how long samples are kept."""
+"""What people decide about stored samples, as a cohort's worker does it: deletions, ages, and true labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cema._util.events import report
-from cema.adapt.base import Forgets, Learner
+from cema.adapt.base import Forgets, Learner, TakesLabels
 from cema.cloud import events
 from cema.cloud.config import CohortConfig
 from cema.cloud.store.base import Store, StoredSample
@@ -31,7 +31,7 @@ RETRY_SECONDS = 5.0
 
 
 class RightsOfData:
-    """A cohort's deletions and its samples' age.
+    """A cohort's deletions, its samples' age, and the labels that people have given.
 
     Parameters
     ----------
@@ -53,6 +53,8 @@ class RightsOfData:
         self._algorithm = cohort.adapt.algorithm
         self._expired_at: float | None = None
         self._tried_at: float | None = None
+        self._labels: dict[int, int] = {}
+        self._labels_taken: int | None = None
         self._taught: list[TeacherLabel] = []
         self._forgotten: tuple[int, ...] = ()
         if self._days and self._store is None:
@@ -60,8 +62,8 @@ class RightsOfData:
                 f"retention_days: the store of cohort {self._cohort!r} cannot delete samples; set it to 0"
             )
 
-    def checked(self, learner: Learner[int]) -> Learner[int]:
-        """Return a new learner, if it can forget what is too old.
+    def ready(self, learner: Learner[int]) -> Learner[int]:
+        """Return a new learner, which learns the true labels if it can, and can forget what is too old.
 
         Raises
         ------
@@ -73,14 +75,24 @@ class RightsOfData:
                 f"retention_days: the algorithm {self._algorithm} cannot forget samples; give it the method forget "
                 "(cema.adapt.base.Forgets), or set retention_days to 0"
             )
+        if isinstance(learner, TakesLabels):
+            learner.labels_from(self._truths)
         return learner
 
-    def look(self, now: float) -> ToForget | None:
-        """Delete what is too old; return what is to be forgotten now, or None."""
+    def _truths(self, seqs: Sequence[int]) -> list[int | None]:
+        return [self._labels.get(seq) for seq in seqs]
+
+    def look(self, progress: Progress, now: float) -> ToForget | None:
+        """Read new labels, and delete what is too old; return what is to be forgotten now, or None."""
         if self._store is None:
             return None
         self._expire(now)
-        if not self._store.pending(self._cohort).deletion or _within(self._tried_at, now, RETRY_SECONDS):
+        pending = self._store.pending(self._cohort)
+        if pending.labels != self._labels_taken:
+            self._labels, self._labels_taken = self._store.true_labels(self._cohort), pending.labels
+            if self._labels:  # they are learned also where no new samples come
+                progress.idle = 0
+        if not pending.deletion or _within(self._tried_at, now, RETRY_SECONDS):
             return None
         found = self._store.go_on_deleting(self._cohort, now=now)
         if found.deletions:
@@ -113,6 +125,8 @@ class RightsOfData:
         else:
             progress.window.forget_adapted()
         images.forget(gone.seqs)
+        for seq in gone.seqs:
+            self._labels.pop(seq, None)
         progress.held = [seq for seq in progress.held if seq not in gone.seqs]
         for receipt in gone.receipts:
             which = receipt.filter
@@ -124,10 +138,15 @@ class RightsOfData:
         return can
 
     def taught(self, samples: Sequence[StoredSample], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Take note of the foundation model's labels of samples, for the next commit; return the labels that count."""
-        pairs = zip(samples, labels.tolist(), strict=True)
-        self._taught += [TeacherLabel(sample.seq, label) for sample, label in pairs]
-        return labels
+        """Take note of the foundation model's labels of samples, for the next commit; return the labels that count.
+
+        Those are the true ones, where people have given them.
+        """
+        pairs = [
+            TeacherLabel(sample.seq, label) for sample, label in zip(samples, labels.tolist(), strict=True)
+        ]
+        self._taught += pairs
+        return np.array([self._labels.get(seq, label) for seq, label in pairs], np.int64)
 
     def undo(self) -> None:
         """Leave out of the next commit what was noted since the last."""
