@@ -136,6 +136,22 @@ def receipt_filter(device: str) -> Any:
     return DataFilter(device=device)
 
 
+def test_an_admin_deletes_and_labels_over_http(fleet: Fleet) -> None:
+    with closing(CloudConfig.load(fleet.config).open_store()) as store:
+        token = store.devices(["north"]).add("boss", cohort="north", role="admin")
+    http, url = fleet.server.http, f"{fleet.server.url}/v1/cohorts/north"
+    http.headers["Authorization"] = f"Bearer {token}"
+    labelled = fleet.sent["cam-2"][-1].id
+    answer = http.post(f"{url}/labels", json={"labels": {labelled: 2}})
+    assert (answer.status_code, answer.json()["new"]) == (200, 1)
+    assert fleet.server.get(f"data/{labelled}").json()["truth"] == 2
+    answer = http.post(f"{url}/deletions", json={"device": "cam-1"})
+    assert (answer.status_code, answer.json()["samples"]) == (202, 64)
+    eventually(lambda: fleet.server.get("deletions").json()["deletions"][0]["state"] == "done")
+    assert fleet.anywhere("cam-1") == set()
+    assert fleet.server.get("data").json()["samples"] == 64
+
+
 def test_a_deletion_from_a_cloud_that_does_not_run_is_done_once_it_does(fleet: Fleet) -> None:
     fleet.server.close()  # killed, and its worker with it
     receipt = cema(fleet.config, "data", "delete", "--device", "cam-1", "--yes", "--no-wait")

@@ -264,13 +264,24 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "operator or admin of all cohorts": {"chief", "admin"},
         "anybody": set(tokens),
     }
+    site(
+        "POST",
+        "/v1/cohorts/north/samples",
+        content=binary("frame"),
+        headers={"Content-Type": CONTENT_TYPE},
+    )
+    bodies = {
+        "samples": binary("frame"),
+        "acts": b'{"type": "pause"}',
+        "deletions": b'{"device": "another"}',
+        "labels": b'{"labels": {}}',
+    }
     for method, path, who, success in table("endpoints"):
-        address = path.format(cohort="north", digest=manifest().payload)
+        address = path.format(cohort="north", digest=manifest().payload, id=example_sample().id)
         for name, token in tokens.items():
             request: dict[str, Any] = {}
             if method == "POST":
-                acts = path.endswith("/acts")
-                request["content"] = b'{"type": "pause"}' if acts else binary("frame")
+                request["content"] = bodies[path.rpartition("/")[2]]
                 request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:

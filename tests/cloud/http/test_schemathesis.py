@@ -94,6 +94,10 @@ ADMIN = {
     ("acts", "409"),
     ("acts", "404"),
     ("versions", "200"),
+    ("data", "200"),
+    ("deletions", "200"),
+    ("deletions", "202"),
+    ("labels", "200"),
 }
 NOBODY = {(name, "200") for name in ("livez", "readyz", "healthz", "openapi.json")} | {
     (name, "401") for name in ("samples", "latest", "{digest}", "status", "metrics")
