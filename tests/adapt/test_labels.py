@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cema.adapt.base import TakesLabels
@@ -53,6 +53,7 @@ class Cohort:
         return float(logits.softmax(1)[range(len(items)), [self.truth[i] for i in items]].mean())
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_corrected_teacher_says_the_true_class_and_is_as_sure_as_before(data: st.DataObject) -> None:
     rows, classes = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 6))

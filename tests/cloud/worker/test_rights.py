@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -177,6 +179,32 @@ def test_a_worker_that_ends_at_any_point_leaves_it_to_the_next(
     drain(again)
     assert cloud.store.receipts("north")[0].state == "done"
     assert replayed_seqs(cloud.store.saved_checkpoint("north")) == second.seqs
+
+
+def test_what_was_forgotten_is_erased_once_nobody_reads_the_store(cloud: Cloud) -> None:
+    first, second = devices(cloud)
+    worker = cloud.open()
+    drain(worker)
+    path = cloud.store.database.path
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM samples").fetchone()
+        cloud.store.delete_data("north", DataFilter(device="a"), actor="os:ann", now=cloud.now)
+        drain(worker)
+        (waits,) = cloud.store.receipts("north")
+        assert (waits.state, "being read" in waits.note) == ("forgotten", True)
+        # Another deletion does not wait for that.
+        cloud.store.delete_data("north", DataFilter(device="b"), actor="os:ann", now=cloud.now)
+        drain(worker)
+        assert [receipt.state for receipt in cloud.store.receipts("north")] == ["forgotten"] * 2
+        assert worker.learner.replayable == 0
+    assert not worker.run_once()
+    assert cloud.store.receipts("north")[0].state == "forgotten", "it is not tried at every turn"
+    cloud.now += 1000
+    assert not worker.run_once()
+    assert [receipt.state for receipt in cloud.store.receipts("north")] == ["done"] * 2
+    contents = [sample.image for device in (first, second) for sample in device.samples]
+    assert found_in(cloud.folder / "data", contents) == set()
 
 
 def _unavailable(*_: object, **__: object) -> None:

@@ -234,10 +234,11 @@ class LabelsTaken(msgspec.Struct, frozen=True, kw_only=True):
 class DataStore(Protocol):
     """The part of a store that tells of its samples and deletes them; see `Store` for what every method may raise.
 
-    An image that was deleted is never stored again: where a device sends it once more, because the answer to an upload
-    was lost, `Store.put` says ``duplicate``. Its `commit_step` takes two arguments more. ``taught``, a sequence of
-    `TeacherLabel`, is kept with the step for samples that are still stored. ``forgotten``, the numbers of deletions:
-    the step's checkpoint holds nothing of them.
+    An image that was deleted is not stored again as long as the store remembers its identity: where a device sends it
+    once more, because the answer to an upload was lost, `Store.put` says ``duplicate``.
+
+    Its `commit_step` takes two arguments more. ``taught``, a sequence of `TeacherLabel`, is kept with the step for
+    samples that are still stored. ``forgotten``, the numbers of deletions: the step's checkpoint holds nothing of them.
     """
 
     def data_groups(self, cohort: str, which: DataFilter) -> list[DataGroup]:

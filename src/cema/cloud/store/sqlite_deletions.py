@@ -165,6 +165,8 @@ class DeletionTables:
             self._go_on(number)
         with self._database.read() as connection:
             numbers = _numbers(connection, cohort, "waiting")
+            if not numbers:
+                return ToForget((), frozenset())
             seqs: set[int] = set()
             # Those that were evicted, too: of whom they were, nobody knows any more.
             for table in ("deleted", "evicted"):

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 DAY = 86_400.0
 # How often it is looked for samples that are too old, at least.
 EXPIRY_SECONDS = 3600.0
-# How long it waits where the store's files are being read and cannot be rewritten.
-RETRY_SECONDS = 5.0
+# How long it waits at first, and at most, where the store's files are being read and cannot be rewritten.
+RETRY_SECONDS, LONGEST_RETRY = 5.0, 600.0
 
 
 class RightsOfData:
@@ -53,6 +53,7 @@ class RightsOfData:
         self._algorithm = cohort.adapt.algorithm
         self._expired_at: float | None = None
         self._tried_at: float | None = None
+        self._retry = RETRY_SECONDS
         self._labels: dict[int, int] = {}
         self._labels_taken: int | None = None
         self._taught: list[TeacherLabel] = []
@@ -92,12 +93,13 @@ class RightsOfData:
             self._labels, self._labels_taken = self._store.true_labels(self._cohort), pending.labels
             if self._labels:  # they are learned also where no new samples come
                 progress.idle = 0
-        if not pending.deletion or _within(self._tried_at, now, RETRY_SECONDS):
+        if not pending.deletion:
             return None
         found = self._store.go_on_deleting(self._cohort, now=now)
         if found.deletions:
             return found
-        self.committed(now)  # forgotten by a worker that ended before the files were rewritten
+        if not _within(self._tried_at, now, self._retry):
+            self.committed(now)  # forgotten before, but the files were not rewritten
         return None
 
     def _expire(self, now: float) -> None:
@@ -163,6 +165,8 @@ class RightsOfData:
         if self._store is None:
             return
         done = self._store.finish_deletions(self._cohort, now=now)
+        again = not done and self._tried_at is not None
+        self._retry = min(2 * self._retry, LONGEST_RETRY) if again else RETRY_SECONDS
         self._tried_at = None if done else now
         for receipt in done:
             report(
