@@ -266,19 +266,28 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "operator or admin of all cohorts": {"chief", "admin"},
         "anybody": set(tokens),
     }
+    site(
+        "POST",
+        "/v1/cohorts/north/samples",
+        content=binary("frame"),
+        headers={"Content-Type": CONTENT_TYPE},
+    )
+    device_act = b'{"type": "expire", "at": null}'
+    bodies = {
+        "samples": binary("frame"),
+        "reports": block("report").encode(),
+        "devices": b'{"devices": [{"name": "new"}]}',
+        "acts": b'{"type": "pause"}',
+        "deletions": b'{"device": "another"}',
+        "labels": b'{"labels": {}}',
+    }
     for method, path, who, success in table("endpoints"):
-        address = path.format(cohort="north", digest=manifest().payload, name="ops-north")
+        names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north"}
+        address = path.format(cohort="north", **names)
         for name, token in tokens.items():
             request: dict[str, Any] = {}
             if method == "POST":
-                contents = {
-                    "acts": b'{"type": "pause"}',
-                    "devices": b'{"devices": [{"name": "new"}]}',
-                    "reports": block("report").encode(),
-                }
-                act = {"content": b'{"type": "expire", "at": null}'} if "{name}" in path else {}
-                request["content"] = contents.get(path.rpartition("/")[2]) or binary("frame")
-                request |= act
+                request["content"] = device_act if "{name}" in path else bodies[path.rpartition("/")[2]]
                 request["headers"] = {"Content-Type": CONTENT_TYPE}
             status = site(method, address, token=token, **request).status_code
             if name in allowed[who]:

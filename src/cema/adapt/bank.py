@@ -239,6 +239,10 @@ class NormBank:
             self._learned, self._before, self._current = 0, entry.learned, place
         return Found(entry, other=not again)
 
+    def forget(self) -> None:
+        """Forget all entries: whose inputs their statistics are of is not known."""
+        self.entries, self._current = [], None
+
     def state(self) -> State:
         """Return everything in here, for `load`; nothing at all where the bank is switched off."""
         if not self._config.bank:

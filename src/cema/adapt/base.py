@@ -6,7 +6,7 @@ the algorithm, and the algorithm nothing of stores, updates or the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -20,12 +20,25 @@ if TYPE_CHECKING:
     from cema.ondevice.drift import Domain
     from cema.ondevice.folding import StatisticsLayer
 
-__all__ = ["HasStatistics", "Learner", "LearnerFactory", "PutsBack", "Recall", "StepReport"]
+__all__ = [
+    "Forgets",
+    "HasStatistics",
+    "LabelsOf",
+    "Learner",
+    "LearnerFactory",
+    "PutsBack",
+    "Recall",
+    "StepReport",
+    "TakesLabels",
+]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 Recall: TypeAlias = "Callable[[Sequence[T]], Sequence[npt.NDArray[np.uint8] | None]]"
 """Returns the images of items that are replayed, in their order; None where an image is gone."""
+LabelsOf: TypeAlias = "Callable[[Sequence[T]], Sequence[int | None]]"
+"""Returns the true classes of items, in their order; None where nobody has given one."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,8 @@ class Learner(Protocol[T_contra]):
     themselves. A call that raises may leave the learner half changed: the worker then makes a new one from the last
     checkpoint.
 
-    A learner may also tell which statistics it has (`HasStatistics`), and put back what it learned for a domain that
-    comes again (`PutsBack`).
+    A learner may also tell which statistics it has (`HasStatistics`), put back what it learned for a domain that comes
+    again (`PutsBack`), forget samples (`Forgets`), and learn what people say is on them (`TakesLabels`).
     """
 
     @property
@@ -159,6 +172,35 @@ class PutsBack(Protocol):
 
     def prepare(self, batch: Batch) -> bool:
         """Take note of a batch that `Learner.learn` is given next; True when what was learned earlier was put back."""
+        ...
+
+
+@runtime_checkable
+class Forgets(Protocol[T_contra]):
+    """A learner that can forget samples which were deleted; the worker begins anew with one that cannot."""
+
+    def forget(self, items: Collection[T_contra]) -> None:
+        """Forget everything that is kept of items, or was made of them one by one: `Learner.dumps` is free of it.
+
+        Those that are not known are ignored. What was learned from them together with others, such as parameters and
+        running statistics, stays.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesLabels(Protocol[T_co]):
+    """A learner that learns true labels in the place of the foundation model's."""
+
+    def labels_from(self, source: LabelsOf[T_co]) -> None:
+        """Learn what `source` returns, from the next step on.
+
+        Parameters
+        ----------
+        source : callable
+            Asked in every step, of new uploads and of all that may be replayed; what it returns may change. As long as
+            it knows no label, every step is the very same as without it.
+        """
         ...
 
 

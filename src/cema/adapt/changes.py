@@ -9,7 +9,7 @@ import numpy as np
 from cema.ondevice.drift import Domain, InputAverage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ["ChangeDetector"]
 
@@ -37,6 +37,7 @@ class ChangeDetector:
         self.changes = 0
         self._window, self._limit, self._batch = window, limit, batch
         self._batches: list[np.ndarray] = []
+        self._items: list[list[int | str] | None] = []  # whose rows these are, where that is known
         self._mixed = False
 
     def observe(self, rows: np.ndarray, *, known: bool = False) -> bool:
@@ -60,12 +61,30 @@ class ChangeDetector:
         reset = changed or self._mixed
         if reset:
             self._batches.clear()
+            self._items.clear()
         self._mixed = changed
         self.changes += changed
         self._batches.append(np.asarray(rows, np.float32))
+        self._items.append(None)
         while sum(map(len, self._batches[1:])) >= self._window:
             self._batches.pop(0)
+            self._items.pop(0)
         return reset
+
+    def name_latest(self, items: Sequence[object]) -> None:
+        """Remember whose the rows of the latest batch are, for `forget`; where items are their images, it does not."""
+        names = [item for item in items if isinstance(item, int | str)]
+        if self._items and len(names) == len(self._batches[-1]):
+            self._items[-1] = names
+
+    def forget(self, items: Collection[object]) -> None:
+        """Forget the statistics of some uploads, and of all whose names are not known."""
+        kept: list[tuple[np.ndarray, list[int | str] | None]] = []
+        for rows, names in zip(self._batches, self._items, strict=True):
+            stay = [i for i, name in enumerate(names or ()) if name not in items]
+            if names is not None and stay:
+                kept.append((rows[stay], [names[i] for i in stay]))
+        self._batches, self._items = [rows for rows, _ in kept], [names for _, names in kept]
 
     def domain(self) -> Domain | None:
         """Return what these uploads look like; None for fewer than tell how widely they lie."""
@@ -79,12 +98,18 @@ class ChangeDetector:
     def remember(self, rows: np.ndarray) -> None:
         """Take the newest batch to be of a domain that is known already, from uploads with these statistics (N, F)."""
         self._batches = [np.asarray(rows, np.float32), *self._batches[-1:]]
+        self._items = [None, *self._items[-1:]]
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """Return the statistics as arrays, and counts, for `load`."""
         arrays = {f"inputs.{i}": rows for i, rows in enumerate(self._batches)}
         shapes = [list(rows.shape) for rows in self._batches]
-        return arrays, {"changes": self.changes, "mixed": self._mixed, "shapes": shapes}
+        return arrays, {
+            "changes": self.changes,
+            "mixed": self._mixed,
+            "shapes": shapes,
+            "items": list(self._items),
+        }
 
     def shapes(self, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the arrays that go with values that `state` returned."""
@@ -94,6 +119,8 @@ class ChangeDetector:
         """Restore what `state` returned."""
         self.changes, self._mixed = values["changes"], values["mixed"]
         self._batches = [arrays[f"inputs.{i}"].copy() for i in range(len(values["shapes"]))]
+        # Checkpoints from before do not tell whose rows they are.
+        self._items = list(values.get("items", [None] * len(self._batches)))
 
     def _differs(self, rows: np.ndarray) -> bool:
         known = self.domain()

@@ -17,21 +17,22 @@ from cema.adapt.base import StepReport
 from cema.adapt.changes import ChangeDetector
 from cema.adapt.checkpoint import State
 from cema.adapt.config import AdaptConfig
+from cema.adapt.fitting import FORMAT, check_pair, check_values
+from cema.adapt.labels import Labelled, TrueLabels
 from cema.adapt.reading import statistics_layers, statistics_of
 from cema.adapt.replay import ReplayBuffer
-from cema.adapt.steps import DistillationStep, FoundationStep
+from cema.adapt.steps import Descent, DistillationStep, FoundationStep
 from cema.adapt.taught import Replayed, TaughtReplay
 from cema.adapt.teacher import Teacher
 from cema.adapt.trainable import TrainableModel
-from cema.errors import FormatError, ModelError
 from cema.models.norm_state import folded_norm_state
 from cema.ondevice.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Literal
 
-    from cema.adapt.base import Recall
+    from cema.adapt.base import LabelsOf, Recall
     from cema.models.spec import Model
     from cema.ondevice.drift import Domain
     from cema.ondevice.folding import StatisticsLayer
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["CemaLearner", "images_themselves"]
 
 T = TypeVar("T")
-FORMAT = "cema.adapter/1"
 
 
 class _Again(NamedTuple):
@@ -95,13 +95,14 @@ class CemaLearner(Generic[T]):
         seed: int = 0,
     ) -> None:
         self.config = config or AdaptConfig()
-        _check_pair(edge, foundation)
+        check_pair(edge, foundation)
         self._sources = (edge, foundation)
         self._placement: dict[str, Any] = {"device": device, "dtype": dtype}
         self._seed = seed
         self.replay_buffer: ReplayBuffer[T] = ReplayBuffer(self.config.capacity)
         self._recall = recall
         self._taught = TaughtReplay(self.replay_buffer, edge.classes, recall, self.config.refreshed)
+        self._truth = TrueLabels(self.replay_buffer, recall)
         self._since_change = 0
         self._mixed = 0
         self._begin()
@@ -177,12 +178,15 @@ class CemaLearner(Generic[T]):
         # At the rate of a full batch, steps of some four samples each went with a collapse of EfficientNet-Lite0.
         share = min(1.0, len(images) / self.config.fresh)
         reset = self._watch(images)
-        foundation, logits = self.foundation_step(images, share, reset=reset)
+        self.changes.name_latest(items)
+        truth, again = self._truth.of(items), self._draw_labelled(share)
+        foundation, logits = self.foundation_step(images, share, reset=reset, labels=truth, again=again)
         answers = self._answers(images, logits)
-        replayed = self._draw(round(self.config.replayed * share))
+        replayed = self._draw(round(self.config.replayed * share), again=again)
         targets = torch.cat([answers, replayed.targets.to(answers.device)])
-        edge = self.distillation_step(images, replayed.images, targets, share, reset=reset)
-        repeated = [self._again(images, answers, share) for _ in range(self.config.passes - 1)]
+        labels = self._truth.joined(truth, len(images), replayed.items)
+        edge = self.distillation_step(images, replayed.images, targets, share, reset=reset, labels=labels)
+        repeated = [self._again(images, answers, truth, share) for _ in range(self.config.passes - 1)]
         self._take_in(items, answers)
         return self._report(
             fresh=len(images),
@@ -193,11 +197,15 @@ class CemaLearner(Generic[T]):
             labels=answers.argmax(dim=1).cpu().numpy(),
         )
 
-    def _again(self, images: Batch, answers: torch.Tensor, share: float) -> _Again:
+    def _again(
+        self, images: Batch, answers: torch.Tensor, truth: torch.Tensor | None, share: float
+    ) -> _Again:
         """Distil once more on new uploads and others to replay; nothing is asked of the foundation model."""
-        replayed = self._draw(round(self.config.replayed * share), refresh=False)
+        again = self._draw_labelled(share)
+        replayed = self._draw(round(self.config.replayed * share), refresh=False, again=again)
         targets = torch.cat([answers, replayed.targets.to(answers.device)])
-        edge = self.distillation_step(images, replayed.images, targets, share, follow=False)
+        labels = self._truth.joined(truth, len(images), replayed.items)
+        edge = self.distillation_step(images, replayed.images, targets, share, follow=False, labels=labels)
         return _Again(len(replayed.images), replayed.dropped, edge.skipped)
 
     def prepare(self, batch: Batch) -> bool:
@@ -261,13 +269,19 @@ class CemaLearner(Generic[T]):
             With ``step == 0`` when fewer than ``config.replay_from`` samples are stored: nothing was learned.
         """
         self._reported = self._passes()
-        replayed = self._draw(self.config.fresh + self.config.replayed)
+        again = self._draw_labelled()
+        foundation = self.foundation_step(Batch(), again=again)[0] if again.items else Descent({}, 0)
+        replayed = self._draw(self.config.fresh + self.config.replayed, again=again)
         if not replayed.images:
             return self._report(dropped=replayed.dropped)
         targets = replayed.targets.to(self.edge.device)
-        edge = self.distillation_step(Batch(), replayed.images, targets)
+        labels = self._truth.joined(None, 0, replayed.items)
+        edge = self.distillation_step(Batch(), replayed.images, targets, labels=labels)
         return self._report(
-            replayed=len(replayed.images), dropped=replayed.dropped, skipped=edge.skipped, losses=edge.losses
+            replayed=len(replayed.images),
+            dropped=replayed.dropped,
+            skipped=foundation.skipped + edge.skipped,
+            losses=foundation.losses | edge.losses,
         )
 
     def start_at(self, images: Sequence[np.ndarray]) -> bool:
@@ -285,6 +299,30 @@ class CemaLearner(Generic[T]):
     def redraw(self) -> None:
         """Make the next replay draw other samples."""
         self._rng.random()
+
+    def forget(self, items: Collection[T]) -> None:
+        """Forget items that stand for samples, such as ids: references, answers for them, statistics of their inputs.
+
+        Where there is a bank, all of it is forgotten: whose inputs its statistics are of is not known.
+
+        Parameters
+        ----------
+        items : collection
+            Hashable; those that are not known are ignored.
+        """
+        gone = frozenset(items)
+        latest = sum(item in gone for item in self.replay_buffer.newest(self._since_change))
+        own = [item for item in self.replay_buffer.items() if item in gone]
+        self.replay_buffer.discard(own)
+        self._taught.targets.forget(own)
+        self._since_change -= latest
+        self._mixed = min(self._mixed, self._since_change)
+        self.changes.forget(gone)
+        self.bank.forget()
+
+    def labels_from(self, source: LabelsOf[T]) -> None:
+        """Learn true labels that people have given, see `cema.adapt.base.TakesLabels`."""
+        self._truth.source = source
 
     def restart(self) -> None:
         """Begin again at the source models; the replay buffer stays."""
@@ -370,7 +408,7 @@ class CemaLearner(Generic[T]):
             tensors; nothing was changed then.
         """
         tensors, values = state
-        _check_values(values)
+        check_values(values)
         models = {"edge": self.edge, "foundation": self.foundation}
         parts = {side: State(checkpoint.below(side, tensors), values["models"][side]) for side in models}
         expected = checkpoint.shapes_of(self.changes.shapes(values["surroundings"]))
@@ -406,12 +444,29 @@ class CemaLearner(Generic[T]):
         self._taught.add(items, answers)
         self._since_change += len(items)
 
-    def _draw(self, count: int, *, refresh: bool = True) -> Replayed:
-        """Return replayed images with their targets."""
+    def _draw(self, count: int, *, refresh: bool = True, again: Labelled[T]) -> Replayed:
+        """Return replayed images with their targets, those with true labels among them."""
         if len(self.replay_buffer) < self.config.replay_from:
-            return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
-        newest = self._since_change - self._mixed if self.config.replay_scope == "since_change" else None
-        return self._taught.draw(count, self._rng, newest=newest, teacher=self.teacher, refresh=refresh)
+            count = 0
+            if not again.items:
+                return Replayed(Batch(), torch.empty(0, self.edge.classes), 0)
+        return self._taught.draw(
+            count,
+            self._rng,
+            newest=self._newest,
+            teacher=self.teacher,
+            refresh=refresh,
+            certain=again.items,
+        )
+
+    def _draw_labelled(self, share: float = 1.0) -> Labelled[T]:
+        """Return samples with true labels that are learned again: at most half of what is replayed."""
+        return self._truth.draw(round(self.config.replayed * share) // 2, self._rng, newest=self._newest)
+
+    @property
+    def _newest(self) -> int | None:
+        """How many of the newest samples may be replayed; None for all."""
+        return self._since_change - self._mixed if self.config.replay_scope == "since_change" else None
 
     def _report(
         self, *, losses: dict[str, float] | None = None, labels: np.ndarray | None = None, **what: int
@@ -436,41 +491,3 @@ class CemaLearner(Generic[T]):
         """Return how many samples have passed forward and backward so far."""
         models = (self.edge, self.foundation)
         return sum(m.forwards for m in models), sum(m.backwards for m in models)
-
-
-def _check_pair(edge: Model, foundation: Model) -> None:
-    """Refuse two models that do not speak of the same classes."""
-    if edge.classes != foundation.classes:
-        raise ModelError(
-            f"expected both models to have the same classes, got {edge.classes} of {edge.name} and "
-            f"{foundation.classes} of {foundation.name}; distillation compares class by class"
-        )
-    if edge.labels and foundation.labels and edge.labels != foundation.labels:
-        raise ModelError(
-            f"expected {edge.name} and {foundation.name} to name the same classes in the same order; reorder "
-            "the foundation model's logits, or leave its labels out if only the wording differs"
-        )
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse a state of another format, or one that lacks a part."""
-    if values.get("format") != FORMAT:
-        raise FormatError(
-            f"expected an adapter state of format {FORMAT}, got {values.get('format')!r}; start anew"
-        )
-    try:
-        needed = ("counters", "since_change", "surroundings", "rng", "replay")
-        complete = (
-            all(key in values for key in needed)
-            and {"changes", "mixed", "shapes"} <= values["surroundings"].keys()
-            and all(
-                {"name", "source", "started", "counts"} <= values["models"][side].keys()
-                for side in ("edge", "foundation")
-            )
-        )
-    except (KeyError, AttributeError, TypeError):
-        complete = False
-    if not complete:
-        raise FormatError(
-            "the adapter state lacks one of models, counters, surroundings, rng and replay; use another or start anew"
-        )

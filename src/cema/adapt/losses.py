@@ -6,6 +6,7 @@ finite logits.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def sample_weights(entropy: torch.Tensor, e_max: float) -> torch.Tensor:
     return torch.exp(e_max - entropy.detach())
 
 
-def entropy_loss(logits: torch.Tensor, e_max: float) -> torch.Tensor:
+def entropy_loss(logits: torch.Tensor, e_max: float, labels: torch.Tensor | None = None) -> torch.Tensor:
     """Loss of the foundation step, the mean over the batch of H(x) E(x; theta).
 
     Parameters
@@ -66,6 +67,9 @@ def entropy_loss(logits: torch.Tensor, e_max: float) -> torch.Tensor:
         The foundation model's, shape (N, C).
     e_max : float
         E_max^0 in nats.
+    labels : torch.Tensor, optional
+        Shape (N,), int64: the true classes, below 0 where they are not known. Where they are, the loss of a sample is
+        exp(E_max^0) CE(x, label) in its place.
 
     Returns
     -------
@@ -73,7 +77,11 @@ def entropy_loss(logits: torch.Tensor, e_max: float) -> torch.Tensor:
         A scalar.
     """
     entropy = softmax_entropy(logits)
-    return (sample_weights(entropy, e_max) * entropy).mean()
+    losses = sample_weights(entropy, e_max) * entropy
+    if labels is not None:
+        truth = -_log_softmax(logits).gather(-1, labels.clamp_min(0)[:, None]).squeeze(-1)
+        losses = torch.where(labels >= 0, math.exp(e_max) * truth, losses)
+    return losses.mean()
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,12 @@ class DistillationTerms:
 
 
 def distillation_loss(
-    edge_logits: torch.Tensor, foundation_logits: torch.Tensor, weights: LossWeights, e_max: float
+    edge_logits: torch.Tensor,
+    foundation_logits: torch.Tensor,
+    weights: LossWeights,
+    e_max: float,
+    *,
+    labelled: torch.Tensor | None = None,
 ) -> DistillationTerms:
     """Loss of the distillation step, H(x) [alpha KL(g||f) + beta CE(g, y) + ENT(g)], y = argmax f.
 
@@ -107,6 +120,9 @@ def distillation_loss(
         The terms' weights, the direction of the divergence, and whose entropy makes H(x).
     e_max : float
         E_max^0 in nats.
+    labelled : torch.Tensor, optional
+        Shape (N,), bool: for which samples the foundation model's logits say what a person has said. Nothing is in
+        doubt there, whatever a model's entropy is: H(x) is exp(E_max^0), its largest value.
 
     Returns
     -------
@@ -119,6 +135,8 @@ def distillation_loss(
         "edge": sample_weights(entropy, e_max),
         "foundation": sample_weights(softmax_entropy(foundation_logits), e_max),
     }
+    if labelled is not None:
+        h = {name: torch.where(labelled, math.exp(e_max), weight) for name, weight in h.items()}
     if weights.divergence == "edge||foundation":
         divergence = (log_g.exp() * (log_g - log_f)).sum(dim=-1)
     else:

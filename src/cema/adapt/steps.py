@@ -6,14 +6,16 @@ Chen et al. (2024), section "Cloud": H(x) E(x; theta), and H(x) [alpha KL + beta
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from cema.adapt.labels import UNLABELLED, corrected
 from cema.adapt.losses import distillation_loss, entropy_loss
 
 if TYPE_CHECKING:
     from cema.adapt.config import AdaptConfig
+    from cema.adapt.labels import Labelled
     from cema.adapt.trainable import TrainableModel
     from cema.ondevice.batch import Batch
 
@@ -52,7 +54,13 @@ class FoundationStep:
         self.enabled = config.foundation_lr > 0
 
     def __call__(
-        self, images: Batch, share: float = 1.0, *, reset: bool = False
+        self,
+        images: Batch,
+        share: float = 1.0,
+        *,
+        reset: bool = False,
+        labels: torch.Tensor | None = None,
+        again: Labelled[Any] | None = None,
     ) -> tuple[Descent, torch.Tensor]:
         """Make one step; the running statistics follow the images first.
 
@@ -64,6 +72,10 @@ class FoundationStep:
             How much of a full batch of new uploads this is, in (0, 1]; the learning rate shrinks by it.
         reset : bool
             Whether the window of statistics is cleared first.
+        labels : torch.Tensor, optional
+            The true classes of the new uploads, where some are known, see `cema.adapt.labels`: they are learned there.
+        again : Labelled, optional
+            Earlier uploads with true classes, which are learned too.
 
         Returns
         -------
@@ -75,14 +87,21 @@ class FoundationStep:
         if not self.enabled:
             return Descent({}, 0), self.foundation.follow(images, reset=reset)
         losses = []
+        parts, truth = [images], labels
+        if again is not None and again.items:
+            parts = [images, again.images]
+            own = torch.full((len(images),), UNLABELLED) if labels is None else labels
+            truth = torch.cat([own, again.labels])
+        count = sum(map(len, parts))
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            part = entropy_loss(logits, self.e_max) * _part(rows, len(images))
+            known = None if truth is None else truth[rows].to(logits.device)
+            part = entropy_loss(logits, self.e_max, known) * _part(rows, count)
             losses.append(float(part.detach()))
             return share * part
 
-        logits, moved = self.foundation.learn([images], loss, follow=True, reset=reset)
-        return Descent({"foundation_loss": sum(losses)}, int(not moved)), logits
+        logits, moved = self.foundation.learn(parts, loss, follow=len(images) > 0, reset=reset)
+        return Descent({"foundation_loss": sum(losses)}, int(not moved)), logits[: len(images)]
 
 
 class DistillationStep:
@@ -111,6 +130,7 @@ class DistillationStep:
         *,
         reset: bool = False,
         follow: bool = True,
+        labels: torch.Tensor | None = None,
     ) -> Descent:
         """Make one step; the running statistics follow the new uploads first.
 
@@ -126,6 +146,9 @@ class DistillationStep:
             Whether the window of statistics is cleared first.
         follow : bool
             False where they have followed these uploads already.
+        labels : torch.Tensor, optional
+            The true classes of all of them, where some are known, see `cema.adapt.labels`: they count in the place of
+            what the foundation model chose.
 
         Returns
         -------
@@ -138,9 +161,14 @@ class DistillationStep:
                 self.edge.follow(fresh, reset=reset)
             return Descent({}, 0)
         losses = dict.fromkeys(("distillation_loss", "kl", "ce", "entropy"), 0.0)
+        known = None
+        if labels is not None:
+            targets = corrected(targets, labels)
+            known = labels.to(targets.device) != UNLABELLED
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            terms = distillation_loss(logits, targets[rows], self.weights, self.e_max)
+            sure = None if known is None else known[rows]
+            terms = distillation_loss(logits, targets[rows], self.weights, self.e_max, labelled=sure)
             part = _part(rows, len(targets))
             for name, term in zip(losses, (terms.total, terms.kl, terms.ce, terms.entropy), strict=True):
                 losses[name] += part * float(term.detach())

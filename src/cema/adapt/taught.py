@@ -33,11 +33,14 @@ class Replayed(NamedTuple):
         The foundation model's logits, shape (N, classes), float32, on the CPU.
     dropped : int
         Items that had no image any more.
+    items : sequence
+        What stands for them.
     """
 
     images: Batch
     targets: torch.Tensor
     dropped: int
+    items: Sequence[Any] = ()
 
 
 class TaughtReplay(Generic[T]):
@@ -79,6 +82,7 @@ class TaughtReplay(Generic[T]):
         newest: int | None,
         teacher: Callable[[Batch], torch.Tensor],
         refresh: bool = True,
+        certain: Sequence[T] = (),
     ) -> Replayed:
         """Draw samples and find their answers.
 
@@ -94,9 +98,15 @@ class TaughtReplay(Generic[T]):
             Returns the foundation model's logits (N, classes) of images.
         refresh : bool
             Whether some answers are made again although they are known.
+        certain : sequence
+            Samples that are drawn in any case, in the place of others.
         """
         asked_again = self._refreshed if refresh else 0
         drawn = self._mostly_known(self.buffer.draw(count, rng, newest=newest), newest, rng)
+        if certain:
+            taken = {id(item) for item in certain}
+            free = [item for item in drawn if id(item) not in taken]
+            drawn = [*free[: max(0, count - len(certain))], *certain]
         images = self._recall(drawn)
         gone = [item for item, image in zip(drawn, images, strict=True) if image is None]
         self.buffer.discard(gone)
@@ -111,7 +121,8 @@ class TaughtReplay(Generic[T]):
             logits = teacher(asked).float().cpu()
             self.targets.put([item for item, _ in again], logits)
             answers.insert(0, logits)
-        return Replayed(Batch.joined(asked, others), torch.cat(answers), len(gone))
+        items = [item for item, _ in (*again, *known)]
+        return Replayed(Batch.joined(asked, others), torch.cat(answers), len(gone), items)
 
     def _is_asked(self, place: int, item: T, asked_again: int) -> bool:
         return place < asked_again or item not in self.targets

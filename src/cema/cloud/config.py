@@ -225,6 +225,10 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         When a new version goes out.
     rollout : RolloutConfig
         To which devices first.
+    retention_days : float
+        How long samples are kept after they arrived, by the cloud's clock; 0: until the store needs their room. What is
+        older is deleted within an hour (within a 24th of the time, where that is less): the images from the store, and
+        what the worker keeps of them.
     """
 
     name: str
@@ -236,9 +240,11 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     adapt: AdaptConfig = AdaptConfig()
     publish: PublishConfig = PublishConfig()
     rollout: RolloutConfig = RolloutConfig()
+    retention_days: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a name that is no URL segment."""
+        """Refuse a name that is no URL segment, and a time below 0."""
+        require_at_least(self, 0, "retention_days", finite=True)
         if not NAME.fullmatch(self.name):
             raise ValueError(
                 f"name: expected 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit, "

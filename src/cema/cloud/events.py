@@ -291,6 +291,25 @@ STEP_MADE_AGAIN = _event(
     "An operator acted while a step was made: it is made again, under what was asked for.",
     {**_COHORT, **_ERROR},
 )
+SAMPLES_EXPIRED = _event(
+    "samples.expired",
+    INFO,
+    "cohort %(cohort)s: %(samples)d samples are older than %(days)g days and deleted",
+    "What has reached the cohort's `retention_days` is removed from the store; the worker forgets it next.",
+    {**_COHORT, "samples": "how many", "days": "`retention_days`"},
+)
+DATA_FORGOTTEN = _event(
+    "data.forgotten",
+    INFO,
+    "cohort %(cohort)s: deletion %(number)d of %(actor)s is done, %(samples)d samples",
+    "Neither the store's files nor the worker's state hold anything any more of samples that were deleted.",
+    {
+        **_COHORT,
+        "number": "the number of the deletion",
+        "actor": "who asked for it, or `retention`",
+        "samples": "how many",
+    },
+)
 CLOCK_WRONG = _event(
     "clock.wrong",
     WARNING,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cema.adapt.algorithms import make_learner
-from cema.adapt.base import HasStatistics, Learner, PutsBack, StepReport
+from cema.adapt.base import Forgets, HasStatistics, Learner, PutsBack, StepReport, TakesLabels
 from cema.adapt.config import AdaptConfig
 from cema.errors import FormatError
 from cema.models.spec import Model
@@ -136,6 +136,40 @@ class LearnerSuite:
         learner.restart()
         np.testing.assert_array_equal(learner.edge_logits(images), source)
         assert (learner.steps, learner.replayable) == (0, kept)
+
+    def test_what_it_forgets_is_not_replayed_and_not_in_its_state(self) -> None:
+        learner, other = self.make(), self.make()
+        if not isinstance(learner, Forgets):
+            pytest.skip("it cannot forget: the worker begins anew where samples were deleted")
+        for step in range(4):
+            self.feed(learner, step)
+        kept = learner.replayable
+        learner.forget(frozenset({0, 1, 2, 10_000}))
+        assert learner.replayable == kept - 3
+        other.loads(learner.dumps())
+        assert other.replayable == kept - 3
+        learner.forget(range(4 * FRESH))
+        assert learner.replayable == 0
+        assert learner.replay().step == 0
+        self.feed(learner, 4)
+        assert learner.replayable == FRESH
+        assert np.isfinite(learner.edge_logits(random_images(4))).all()
+
+    def test_labels_that_nobody_has_given_change_nothing(self) -> None:
+        asked, plain = self.make(), self.make()
+        if not isinstance(asked, TakesLabels):
+            pytest.skip("it learns no labels: they count where models are compared, and nowhere else")
+        asked.labels_from(lambda items: [None] * len(items))
+        for step in range(4):
+            for learner in (asked, plain):
+                self.feed(learner, step)
+                learner.replay()
+        assert asked.dumps() == plain.dumps()
+        asked.labels_from(lambda items: [item % CLASSES for item in items])
+        for learner in (asked, plain):
+            self.feed(learner, 4)
+            learner.replay()
+        assert asked.dumps() != plain.dumps()
 
     def test_predictions_and_norm_state_have_their_shapes(self) -> None:
         learner = self.make()

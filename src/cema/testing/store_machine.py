@@ -1,4 +1,4 @@
-"""A store against a model in memory, under random uploads, commits, crashes of the worker and reopening."""
+"""A store against a model in memory, under random uploads, commits, deletions, crashes of the worker and reopening."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cema.cloud.store.base import BacklogFull, Store
+from cema.cloud.store.data import DataFilter, DataStore
 from cema.errors import StoreFull
 from cema.testing.store_data import numbered_sample, numbered_update
 
@@ -45,7 +46,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.check_size = check_size
         self.remove = remove
         self.unit = max_bytes // 800
-        self.order: list[str] = []  # every sample ever stored, in order of arrival
+        self.order: list[str] = []  # every sample ever stored and not deleted, in order of arrival
+        self.deleted: set[str] = set()
         self.done = 0  # how many of them the worker is through with
         self.checkpoint: bytes | None = None
         self.version = 0
@@ -66,7 +68,8 @@ class StoreMachine(RuleBasedStateMachine):
     def upload(self, numbers: list[int]) -> None:
         """Send samples, some of them again."""
         samples = [numbered_sample(n, 8 + self.unit * (n % 40)) for n in numbers]
-        new = [i for i in dict.fromkeys(s.id for s in samples) if i not in set(self.order)]
+        known = self.deleted.union(self.order)
+        new = [i for i in dict.fromkeys(s.id for s in samples) if i not in known]
         try:
             verdicts = self.store.put("north", samples, device="d", now=1.0, max_backlog=BACKLOG)
         except BacklogFull:
@@ -96,6 +99,22 @@ class StoreMachine(RuleBasedStateMachine):
         self.done += taken
         self.checkpoint = checkpoint
         self.version += publish
+
+    @rule(label=st.integers(0, 3))
+    def delete(self, label: int) -> None:
+        """Delete the samples of one class, where the store does that; those that were evicted are gone already."""
+        if not isinstance(self.store, DataStore):
+            return
+        samples = self.store.fresh("north", after=0, limit=EVERYTHING)
+        gone = {sample.id for sample in samples if sample.label == label}
+        try:
+            receipt = self.store.delete_data("north", DataFilter(label=label), actor="os:ann", now=1.0)
+        except StoreFull:
+            return  # as for uploads
+        assert receipt.samples == len(gone)
+        self.done -= sum(i in gone for i in self.order[: self.done])
+        self.order = [i for i in self.order if i not in gone]
+        self.deleted |= gone
 
     @rule()
     def reopen(self) -> None:

@@ -32,6 +32,7 @@ from cema.testing.store_machine import StoreMachine
 from cema.testing.store_offers import OfferTests
 from cema.testing.store_optional import OptionalTests
 from cema.testing.store_reports import ReportTests
+from cema.testing.store_rights import RightsTests
 from cema.testing.store_samples import SampleTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
@@ -62,6 +63,7 @@ class StoreSuite(
     OfferTests,
     OptionalTests,
     ReportTests,
+    RightsTests,
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

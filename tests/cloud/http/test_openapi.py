@@ -46,6 +46,11 @@ ACTS = "/v1/cohorts/{cohort}/acts"
 REPORTS = "/v1/cohorts/{cohort}/reports"
 DEVICES = "/v1/cohorts/{cohort}/devices"
 DEVICE_ACTS = "/v1/cohorts/{cohort}/devices/{name}/acts"
+DATA = "/v1/cohorts/{cohort}/data"
+SAMPLE = "/v1/cohorts/{cohort}/data/{id}"
+DELETIONS = "/v1/cohorts/{cohort}/deletions"
+LABELS = "/v1/cohorts/{cohort}/labels"
+KNOWN = make_samples(1, seed=500)[0]
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -80,6 +85,7 @@ class Api:
         cohort: str = "north",
         digest: str = DIGEST,
         name: str = "cam",
+        id: str = KNOWN.id,
         headers: dict[str, str] | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
     ) -> httpx2.Response:
@@ -87,7 +93,7 @@ class Api:
         if who is not None:
             sent["Authorization"] = f"Bearer {self.tokens.get(who, who)}"
         sent |= headers or {}
-        url = f"http://cloud{path.format(cohort=cohort, digest=digest, name=name)}"
+        url = f"http://cloud{path.format(cohort=cohort, digest=digest, name=name, id=id)}"
 
         async def call() -> httpx2.Response:
             transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -125,8 +131,10 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     wrong_uploads(api, monkeypatch)
     wrong_acts(api, monkeypatch)
     reports(api, monkeypatch)
+    wrong_data(api, monkeypatch)
     good_acts(api)
     acts_on_devices(api, monkeypatch)
+    good_data(api)
     good_requests(api)
     full(api)
     faults(api)
@@ -161,8 +169,11 @@ def before_the_first_update(api: Api) -> None:
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS, DEVICES)]
-    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS)]
+    reads = [
+        ("GET", path)
+        for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS, DEVICES, DATA, SAMPLE, DELETIONS)
+    ]
+    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
     for method, path in (*writes, *reads):
         for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
@@ -171,10 +182,10 @@ def wrong_senders(api: Api) -> None:
     api("GET", f"{LATEST}?wait=-1")
     for who in (None, "revoked", "expired", "device", "operator"):
         api("GET", "/metrics", who=who)
-    for path in (VERSIONS, ACTS, DEVICES):
+    for path in (VERSIONS, ACTS, DEVICES, DATA, SAMPLE, DELETIONS):
         api("GET", path, who="device")
     for who in ("device", "operator", "chief"):
-        for path in (ACTS, DEVICES, DEVICE_ACTS):
+        for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
             api("POST", path, who=who)
 
 
@@ -240,6 +251,72 @@ def reports(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", REPORTS, content=never())
+
+
+def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    for query in ("class=-1", "class=cat", "from=nan", "to=soon", "from=inf", f"class={10**30}"):
+        assert api("GET", f"{DATA}?{query}", who="admin").status_code == 400
+    assert api("GET", f"{DELETIONS}?limit=0", who="admin").status_code == 400
+    for unknown in ("0" * 64, "short", "%00", "ab cd"):
+        assert api("GET", SAMPLE, who="operator", id=unknown).status_code == 404
+    wrong: dict[str, tuple[bytes, ...]] = {
+        DELETIONS: (
+            b"{}",
+            b'{"all": false}',
+            b'{"all": true, "device": "cam"}',
+            b'{"device": 3}',
+            b'{"class": -1}',
+            b'{"from": 1e999}',
+            b'{"camera": "cam"}',
+        ),
+        LABELS: (b"{}", b'{"labels": []}', b'{"labels": {"a": 1.5}}', b'{"labels": {"a": null}}'),
+    }
+    for path, bodies in wrong.items():
+        for content in (*bodies, b"", b"\xff", b"[" * 4000):
+            assert api("POST", path, who="admin", content=content).status_code == 400, content
+        assert api("POST", path, who="admin", content=bytes(5 * 2**20)).status_code == 413
+        with monkeypatch.context() as patch:
+            patch.setattr(body, "FIRST_SECONDS", 0.01)
+            api("POST", path, who="admin", content=never())
+    assert api("GET", DELETIONS, who="admin").json() == {"deletions": []}
+
+
+def good_data(api: Api) -> None:
+    before = api("POST", DELETIONS, who="admin", content=b'{"to": 1e12}').json()
+    assert (before["state"], before["filter"]) == ("waiting", {"to": 1e12})
+    other = make_samples(2, seed=501)
+    assert api("POST", SAMPLES, content=encode_samples([KNOWN, *other])).status_code == 200
+    found = api("GET", f"{DATA}?device=cam&class=1&from=0&to=1e12", who="operator").json()
+    assert (found["samples"], found["groups"][0]["label"]) == (1, 1)
+    told = api("GET", SAMPLE, who="chief").json()
+    assert (told["id"], told["device"], told["waiting"], told["truth"]) == (KNOWN.id, "cam", True, None)
+    labels = {KNOWN.id: 3, other[0].id: "2", other[1].id: "cat", "0" * 64: 1, "no id": 1}
+    taken = api("POST", LABELS, who="admin", content=json.dumps({"labels": labels}).encode()).json()
+    assert (taken["new"], taken["changed"], taken["same"]) == (2, 0, 0)
+    assert [refused["id"] for refused in taken["refused"]] == [other[1].id, "no id", "0" * 64]
+    assert api("GET", SAMPLE, who="operator").json()["truth"] == 3
+    first = api("POST", DELETIONS, who="admin", content=b'{"device": "cam", "class": 3}')
+    assert first.status_code == 202
+    assert (first.json()["samples"], first.json()["state"], first.json()["actor"]) == (
+        1,
+        "waiting",
+        "token:boss",
+    )
+    assert api("GET", SAMPLE, who="operator").status_code == 404
+    assert api("POST", DELETIONS, who="admin", content=b'{"all": true}').json()["samples"] == 2
+    told = api("GET", DELETIONS, who="operator").json()["deletions"]
+    assert [deletion["filter"] for deletion in told] == [{}, {"device": "cam", "class": 3}, {"to": 1e12}]
+    gone = api("POST", LABELS, who="admin", content=json.dumps({"labels": {KNOWN.id: 3}}).encode()).json()
+    assert "was deleted" in gone["refused"][0]["error"]
+    assert (
+        api("POST", SAMPLES, content=encode_samples([KNOWN])).json()["verdicts"][0]["verdict"] == "duplicate"
+    )
+    acts = [one.act for one in api.engine.store.audit(limit=100)]
+    assert [act.actor for act in acts if act.name.startswith("data.")] == ["token:boss"] * 4
 
 
 def good_acts(api: Api) -> None:
@@ -318,7 +395,7 @@ def good_requests(api: Api) -> None:
 def full(api: Api) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (10, 150, 200, 3), dtype=np.uint8)
     limit = api.engine.store.database.max_bytes
-    api.engine.store.database.max_bytes = 300_000  # as if its owner had configured less
+    api.engine.store.database.max_bytes = 340_000  # as if its owner had configured less
     responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
     assert responses[-1].json()["error"]["code"] == "store_full"
     api.engine.store.database.max_bytes = 4096
@@ -345,6 +422,16 @@ def faults(api: Api) -> None:
     assert api("POST", ACTS, who="admin", content=b'{"type": "stop"}').status_code == 503
     api("GET", ACTS, who="admin")
     with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE true_labels RENAME COLUMN label TO lost")
+        connection.execute("ALTER TABLE deletions RENAME TO lost_deletions")
+    for path, content in (
+        (DELETIONS, b'{"all": true}'),
+        (LABELS, f'{{"labels": {{"{KNOWN.id}": 1}}}}'.encode()),
+    ):
+        assert api("POST", path, who="admin", content=content).status_code == 503
+    for path in (DATA, SAMPLE, DELETIONS):
+        assert api("GET", path, who="operator").status_code == 500
+    with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
         connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
         connection.execute("ALTER TABLE audit RENAME TO lost_audit")
@@ -364,9 +451,9 @@ def faults(api: Api) -> None:
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
-    api("POST", SAMPLES, content=b"")
-    for path in (ACTS, DEVICES, DEVICE_ACTS):
+    for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
         api("POST", path, who="admin", content=b"")
+    api("POST", SAMPLES, content=b"")
     api("POST", REPORTS, content=b"")
 
 
@@ -400,6 +487,7 @@ ACT_BODIES = [
     b'{"devices": [{"name": "x"}]}',
     b'{"type": "renew", "overlap": 9}',
     b'{"type": "release"}',
+    *(b'{"all": true}', b'{"class": 2, "to": 1e9}', b'{"labels": {"a": 1}}'),
 ]
 BODIES = st.one_of(
     st.binary(max_size=200), st.just(encode_samples(make_samples(2))), st.sampled_from(ACT_BODIES)
@@ -409,8 +497,9 @@ BODIES = st.one_of(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     method_path=st.sampled_from(
-        [("POST", SAMPLES), ("POST", ACTS), ("POST", DEVICES), ("POST", DEVICE_ACTS)]
-        + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES, "/metrics")]
+        [("POST", path) for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+        + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
+        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

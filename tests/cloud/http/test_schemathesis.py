@@ -98,6 +98,10 @@ ADMIN = {
     ("versions", "200"),
     ("devices", "200"),
     ("devices", "400"),
+    ("data", "200"),
+    ("deletions", "200"),
+    ("deletions", "202"),
+    ("labels", "200"),
 }
 NOBODY = {(name, "200") for name in ("livez", "readyz", "healthz", "openapi.json")} | {
     (name, "401") for name in ("samples", "latest", "{digest}", "status", "metrics")

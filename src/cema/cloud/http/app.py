@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, devices, keys, operations, reports, updates, uploads
+from cema.cloud.http import acts, data, devices, keys, operations, reports, updates, uploads
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -27,6 +27,7 @@ _TAGS = [
     {"name": "updates", "description": "From the cloud to devices."},
     {"name": "acts", "description": "What an operator has a cohort do."},
     {"name": "devices", "description": "The devices of a cohort, and what an operator does with them."},
+    {"name": "data", "description": "The samples that are kept, and the rights of those who are on them."},
     {"name": "operations", "description": "For those who run the service."},
 ]
 
@@ -73,7 +74,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, reports, acts, devices, operations):
+    for part in (uploads, updates, keys, reports, acts, devices, data, operations):
         app.include_router(part.router)
     return app
 

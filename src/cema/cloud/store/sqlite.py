@@ -23,8 +23,10 @@ from cema.cloud.store.base import (
     Waiting,
 )
 from cema.cloud.store.control import Acted
+from cema.cloud.store.data import TeacherLabel
 from cema.cloud.store.offers import Offer
 from cema.cloud.store.retention import Aged, kept
+from cema.cloud.store.sqlite_data import LABEL_BYTES
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_optional import OptionalMembers, path_of
 from cema.cloud.store.sqlite_space import make_room, shrink
@@ -61,7 +63,7 @@ class SqliteStore(OptionalMembers):
         self.database = Database(path, max_bytes=max_bytes)
         shrink(self.database)
         self._make_optional()
-        self._samples = sqlite_samples.SampleTable(self.database, self._activity)
+        self._samples = sqlite_samples.SampleTable(self.database, self._activity, self._deletions.identities)
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -169,8 +171,10 @@ class SqliteStore(OptionalMembers):
         control: int | None = None,
         acted: Acted | None = None,
         offer: Offer | None = None,
+        taught: Sequence[TeacherLabel] = (),
+        forgotten: Sequence[int] = (),
     ) -> None:
-        """Commit a step whole: cursor, checkpoint, update if there is one, counters, agreement. All or nothing."""
+        """Commit a step whole: cursor, checkpoint, update if there is one, counters, labels. All or nothing."""
         with self.database.write() as connection:
             before = connection.execute("SELECT cursor FROM cohorts WHERE name = ?", (cohort,)).fetchone()
             changed = connection.execute(
@@ -190,7 +194,7 @@ class SqliteStore(OptionalMembers):
                 len(checkpoint) + (len(update.payload) + len(update.envelope) if update else 0) + len(trace)
             )
             cap = self.database.max_bytes
-            make_room(connection, size + 4 * PAGE, cap, cap=cap)
+            make_room(connection, size + LABEL_BYTES * len(taught) + 4 * PAGE, cap, cap=cap)
             connection.execute("UPDATE cohorts SET checkpoint = ? WHERE name = ?", (checkpoint, cohort))
             if update is not None:
                 self._insert_update(connection, cohort, update)
@@ -198,6 +202,8 @@ class SqliteStore(OptionalMembers):
             self._offers.commit(connection, cohort, offer, update.version if update else None)
             bump(connection, cohort, counts or {})
             self._agreements.insert(connection, cohort, measured, now)
+            self._labels.insert(connection, taught)
+            self._deletions.forgotten(connection, cohort, forgotten, now)
             if report is not None:
                 _put_report(connection, cohort, report, now)
 

@@ -22,7 +22,7 @@ from cema._util.files import sync_folder, unfinished
 from cema.cloud.store.sqlite_tallies import TALLIES, recount_all
 from cema.errors import StoreError, StoreFull, StoreUnavailable
 
-__all__ = ["PAGE", "READERS", "Database", "bump"]
+__all__ = ["ERASES", "PAGE", "READERS", "Database", "bump"]
 
 PAGE = 4096
 BUSY_SECONDS = 30.0
@@ -33,6 +33,8 @@ WAL_BYTES = 16 * 2**20
 # Below this a database could not hold its own tables and indexes, let alone a batch of samples.
 SMALLEST = 256 * 1024
 SCHEMA_VERSION = 2
+# The file's application_id when nothing is left in it of what was ever deleted ("CEM1"); older programs set none.
+ERASES = 0x43454D31
 # What is written into the file when it is made.
 FILE_PRAGMAS = (f"page_size={PAGE}", "auto_vacuum=INCREMENTAL", "journal_mode=WAL")
 
@@ -131,6 +133,8 @@ class Database:
                 *FILE_PRAGMAS,
                 "synchronous=FULL",
                 "fullfsync=ON",
+                # What is deleted is overwritten: images must not stay behind in pages that are free.
+                "secure_delete=ON",
                 f"journal_size_limit={WAL_BYTES}",
                 f"max_page_count={self.max_bytes // PAGE}",
             ):
@@ -182,6 +186,13 @@ class Database:
                         "limits.store_bytes, free disk space, or wait until the worker has caught up"
                     ) from error
                 raise
+
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """Give the writer's connection without a transaction, for what cannot run in one; raises as `write` does."""
+        with self._own_errors(), self._writing:
+            self._check_open()
+            yield self._writer
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -286,6 +297,7 @@ def _create(path: Path) -> None:
             for statement in (*_statements(SCHEMA), TALLIES):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA application_id={ERASES}")
             connection.execute("COMMIT")
         # Not over a store that another process has made in the meantime.
         with suppress(FileExistsError):

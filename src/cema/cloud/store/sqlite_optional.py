@@ -19,11 +19,11 @@ from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_control import ControlTable
-from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_fleet import SqliteFleet, make_fleet_columns
 from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_offers import OfferTable
 from cema.cloud.store.sqlite_reports import ReportTable
+from cema.cloud.store.sqlite_rights import RightsMembers
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -31,10 +31,8 @@ from cema.errors import ConfigError
 __all__ = ["OptionalMembers", "path_of"]
 
 
-class OptionalMembers:
+class OptionalMembers(RightsMembers):
     """The optional members of `cema.cloud.store.sqlite.SqliteStore`, each by a table of its own beside the schema."""
-
-    database: Database
 
     def _make_optional(self) -> None:
         self._activity = ActivityTable(self.database)
@@ -46,6 +44,7 @@ class OptionalMembers:
         self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         self._fleet_there = make_fleet_columns(self.database)
+        self._make_rights(self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)

@@ -30,7 +30,7 @@ ROW_BYTES = 512
 # Pages that a transaction may need beside its rows: new index leaves and their parents.
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
-EMPTY_BYTES = 33 * PAGE
+EMPTY_BYTES = 40 * PAGE
 # Identities looked up by one query; SQLite takes so many parameters everywhere.
 KEYS_AT_ONCE = 500
 # In the order of StoredSample.
@@ -72,11 +72,14 @@ class SampleTable:
         The store's database; its cap is the store's.
     activity
         Where it is noted who sends.
+    identities
+        Further tables of what was stored once and is not to be stored again, beside that of evicted samples.
     """
 
-    def __init__(self, database: Database, activity: ActivityTable) -> None:
+    def __init__(self, database: Database, activity: ActivityTable, identities: Sequence[str] = ()) -> None:
         self._database = database
         self._activity = activity
+        self._known_in = ("samples", "evicted", *identities)
         self._group = GroupCommit(database)
 
     def put(
@@ -101,7 +104,7 @@ class SampleTable:
         self, connection: sqlite3.Connection, upload: _Upload, max_backlog: int, rejected: Mapping[str, int]
     ) -> list[Verdict]:
         cohort, device, fresh = upload.cohort, upload.device, dict(upload.samples)
-        for key in _known(connection, cohort, list(fresh)):
+        for key in _known(connection, self._known_in, cohort, list(fresh)):
             fresh.pop(key, None)
         if fresh:
             self._check_backlog(connection, cohort, len(fresh), max_backlog)
@@ -206,12 +209,14 @@ class SampleTable:
             return live_bytes(connection)
 
 
-def _known(connection: sqlite3.Connection, cohort: str, keys: Sequence[bytes]) -> Iterator[bytes]:
+def _known(
+    connection: sqlite3.Connection, tables: Sequence[str], cohort: str, keys: Sequence[bytes]
+) -> Iterator[bytes]:
     """Yield those of some identities that the cohort has, or had."""
     for i in range(0, len(keys), KEYS_AT_ONCE):
         some = keys[i : i + KEYS_AT_ONCE]
         places = ", ".join("?" * len(some))
-        for table in ("samples", "evicted"):
+        for table in tables:
             query = f"SELECT id FROM {table} WHERE cohort = ? AND id IN ({places})"  # noqa: S608
             yield from (row[0] for row in connection.execute(query, (cohort, *some)).fetchall())
 

@@ -8,7 +8,7 @@ from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_tallies import left
 from cema.errors import StoreFull
 
-__all__ = ["live_bytes", "make_room", "shrink"]
+__all__ = ["EVICTED_BYTES", "forget_oldest_evicted", "live_bytes", "make_room", "shrink"]
 
 # Identities kept of evicted samples, at most, and at most one for so many bytes of the cap.
 EVICTED_IDS = 65_536
@@ -48,10 +48,15 @@ def make_room(connection: sqlite3.Connection, need: int, limit: int, *, cap: int
                 "later, or raise the cap"
             )
         _evict(connection, victims, live_bytes(connection) + need - limit)
-        connection.execute(
-            "DELETE FROM evicted WHERE seq <= (SELECT seq FROM evicted ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-            (min(EVICTED_IDS, cap // EVICTED_BYTES),),
-        )
+        forget_oldest_evicted(connection, cap)
+
+
+def forget_oldest_evicted(connection: sqlite3.Connection, cap: int) -> None:
+    """Keep the identities of evicted samples within their bound, for a store of `cap` bytes."""
+    connection.execute(
+        "DELETE FROM evicted WHERE seq <= (SELECT seq FROM evicted ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+        (min(EVICTED_IDS, cap // EVICTED_BYTES),),
+    )
 
 
 def shrink(database: Database) -> None:

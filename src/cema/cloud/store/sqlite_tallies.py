@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
-__all__ = ["TALLIES", "Tally", "came", "left", "moved", "recount", "recount_all", "tally"]
+__all__ = ["TALLIES", "Tally", "came", "left", "moved", "recount", "recount_all", "removed", "tally"]
 
 
 TALLIES = """
@@ -40,6 +40,14 @@ def came(connection: sqlite3.Connection, cohort: str, samples: int) -> None:
 def left(connection: sqlite3.Connection, cohort: str, samples: int) -> None:
     """Count processed samples that were evicted."""
     connection.execute("UPDATE tallies SET samples = samples - ? WHERE cohort = ?", (samples, cohort))
+
+
+def removed(connection: sqlite3.Connection, cohort: str, samples: int, waiting: int) -> None:
+    """Count samples that were deleted, some of which waited."""
+    connection.execute(
+        "UPDATE tallies SET samples = samples - ?, waiting = waiting - ? WHERE cohort = ?",
+        (samples, waiting, cohort),
+    )
 
 
 def moved(connection: sqlite3.Connection, cohort: str, before: int, after: int) -> None:

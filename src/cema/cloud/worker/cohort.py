@@ -33,6 +33,7 @@ from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Candidate, Publisher
 from cema.cloud.worker.quarantine import OperatorQuarantine
+from cema.cloud.worker.rights import RightsOfData
 from cema.cloud.worker.rollout_turn import roll_out
 from cema.cloud.worker.rollouts import Rollouts
 from cema.cloud.worker.tracing import Tracer
@@ -104,6 +105,7 @@ class CohortWorker:
         self._acts = ActsOfOperators(store, cohort.name)
         self._rollouts = Rollouts(store, cohort.name, cohort.rollout)
         self._quarantine = OperatorQuarantine(store, cohort.name)
+        self._rights = RightsOfData(store, cohort)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
         self._claim()
 
@@ -148,7 +150,8 @@ class CohortWorker:
 
     def _restore(self) -> None:
         """Go back to the last committed step."""
-        self.learner = self._new_learner()
+        self._rights.undo()
+        self.learner = self._rights.ready(self._new_learner())
         self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
         if self._saved is not None:
@@ -177,14 +180,26 @@ class CohortWorker:
             return True
 
     def _run_once(self) -> bool:
+        return self._obey() or self._go_on()
+
+    def _obey(self) -> bool:
+        """Do what operators and those on the images have asked for, and what canary devices' reports call for."""
         act = self._acts.look()
         if not self._acts.publishes:
             self.publisher.unsigned.forget()  # what could not be signed in time is not to be published any more
         if act is not None and self.publisher.unsigned.may_try(self._clock()) and self._act(act):
             return True
-        self._count("worker.left_out_samples", self._quarantine.look(self.progress))
-        if roll_out(self, self._rollouts, self._clock(), publishes=self._acts.publishes):
+        if (gone := self._rights.look(self.progress, self._clock())) is not None:
+            if not self._rights.forget(gone, self.learner, self.progress, self._images):
+                self.learner = self._rights.ready(self._new_learner())
+            self.commit(self.cursor)
+            self._rights.committed(self._clock())
             return True
+        self._count("worker.left_out_samples", self._quarantine.look(self.progress))
+        return roll_out(self, self._rollouts, self._clock(), publishes=self._acts.publishes)
+
+    def _go_on(self) -> bool:
+        """Learn from what waits, replay, or sign anew."""
         backlog, held = self.store.backlog(self.cohort.name), self.progress.held
         now = self._clock()
         size = self._size.samples
@@ -236,6 +251,8 @@ class CohortWorker:
         behind = excess > 0 and size == self.settings.fresh
         limit = excess + size if behind else 2 * size
         waiting = self.store.waiting(self.cohort.name, after=self.cursor, limit=limit)
+        if not waiting:  # all were deleted since they were counted
+            return Draw(held, [], [], [], self.cursor)
         ledger = self._quarantine.marked(self.progress.ledger)
         return draw(waiting, size - len(held), ledger, behind=behind).after(held)
 
@@ -286,7 +303,8 @@ class CohortWorker:
         self._count("worker.left_out_samples", len(drawn.left_out))
         watched, batch = self._readable(self.store.samples(drawn.watched))
         if watched:
-            self._note(watched, batch, self.learner.foundation_logits(batch).argmax(axis=1))
+            labels = self.learner.foundation_logits(batch).argmax(axis=1)
+            self._note(watched, batch, self._rights.taught(watched, labels))
 
     def _note(self, samples: Sequence[StoredSample], batch: Batch, labels: npt.NDArray[np.int64]) -> None:
         """Remember what devices send, and whether the foundation model agrees with them."""
@@ -321,6 +339,7 @@ class CohortWorker:
         labels = report.labels
         if labels is None:
             labels = self.learner.foundation_logits(batch).argmax(axis=1)
+        labels = self._rights.taught(samples, labels)
         counts = agreements(labels, *predictions)
         # No more samples since the last change than this batch has: it is the first of its domain.
         changed = self.learner.since_change <= len(batch)
@@ -465,7 +484,11 @@ class CohortWorker:
         counts, self._counts, now = self._counts, {}, self._clock()
         measured, self._measured = self._measured, []
         more = {"measured": measured} if agreements_of(self.store) else {}
-        more |= self._acts.committed_with(done) | ({"offer": offer} if offer else {})
+        more |= (
+            self._acts.committed_with(done)
+            | self._rights.committed_with()
+            | ({"offer": offer} if offer else {})
+        )
         version = update.version if update and to_all else self.publisher.version
         self.store.commit_step(
             self.cohort.name,

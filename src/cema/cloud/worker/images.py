@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,11 @@ class DecodedImages:
         except ImageError as error:
             report(log, events.SAMPLE_LOST, error=str(error))
             return None
+
+    def forget(self, seqs: Iterable[int]) -> None:
+        """Let go of images of samples that were deleted."""
+        for seq in seqs:
+            self._kept.pop(seq, None)
 
     def _image(self, seq: int, data: bytes) -> npt.NDArray[np.uint8]:
         image = self._kept.get(seq)
