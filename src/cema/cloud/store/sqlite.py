@@ -24,6 +24,7 @@ from cema.cloud.store.base import (
 )
 from cema.cloud.store.control import Acted
 from cema.cloud.store.retention import Aged, kept
+from cema.cloud.store.sqlite_bases import tie
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_optional import OptionalMembers, path_of
@@ -133,12 +134,7 @@ class SqliteStore(OptionalMembers):
         """Make a cohort known, for one base model; another one than it has is refused."""
         with self.database.write() as connection:
             connection.execute("INSERT OR IGNORE INTO cohorts (name, base) VALUES (?, ?)", (name, base))
-            known = connection.execute("SELECT base FROM cohorts WHERE name = ?", (name,)).fetchone()[0]
-            if known != base:
-                raise StoreError(
-                    f"cohort {name!r} was started with base model {known[:12]}, its bundle now has "
-                    f"{base[:12]}; give the new bundle a cohort name of its own, or restore the old bundle"
-                )
+            tie(connection, name, base)
 
     def claim(self, cohort: str) -> CohortState:
         """Take a cohort over: from now on only commits under the returned epoch are accepted."""
