@@ -36,6 +36,7 @@ from cema.formats import envelope as envelopes_module
 from cema.formats import image_check, image_header
 from cema.formats.bundle import Bundle, BundleStatistics, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
+from cema.formats.bundle_notice import BundleNotice, sign_notice, verify_notice
 from cema.formats.image import decode_image
 from cema.formats.keyring import Keyring, KeysDocument, sign_keys
 from cema.formats.keys import key_id
@@ -172,7 +173,8 @@ def test_the_media_type_and_the_formats_are_named() -> None:
     bundle = json.loads(block("bundle"))
     payloads = [payload_format(binary(name)) for name in ("payload", "payload-unfolded")]
     keys = json.loads(block("keys"))["format"]
-    formats = [frame["format"], manifest().format, keys, *payloads, bundle["format"]]
+    notice = json.loads(block("notice"))["format"]
+    formats = [frame["format"], manifest().format, keys, *payloads, bundle["format"], notice]
     assert [name for _, name in rows] == formats
     assert f"Content-Type: {CONTENT_TYPE}" in PAGE
 
@@ -475,6 +477,21 @@ def test_the_keys_document_is_what_the_code_signs_and_accepts() -> None:
     key.public_key().verify(base64.b64decode(members["signatures"][0]["signature"]), context + content)
     keyring = Keyring.of("north", {key_id(key.public_key()): key.public_key()}).accept(signed, now=NOW)
     assert [k.public_bytes_raw().hex() for k in keyring.trusted.values()] == list(document.keys)
+
+
+def test_the_bundle_notice_is_what_the_code_signs_and_accepts() -> None:
+    key = private_key()
+    notice = msgspec.json.decode(block("notice"), type=BundleNotice)
+    signed = joined("notice-envelope").encode()
+    assert sign_notice(notice, key) == signed
+    content = json.dumps(json.loads(block("notice")), sort_keys=True, separators=(",", ":")).encode()
+    members = json.loads(signed)
+    assert base64.b64decode(members["manifest"]) == content
+    context = b"cema.bundle-notice/1\0"
+    assert f"are {len(context)} bytes of context, the ASCII text `cema.bundle-notice/1`" in PAGE
+    key.public_key().verify(base64.b64decode(members["signatures"][0]["signature"]), context + content)
+    trusted = {key_id(key.public_key()): key.public_key()}
+    assert verify_notice(signed, public_keys=trusted, cohort="north", serial=1, now=NOW) == notice
 
 
 def sealed(content: bytes, key: Ed25519PrivateKey, name: str | None = None) -> bytes:
