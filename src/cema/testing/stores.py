@@ -24,6 +24,7 @@ from cema.cloud.store.devices import Device
 from cema.errors import StoreUnavailable
 from cema.testing.store_activity import ActivityTests
 from cema.testing.store_agreements import AgreementTests
+from cema.testing.store_bases import BaseTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
@@ -49,7 +50,14 @@ for number in itertools.count():
 
 
 class StoreSuite(
-    SampleTests, StepTests, ActivityTests, AgreementTests, ControlTests, DeviceTests, OptionalTests
+    SampleTests,
+    StepTests,
+    ActivityTests,
+    AgreementTests,
+    BaseTests,
+    ControlTests,
+    DeviceTests,
+    OptionalTests,
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

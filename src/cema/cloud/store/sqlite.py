@@ -24,7 +24,6 @@ from cema.cloud.store.base import (
 )
 from cema.cloud.store.control import Acted
 from cema.cloud.store.retention import Aged, kept
-from cema.cloud.store.sqlite_bases import tie
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_devices import SqliteDevices
 from cema.cloud.store.sqlite_optional import OptionalMembers, path_of
@@ -134,7 +133,7 @@ class SqliteStore(OptionalMembers):
         """Make a cohort known, for one base model; another one than it has is refused."""
         with self.database.write() as connection:
             connection.execute("INSERT OR IGNORE INTO cohorts (name, base) VALUES (?, ?)", (name, base))
-            tie(connection, name, base)
+            self._bases.tie(connection, name, base)
 
     def claim(self, cohort: str) -> CohortState:
         """Take a cohort over: from now on only commits under the returned epoch are accepted."""
@@ -247,6 +246,7 @@ class SqliteStore(OptionalMembers):
             older_bytes=self.database.max_bytes // OLDER_SHARE,
         )
         held = self._control.held(connection, cohort)
+        stay |= self._bases.kept(connection, cohort)
         connection.executemany(
             "DELETE FROM updates WHERE cohort = ? AND version = ?",
             [(cohort, row[0]) for row in rows if row[0] not in stay and row[3] not in held],

@@ -11,10 +11,13 @@ from cema.cloud.store.activity import DeviceActivity, Poll
 from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
+from cema.cloud.store.base import PublishedUpdate, UpdateTag
+from cema.cloud.store.bases import Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
+from cema.cloud.store.sqlite_bases import BaseTable
 from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_devices import SqliteDevices
@@ -37,6 +40,7 @@ class OptionalMembers:
         self._agreements = AgreementTable(self.database)
         self._audit = AuditTable(self.database)
         self._control = ControlTable(self.database, self._audit)
+        self._bases = BaseTable(self.database, self._audit, self._control)
         self._keys = KeysTable(self.database, self._audit)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
@@ -112,6 +116,26 @@ class OptionalMembers:
     def versions(self, cohort: str) -> list[VersionRecord]:
         """Return the versions that are kept, oldest first."""
         return self._control.versions(cohort)
+
+    def periods(self, cohort: str) -> tuple[Period, ...]:
+        """Return the base models that a cohort has had, oldest first; empty where it has had one only."""
+        return self._bases.periods(cohort)
+
+    def migrate(self, cohort: str, migration: Migration, *, actor: str, now: float) -> tuple[Period, ...]:
+        """Give a cohort another base model, durably."""
+        return self._bases.migrate(cohort, migration, actor=actor, now=now)
+
+    def bundle_notice(self, cohort: str) -> tuple[int, bytes] | None:
+        """Return serial number and envelope of a cohort's newest bundle notice, or None."""
+        return self._bases.notice(cohort)
+
+    def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
+        """Return the newest kept version for a base model."""
+        return self._bases.newest_of(cohort, base, before=before)
+
+    def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
+        """Return version and digest of the newest kept version for a base model."""
+        return self._bases.tag_of(cohort, base, before=before)
 
     def keys_documents(self, cohort: str) -> list[bytes]:
         """Return the envelopes of a cohort's keys documents, by rising serial number."""
