@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,8 @@ from cema.cloud import events
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
 from cema.cloud.signing.signers import open_signers
 from cema.cloud.signing.trust import check_signers
-from cema.cloud.store.base import Store
+from cema.cloud.store.base import OtherBase, Store
+from cema.cloud.worker.bases import reread_cohort
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.turn import Turn
@@ -56,9 +57,11 @@ def open_cohort(
         Something that the configuration names is missing or does not fit.
     """
     worker = _resolved(config.worker)
+    bundle = Bundle.load(Path(cohort.bundle))
+    # Before the models are loaded: a cohort of another base is tried again and again.
+    store.open_cohort(cohort.name, base=bundle.manifest.base)
     edge = resolve(cohort.model, weights=_path(cohort.model_weights))
     foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
-    bundle = Bundle.load(Path(cohort.bundle))
     restrict_to(edge.module, bundle.norm_state())
     for side, model in (("edge", edge), ("foundation", foundation)):
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
@@ -97,6 +100,7 @@ def run(
     working: threading.Event,
     *,
     moved: Mapping[str, str] | None = None,
+    reread: Callable[[], CloudConfig] | None = None,
 ) -> None:
     """Work on every cohort in turn until told to stop.
 
@@ -110,6 +114,8 @@ def run(
         Set here once steps begin: from then on a stop is worth waiting for.
     moved
         See `cema.cloud.signing.signers.open_signers`.
+    reread
+        Reads the configuration again, for cohorts whose base model is another one than it was configured with.
 
     Raises
     ------
@@ -123,7 +129,7 @@ def run(
     signers = open_signers(config.signers, moved=moved)
     store = config.open_store()
     try:
-        turns = [_turn(store, config, cohort, signers) for cohort in config.cohort]
+        turns = [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
@@ -143,9 +149,24 @@ def run(
         store.close()
 
 
-def _turn(store: Store, config: CloudConfig, cohort: CohortConfig, signers: Sequence[Signer]) -> Turn:
+def _turn(
+    store: Store,
+    config: CloudConfig,
+    cohort: CohortConfig,
+    signers: Sequence[Signer],
+    reread: Callable[[], CloudConfig] | None,
+) -> Turn:
+    def open_worker() -> CohortWorker:
+        try:
+            return open_cohort(store, config, cohort, signers)
+        except OtherBase:
+            found = reread_cohort(reread, cohort)
+            if found is None:
+                raise
+            return open_cohort(store, *found, signers)
+
     try:
-        return Turn(store, cohort.name, lambda: open_cohort(store, config, cohort, signers))
+        return Turn(store, cohort.name, open_worker)
     except StoreUnavailable:
         raise  # no fault of the configuration: another start may well succeed
     except (CemaError, ValueError, OSError) as error:
