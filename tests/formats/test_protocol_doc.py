@@ -28,6 +28,7 @@ from cema.cloud.http.errors import ERRORS
 from cema.cloud.store import base as store
 from cema.cloud.store import sqlite_space as space
 from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.store.bases import Migration, bases_of
 from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
@@ -143,6 +144,19 @@ class Site:
         epoch = self.engine.store.claim("north").epoch
         self.engine.store.commit_step("north", 0, b"", published, epoch=epoch, now=NOW)
 
+    def migrate(self) -> None:
+        """Offer a bundle one of whose files has the digest of the page's payload."""
+        notice = msgspec.json.decode(block("notice"), type=BundleNotice)
+        files = [msgspec.structs.replace(notice.files[0], sha256=manifest().payload), *notice.files[1:]]
+        signed = sign_notice(
+            msgspec.structs.replace(notice, base="1" * 64, files=tuple(files)), private_key()
+        )
+        change = Migration(old=manifest().base, new="1" * 64, serial=1, notice=signed)
+        bases_of(self.engine.store).migrate("north", change, actor="ann", now=NOW)
+        folder = Path(self.engine.config.data) / "bundles"
+        folder.mkdir()
+        (folder / manifest().payload).write_bytes(b"golden")
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
@@ -250,6 +264,7 @@ def test_the_endpoints_are_those_of_the_application(site: Site) -> None:
 
 def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
     site.publish()
+    site.migrate()
     add = site.engine.devices.add
     tokens = {
         "nobody": None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cema._util.checks import is_sha256
-from cema.errors import BundleRejected, UpdateRejected
+from cema.errors import BundleRejected, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
 from cema.formats.bundle_files import (
     GOLDEN_FILE,
@@ -25,13 +25,21 @@ from cema.formats.bundle_files import (
     digest_of,
 )
 from cema.formats.bundle_manifest import NORM_FILE
-from cema.formats.envelope import open_envelope, seal
+from cema.formats.envelope import content_of, open_envelope, seal
 from cema.formats.keys import Signer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["NOTICE_FORMAT", "BundleNotice", "NoticeFile", "list_files", "sign_notice", "verify_notice"]
+__all__ = [
+    "NOTICE_FORMAT",
+    "BundleNotice",
+    "NoticeFile",
+    "list_files",
+    "read_notice",
+    "sign_notice",
+    "verify_notice",
+]
 
 NOTICE_FORMAT = "cema.bundle-notice/1"
 """What a notice says that it is."""
@@ -219,6 +227,20 @@ def verify_notice(
             "expired", f"it expired at {notice.expires}, now is {now:.0f}: check the device's clock"
         )
     return notice
+
+
+def read_notice(envelope: bytes) -> BundleNotice:
+    """Return what is in an envelope, not verified: for who has signed it.
+
+    Raises
+    ------
+    FormatError
+        If it holds no notice.
+    """
+    try:
+        return msgspec.json.decode(content_of(envelope), type=BundleNotice)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FormatError(f"expected a bundle notice, got something else: {error}") from error
 
 
 def _canonical(notice: BundleNotice) -> bytes:

@@ -15,7 +15,7 @@ from cema.formats.keys import Signer, key_id
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["Opened", "open_envelope", "seal", "signed_by"]
+__all__ = ["Opened", "content_of", "open_envelope", "seal", "signed_by"]
 
 _MAX_ENVELOPE_BYTES = 64 * 1024
 
@@ -121,6 +121,11 @@ def open_envelope(
     except InvalidSignature:
         raise UpdateRejected("bad_signature", "the signature does not fit the manifest") from None
     return Opened(content, frozenset(key for key, _ in signatures if key in public_keys))
+
+
+def content_of(data: bytes) -> bytes:
+    """Return what is in an envelope, unverified; ValueError if it cannot be read."""
+    return _decode_base64(msgspec.json.decode(data, type=_Envelope).manifest)
 
 
 def signed_by(data: bytes) -> list[str]:

@@ -62,7 +62,10 @@ def test_a_malformed_frame_is_400(cloud: Cloud, body: bytes) -> None:
 
 
 def test_everything_but_health_wants_a_token(cloud: Cloud) -> None:
-    ours = [f"/v1/cohorts/north/{p}" for p in ("status", "updates/latest", "keys", "artifacts/" + "0" * 64)]
+    ours = [
+        f"/v1/cohorts/north/{p}"
+        for p in ("status", "updates/latest", "keys", "bundle", "artifacts/" + "0" * 64)
+    ]
     for path in ("/metrics", *ours):
         for header in (b"", b"Bearer", b"Bearer wrong", b"Basic abc", b"Bearer \xff"):
             response = cloud.http.get(path, headers={b"Authorization": header} if header else {})
@@ -236,7 +239,9 @@ def test_keys_documents_are_served_as_they_were_signed(cloud: Cloud) -> None:
     assert cloud.get("/v1/cohorts/north/keys", headers=known).status_code == 304
 
 
-def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_poll_reads_the_token_the_bases_and_the_tag(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = cloud.publish(1, b"payload")
     statements: list[str] = []
     database = cloud.store.database
@@ -248,8 +253,8 @@ def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch
         statements.clear()
         assert cloud.get("/v1/cohorts/north/updates/latest", headers=known).status_code == 304
         tables = [statement.partition(" FROM ")[2].partition(" ")[0] for statement in statements]
-        assert tables == ["devices", "updates"]
-        assert statements[1].startswith("SELECT version, digest FROM")
+        assert tables == ["devices", "cohort_bases", "updates"]
+        assert statements[2].startswith("SELECT version, digest FROM")
 
 
 class Plain:
@@ -437,6 +442,8 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
     assert operations.keys() == {
         "upload_samples",
         "keys_documents",
+        "bundle_notice",
+        "bundle_file",
         "latest_update",
         "artifact",
         "cohort_status",

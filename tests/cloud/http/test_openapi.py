@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from bundle_offer import migrated, sha256
 from cloud_client import LIMITS, SOUTH
 from cloud_support import StillEngine, make_samples, samples_of, write_config
 from hypothesis import given, settings
@@ -38,6 +39,8 @@ SAMPLES = "/v1/cohorts/{cohort}/samples"
 LATEST = "/v1/cohorts/{cohort}/updates/latest"
 ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
 KEYS = "/v1/cohorts/{cohort}/keys"
+BUNDLE = "/v1/cohorts/{cohort}/bundle"
+BUNDLE_FILE = "/v1/cohorts/{cohort}/bundles/{digest}"
 STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
@@ -146,12 +149,13 @@ def codes(response: dict[str, Any]) -> list[str | None]:
 def before_the_first_update(api: Api) -> None:
     assert api("GET", LATEST).status_code == 204
     assert api("GET", KEYS).status_code == 204
+    assert api("GET", BUNDLE).status_code == 204
     status = api("GET", STATUS).json()
     assert (status["update"], status["worker"]) == (None, {"ready": False})
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS)]
+    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, VERSIONS, ACTS)]
     for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
@@ -251,6 +255,16 @@ def good_requests(api: Api) -> None:
         assert response.content == content
         assert api("GET", path, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
     api("GET", ARTIFACT, digest="0" * 64)
+    notice, files = migrated(api.engine)
+    for path, content in ((BUNDLE, notice), (BUNDLE_FILE, files["norm.bin"])):
+        response = api("GET", path, digest=sha256(files["norm.bin"]))
+        assert (response.status_code, response.content) == (200, content)
+        known = {"If-None-Match": response.headers["etag"]}
+        assert api("GET", path, digest=sha256(files["norm.bin"]), headers=known).status_code == 304
+    part = api("GET", BUNDLE_FILE, digest=sha256(files["norm.bin"]), headers={"Range": "bytes=1-2"})
+    assert (part.status_code, part.content) == (206, files["norm.bin"][1:3])
+    api("GET", BUNDLE_FILE, digest="0" * 64)
+    assert api("GET", f"{LATEST}?base={'1' * 64}").headers["CEMA-Base"] == "1" * 64
     api.engine.store.put_report("north", {"ready": True, "steps": 3, "last": {"loss": 0.5}}, now=9.0)
     status = api("GET", STATUS, who="operator").json()
     assert status["worker"] == {"ready": True, "seen_at": 9.0, "steps": 3, "last": {"loss": 0.5}}
@@ -289,11 +303,12 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
         connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
+        connection.execute("ALTER TABLE cohort_bases RENAME COLUMN notice TO lost")
     api("GET", VERSIONS, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
-    api("GET", KEYS)
-    api("GET", STATUS)
+    for path in (KEYS, BUNDLE, BUNDLE_FILE, STATUS):
+        api("GET", path)
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")

@@ -12,6 +12,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from cema.cloud.http.bases import Bases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
@@ -56,6 +57,7 @@ class Service:
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
+        self.bases = Bases(engine.store, self.latest_tag)
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
