@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cema._util.version import __version__
-from cema.cli import bench, check, cloud, cost, demo, device, edge, export, keys, train, update
+from cema.cli import bench, check, cloud, cohort, cost, demo, device, edge, export, keys, train, update
 
 __all__ = ["app"]
 
@@ -25,6 +25,7 @@ app.command("export", short_help="Export a torch classifier as a bundle for devi
 app.command("check", short_help="Measure stored versions on labelled images.")(check.check)
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
+app.add_typer(cohort.app, name="cohort")
 app.add_typer(edge.app, name="edge")
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")

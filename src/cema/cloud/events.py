@@ -124,6 +124,14 @@ RESTART_NOT_NOTED = _event(
     "The counter of restarts misses one.",
     _ERROR,
 )
+BUNDLE_NOT_OFFERED = _event(
+    "bundle.not_offered",
+    ERROR,
+    "cohort %(cohort)s: the bundle that devices are to fetch is not in the data folder, and the configured one is "
+    "another",
+    "Devices with the old bundle keep it. Tell them anew: `cema cohort migrate NAME --bundle FOLDER`.",
+    _COHORT,
+)
 
 # The worker.
 WORKER_FENCED = _event(

@@ -9,8 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from cloud_support import samples_of
-from cloud_tiny_models import edge, quadrants, train
-from safetensors.torch import save_file
+from cloud_tiny_models import quadrants
 from worker_cloud import Cloud, drain
 
 from cema.cloud.config import CloudConfig
@@ -19,19 +18,7 @@ from cema.cloud.store.bases import Migration
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.rounds import open_cohort, run
 from cema.cloud.worker.turn import Turn
-from cema.export.bundle import export_bundle
 from cema.formats.bundle import Bundle
-
-
-@pytest.fixture(scope="module")
-def newer(factory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle and the weights of another edge model for the same classes."""
-    folder = tmp_path_factory.mktemp("newer")
-    model = edge()
-    train(model.module, 5)
-    save_file(model.module.state_dict(), folder / "edge.safetensors")
-    export_bundle(model, folder / "bundle", public_keys=[factory / "signing.pub"])
-    return folder
 
 
 def migrated(cloud: Cloud, newer: Path, *, again: int = 0) -> CloudConfig:
