@@ -154,12 +154,20 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     poll_seconds : float
         Time between two requests for updates, where the cloud does not keep its answer back until there is one; at
         least 0.01. The cloud is asked to do so where this is at most a minute.
+    accept_bundles : bool
+        Whether the device takes another bundle, with another base model, when its cohort is brought to one and a key
+        that the device trusts has signed that.
+    bundle_bytes : int
+        The largest such bundle, in bytes; at least 1.
     """
 
     poll_seconds: float = 30.0
+    accept_bundles: bool = True
+    bundle_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         require_at_least(self, 0.01, "poll_seconds", finite=True)
+        require_at_least(self, 1, "bundle_bytes")
 
 
 class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,10 +195,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes
     ----------
     bundle : str
-        Folder of the bundle that the device was provisioned with.
+        Folder of the bundle that the device was provisioned with. It is only read.
     state : str
-        Folder where the device may write: spool, selection state, last update. It and its files are made readable for
-        the device's user only.
+        Folder where the device may write: spool, selection state, last update, a bundle that it has fetched. It and its
+        files are made readable for the device's user only.
     threads : int
         CPU threads that one operator of the model may use; at least 1.
     batch : int
