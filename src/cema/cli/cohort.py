@@ -156,5 +156,5 @@ def _print(told: dict[str, Any]) -> None:
         )
         say(
             "A cloud that runs goes on meanwhile: it takes samples, and devices fetch the new bundle. It learns on the "
-            "new model within a minute of the change, without a restart; one that does not run starts after the change."
+            "new model within seconds of the change, without a restart; one that does not run starts after the change."
         )

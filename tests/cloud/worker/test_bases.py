@@ -13,12 +13,20 @@ from cloud_tiny_models import quadrants
 from worker_cloud import Cloud, drain
 
 from cema.cloud.config import CloudConfig
+from cema.cloud.signing.signers import open_signers
 from cema.cloud.store.base import OtherBase
 from cema.cloud.store.bases import Migration
 from cema.cloud.worker.cohort import CohortWorker
-from cema.cloud.worker.rounds import open_cohort, run
+from cema.cloud.worker.rounds import Opener, open_cohort, run
 from cema.cloud.worker.turn import Turn
 from cema.formats.bundle import Bundle
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def migrated(cloud: Cloud, newer: Path, *, again: int = 0) -> CloudConfig:
@@ -101,6 +109,32 @@ def test_a_migration_in_the_middle_of_a_step_undoes_the_step(
     assert turn.failure is None
     assert cloud.store.claim("north").checkpoint is None
     assert cloud.store.status("north")["cursor"] == 0
+
+
+def test_a_cohort_that_waits_for_its_configuration_fills_no_log(
+    cloud: Cloud, newer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    opener = Opener(
+        cloud.store, cloud.config, cloud.cohort, open_signers(cloud.config.signers), lambda: cloud.config
+    )
+    turn = Turn(cloud.store, "north", opener, clock=clock)
+    drain(turn._worker)  # type: ignore[arg-type]
+    migrated(cloud, newer)
+    for _ in range(50):
+        assert not turn.once()
+        clock.now += 3.0
+    assert len([record for record in caplog.records if "set aside" in record.getMessage()]) == 2
+    # Back at the first base, the configuration of before is right again.
+    back = Migration(
+        old=Bundle.load(newer / "bundle").manifest.base,
+        new=Bundle.load(Path(cloud.cohort.bundle)).manifest.base,
+        serial=2,
+        notice=b"{}",
+    )
+    cloud.store.migrate("north", back, actor="ann", now=cloud.now)
+    assert not turn.once()  # nothing to do, but it works
+    assert cloud.store.status("north")["worker"]["ready"]
 
 
 def test_a_worker_that_runs_goes_on_once_the_configuration_is_the_new_one(cloud: Cloud, newer: Path) -> None:

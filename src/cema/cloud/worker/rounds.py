@@ -30,7 +30,7 @@ from cema.models.left_out import left_out_layers, left_out_text
 from cema.models.norm_state import restrict_to
 from cema.models.registry import resolve
 
-__all__ = ["open_cohort", "run"]
+__all__ = ["Opener", "open_cohort", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,46 @@ def open_cohort(
         device=worker.device,
     )
     return CohortWorker(store, cohort, edge=edge, foundation=foundation, publisher=publisher, config=worker)
+
+
+class Opener:
+    """Opens one cohort; where its base model is another than it was configured with, as the file says by then.
+
+    Parameters
+    ----------
+    store, config, cohort, signers
+        As for `open_cohort`.
+    reread
+        Reads the configuration again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: CloudConfig,
+        cohort: CohortConfig,
+        signers: Sequence[Signer],
+        reread: Callable[[], CloudConfig] | None,
+    ) -> None:
+        self._store, self._signers, self._reread = store, signers, reread
+        self._config, self._cohort = config, cohort
+        self._refused: tuple[OtherBase, str] | None = None  # why, and the base that the store had
+
+    def __call__(self) -> CohortWorker:
+        """Return the cohort's worker; raises as `open_cohort`."""
+        if self._refused is not None:
+            error, base = self._refused
+            found = reread_cohort(self._reread, self._cohort)
+            if found is None and self._store.status(self._cohort.name)["base"] == base:
+                raise error  # nothing has changed, and to read a bundle takes long
+            self._config, self._cohort = found or (self._config, self._cohort)
+        try:
+            worker = open_cohort(self._store, self._config, self._cohort, self._signers)
+        except OtherBase as error:
+            self._refused = error, str(self._store.status(self._cohort.name)["base"])
+            raise
+        self._refused = None
+        return worker
 
 
 def _path(value: str | None) -> Path | None:
@@ -156,17 +196,8 @@ def _turn(
     signers: Sequence[Signer],
     reread: Callable[[], CloudConfig] | None,
 ) -> Turn:
-    def open_worker() -> CohortWorker:
-        try:
-            return open_cohort(store, config, cohort, signers)
-        except OtherBase:
-            found = reread_cohort(reread, cohort)
-            if found is None:
-                raise
-            return open_cohort(store, *found, signers)
-
     try:
-        return Turn(store, cohort.name, open_worker)
+        return Turn(store, cohort.name, Opener(store, config, cohort, signers, reread))
     except StoreUnavailable:
         raise  # no fault of the configuration: another start may well succeed
     except (CemaError, ValueError, OSError) as error:

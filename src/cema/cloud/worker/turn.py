@@ -132,8 +132,10 @@ class Turn:
         self._aside = self.failure = None
 
     def _set_aside(self, error: Exception) -> None:
-        report(log, events.COHORT_SET_ASIDE, cohort=self.cohort, seconds=self._delay, error=str(error))
+        waits = isinstance(error, OtherBase)  # for somebody to change the configuration: looking costs little
+        if not (waits and str(error) == str(self._aside)):
+            report(log, events.COHORT_SET_ASIDE, cohort=self.cohort, seconds=self._delay, error=str(error))
         self._aside = error
         self._retry_at = self._clock() + self._delay
-        self._delay = min(2 * self._delay, LONGEST_DELAY)
+        self._delay = FIRST_DELAY if waits else min(2 * self._delay, LONGEST_DELAY)
         self.report()
