@@ -20,6 +20,7 @@ from observing_bundle import observing_bundle
 
 from cema.edge import migrator as migrators
 from cema.edge.agent import EdgeAgent
+from cema.edge.client import CloudClient
 from cema.edge.config import EdgeConfig, UpdateConfig
 from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.retry import Backoff
@@ -171,6 +172,35 @@ def test_predictions_never_wait_and_are_of_one_bundle_each(site: Site, small_pie
             thread.join(30)
     assert failures == []
     assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("where", ["fetch", "build", "choose", "exchange"])
+def test_the_old_model_answers_for_as_long_as_any_part_of_it_takes(
+    site: Site, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    owner, name = {
+        "fetch": (CloudClient, "bundle_piece"),
+        "build": (migrators.Migrator, "_make"),
+        "choose": (FetchedBundles, "choose"),
+        "exchange": (EdgeAgent, "_exchange"),
+    }[where]
+    call, reached, go_on = getattr(owner, name), threading.Event(), threading.Event()
+
+    def held(*args: Any) -> Any:
+        reached.set()
+        assert go_on.wait(30)
+        return call(*args)
+
+    monkeypatch.setattr(owner, name, held)
+    offer(site.cloud, site.other, site.key)
+    with start(site.make(site.cloud)) as agent:
+        assert reached.wait(30)
+        for _ in range(50):  # each of them would wait for ever if it waited for that
+            assert serves(agent, site.bundle)
+        assert agent.status().base == site.bundle.manifest.base
+        go_on.set()
+        assert comes_to(agent, site.other)
+        assert serves(agent, site.other)
 
 
 def test_what_the_old_model_selected_is_sent_after_the_exchange(site: Site) -> None:
