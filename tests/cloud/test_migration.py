@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_all_is_kept_and_the_line_to_change_is_named(folder: Path) -> None:
     lines = (folder / "cloud.toml").read_text().splitlines()
     assert lines[told["change"]["line"] - 1] == 'bundle = "bundle"'
     assert (told["change"]["bundle"], told["change"]["file"]) == ("newer", str(folder / "cloud.toml"))
-    assert (told["from"], told["to"], told["serial"], told["done"]) == (old, new, 1, True)
+    assert (told["from"], told["to"], told["done"]) == (old, new, True)
     assert (told["devices"], told["samples"], told["version"]) == (1, 20, 1)
     files = list_files(Bundle.load(folder / "newer"))
     assert told["bytes"] == sum(file.bytes for file in files)
@@ -152,16 +153,13 @@ def test_a_cloud_starts_with_the_new_bundle_alone_from_then_on(folder: Path) -> 
 
 
 def test_devices_can_be_told_anew_also_before_the_configuration_is_changed(folder: Path) -> None:
-    migrate(folder)
+    first = migrate(folder)
     again = migrate(folder)
-    assert (again["from"], again["to"], again["serial"]) == (
-        base(folder / "newer"),
-        base(folder / "newer"),
-        2,
-    )
+    assert again["from"] == again["to"] == base(folder / "newer")
     assert again["change"] is not None
     use_newer(folder)
-    assert migrate(folder)["serial"] == 3
+    third = migrate(folder)
+    assert time.time() - 600 < first["serial"] < again["serial"] < third["serial"]
     with closing(opened(folder)) as store:
         assert [period.base for period in store.periods("north")] == [
             base(folder / b) for b in ("bundle", "newer")
@@ -172,7 +170,7 @@ def test_the_way_back_is_a_migration_too(folder: Path) -> None:
     migrate(folder)
     use_newer(folder)
     told = migrate(folder, bundle="bundle")
-    assert (told["to"], told["serial"]) == (base(folder / "bundle"), 2)
+    assert told["to"] == base(folder / "bundle")
     files = {file.sha256 for file in list_files(Bundle.load(folder / "bundle"))}
     assert {file.name for file in (folder / "data" / "bundles").iterdir()} == files
     with closing(opened(folder)) as store:  # what was published for it before can be had again

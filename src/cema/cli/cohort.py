@@ -62,9 +62,11 @@ def migrate(
         new = Bundle.load(bundle)
         signers = open_signers(settings.signers)
         foundation = _foundation(chosen)
-        planned = plan(settings, store, chosen, new, foundation=foundation, signers=signers, force=force)
-        _try_golden_batch(new)
         now = time.time()
+        planned = plan(
+            settings, store, chosen, new, foundation=foundation, signers=signers, now=now, force=force
+        )
+        _try_golden_batch(new)
         if not dry_run:
             carry_out(settings, store, planned, signers, now=now, days=days, actor=command_line_actor())
         told = _told(settings, store, chosen, planned, config) | {"done": not dry_run}

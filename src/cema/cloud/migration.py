@@ -84,6 +84,7 @@ def plan(
     *,
     foundation: Model,
     signers: Sequence[Signer],
+    now: float,
     force: bool = False,
 ) -> Plan:
     """Check a new bundle against a cohort, its devices and its foundation model; nothing is changed.
@@ -102,6 +103,8 @@ def plan(
         The cohort's foundation model.
     signers
         What signs the notice.
+    now
+        Unix seconds.
     force
         Whether other classes than before are wanted.
 
@@ -134,7 +137,8 @@ def plan(
         bundle=bundle,
         old=old,
         new=new,
-        serial=1 if notice is None else notice[0] + 1,
+        # By the clock: a store that was put back knows nothing of notices that devices have followed since.
+        serial=max(int(now), 1, 0 if notice is None else notice[0] + 1),
         files=list_files(bundle),
         notes=tuple(notes),
         again=min(cohort.publish.window, config.worker.max_backlog, config.limits.backlog_samples // 2),
