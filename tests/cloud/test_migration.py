@@ -129,6 +129,17 @@ def test_it_is_said_in_words_too(folder: Path) -> None:
     assert "1 devices with their tokens, versions up to 1, and 20 samples" in said
 
 
+def test_the_base_models_are_listed(folder: Path) -> None:
+    migrate(folder)
+    command = ["cohort", "bases", "--config", str(folder / "cloud.toml")]
+    printed = CliRunner().invoke(app, command, env={"COLUMNS": "180"}).stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
+    assert [base(folder / "bundle")[:12], "", "1", "0", ""] in rows
+    assert ["never said", "", "", "1", "cam"] in rows
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (told["base"], told["unknown"]) == (base(folder / "newer"), ["cam"])
+
+
 def test_a_dry_run_changes_nothing(folder: Path) -> None:
     before = state(folder)
     told = migrate(folder, "--dry-run")

@@ -218,6 +218,12 @@ def test_devices_predict_throughout_while_their_cohort_comes_to_another_base_mod
     while not fleet.both_run(fleet.new, before + 1):
         fleet.feed()
         eventually(lambda: fleet.status()["backlog"] < 200)
+    eventually(
+        lambda: (
+            [(found["base"], found["devices"]) for found in fleet.cema("cohort", "bases")["bases"]]
+            == [(fleet.old, []), (fleet.new, ["program", "runner"])]
+        )
+    )
     assert [device["name"] for device in fleet.cema("device", "list")] == [d["name"] for d in listed]
 
     assert fleet.program.end() == 0, fleet.program.errors

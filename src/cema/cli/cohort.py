@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from cema._util.units import human_bytes
 from cema.cli.actor import command_line_actor
-from cema.cli.cohorts import Config, JsonNotText, one_cohort, opened, utc
+from cema.cli.cohorts import AsJson, Config, JsonNotText, OneCohort, one_cohort, opened, utc
 
 if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig, CohortConfig
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Bring the devices of a cohort to another base model.", no_args_is_help=True, rich_markup_mode=None
+    help="Bring a cohort to another base model, and see how far it is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
 @app.callback()
 def cohort() -> None:
-    """Bring the devices of a cohort to another base model."""
+    """Bring a cohort to another base model, and see how far it is."""
 
 
 @app.command()
@@ -75,6 +78,46 @@ def migrate(
         typer.echo(json_.dumps(told))
     else:
         _print(told)
+
+
+@app.command()
+def bases(config: Config, cohort: OneCohort = None, json: AsJson = False) -> None:
+    """List the base models of a cohort, and how many devices have which: how far a migration is."""
+    from cema.cloud.store.told_bases import bases_told
+
+    with opened(config) as (settings, store):
+        told = bases_told(store, one_cohort(settings, cohort))
+    if json:
+        typer.echo(json_.dumps(told))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("base", "since, UTC", "newest version", "devices", "which")
+    for found in told["bases"]:
+        mark = " (to have)" if found["base"] == told["base"] else ""
+        table.add_row(
+            found["base"][:12] + mark,
+            utc(found["since"], milliseconds=False),
+            str(found["version"] or ""),
+            str(len(found["devices"])),
+            _few(found["devices"]),
+        )
+    if told["unknown"]:
+        table.add_row("never said", "", "", str(len(told["unknown"])), _few(told["unknown"]))
+    Console().print(table)
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    """Return some names, and how many more there are.
+
+    Examples
+    --------
+    >>> _few(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _foundation(cohort: CohortConfig) -> Model:

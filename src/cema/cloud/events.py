@@ -89,6 +89,13 @@ FETCHES_NOT_NOTED = _event(
     "Traces of updates miss some devices.",
     _ERROR,
 )
+BASES_NOT_NOTED = _event(
+    "bases.not_noted",
+    WARNING,
+    "which base models devices have could not be noted: %(error)s",
+    "The list of base models tells an older one for some devices; nothing else depends on it.",
+    _ERROR,
+)
 CONNECTIONS_FULL = _event(
     "connections.full",
     WARNING,

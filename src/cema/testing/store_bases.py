@@ -9,7 +9,7 @@ import pytest
 
 from cema.cloud.store.audits import AuditStore
 from cema.cloud.store.base import UPDATES_KEPT, Fenced, OtherBase, Store, UpdateTag
-from cema.cloud.store.bases import BaseStore, Migration, base_at, newest_of, periods_of
+from cema.cloud.store.bases import BaseStore, DeviceBase, Migration, base_at, newest_of, periods_of
 from cema.cloud.store.control import ActRefused, ControlStore, Pin, Rollback, Stop
 from cema.errors import StoreError
 from cema.testing.store_case import BASE, StoreCase, put
@@ -184,6 +184,16 @@ class BaseTests(StoreCase):
             with pytest.raises(ActRefused, match="another base model"):
                 store.act("north", act, actor="ann", now=8.0)
         assert store.act("north", Pin(to=5), actor="ann", now=9.0).content == numbered_update(5).digest
+
+    def test_what_devices_say_of_their_base_is_kept(self, based: BaseStore) -> None:
+        assert based.device_bases("north") == []
+        based.note_device_bases([])
+        based.note_device_bases([DeviceBase("north", "b", BASE, 1.0), DeviceBase("north", "a", BASE, 2.0)])
+        based.note_device_bases([DeviceBase("north", "b", NEW, 3.0), DeviceBase("south", "c", NEW, 4.0)])
+        assert based.device_bases("north") == [
+            DeviceBase("north", "a", BASE, 2.0),
+            DeviceBase("north", "b", NEW, 3.0),
+        ]
 
     def test_who_migrates_is_an_act(self, store: Store, based: BaseStore) -> None:
         if not isinstance(store, AuditStore):

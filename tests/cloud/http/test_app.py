@@ -444,6 +444,7 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
         "keys_documents",
         "bundle_notice",
         "bundle_file",
+        "bases",
         "latest_update",
         "artifact",
         "cohort_status",

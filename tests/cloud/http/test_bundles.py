@@ -99,6 +99,48 @@ def test_who_waits_is_woken_for_versions_of_its_own_base(cloud: Cloud) -> None:
         assert waiting.result(60) == (200, 2, NEW)
 
 
+def test_operators_are_told_which_device_has_which_base(cloud: Cloud) -> None:
+    old = cloud.store.status("north")["base"]
+    cloud.publish(1, b"one")
+    path = "/v1/cohorts/north/bases"
+    assert cloud.get(path, token=cloud.operator).json() == {
+        "cohort": "north",
+        "base": old,
+        "bases": [{"base": old, "since": None, "version": 1, "devices": []}],
+        "unknown": ["cam"],
+    }
+    second = cloud.engine.devices.add("second", cohort="north")
+    cloud.engine.devices.add("third", cohort="north")
+    gone = cloud.engine.devices.add("gone", cohort="north")
+    for token in (cloud.token, second, gone):
+        cloud.get(f"{LATEST}?base={old}", token=token)
+    migrated(cloud.engine)
+    cloud.publish(2, b"two")
+    cloud.get(f"{LATEST}?base={NEW}")
+    cloud.get(f"{LATEST}?base={NEW}", token=cloud.operator)  # is no device
+    cloud.engine.devices.revoke("gone")
+
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = cloud.get(path, token=cloud.operator).json()
+        return found
+
+    deadline = time.monotonic() + 60
+    while not any("cam" in found["devices"] for found in told()["bases"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    found = told()
+    assert found["bases"][1].pop("since") == pytest.approx(time.time(), abs=600)
+    assert found == {
+        "cohort": "north",
+        "base": NEW,
+        "bases": [
+            {"base": old, "since": None, "version": 1, "devices": ["second"]},
+            {"base": NEW, "version": 2, "devices": ["cam"]},
+        ],
+        "unknown": ["third"],
+    }
+    refused(cloud.get(path), 403, "not_an_operator")
+
+
 def test_the_notice_is_served_as_it_was_signed(cloud: Cloud) -> None:
     nothing = cloud.get(BUNDLE)
     assert (nothing.status_code, nothing.content) == (204, b"")

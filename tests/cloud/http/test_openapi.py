@@ -41,6 +41,7 @@ ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
 KEYS = "/v1/cohorts/{cohort}/keys"
 BUNDLE = "/v1/cohorts/{cohort}/bundle"
 BUNDLE_FILE = "/v1/cohorts/{cohort}/bundles/{digest}"
+BASES = "/v1/cohorts/{cohort}/bases"
 STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
@@ -155,7 +156,9 @@ def before_the_first_update(api: Api) -> None:
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [("GET", path) for path in (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, VERSIONS, ACTS)]
+    reads = [
+        ("GET", path) for path in (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, BASES, STATUS, VERSIONS, ACTS)
+    ]
     for method, path in (("POST", SAMPLES), ("POST", ACTS), *reads):
         for who in (None, "nobody", "revoked"):
             api(method, path, who=who)
@@ -164,7 +167,7 @@ def wrong_senders(api: Api) -> None:
     api("GET", f"{LATEST}?wait=-1")
     for who in (None, "revoked", "device", "operator"):
         api("GET", "/metrics", who=who)
-    for path in (VERSIONS, ACTS):
+    for path in (VERSIONS, ACTS, BASES):
         api("GET", path, who="device")
     for who in ("device", "operator", "chief"):
         api("POST", ACTS, who=who)
@@ -265,6 +268,9 @@ def good_requests(api: Api) -> None:
     assert (part.status_code, part.content) == (206, files["norm.bin"][1:3])
     api("GET", BUNDLE_FILE, digest="0" * 64)
     assert api("GET", f"{LATEST}?base={'1' * 64}").headers["CEMA-Base"] == "1" * 64
+    api.app.state.service.device_bases.write()
+    told = api("GET", BASES, who="operator").json()
+    assert (told["base"], told["bases"][-1]["devices"], told["unknown"]) == ("1" * 64, ["cam"], [])
     api.engine.store.put_report("north", {"ready": True, "steps": 3, "last": {"loss": 0.5}}, now=9.0)
     status = api("GET", STATUS, who="operator").json()
     assert status["worker"] == {"ready": True, "seen_at": 9.0, "steps": 3, "last": {"loss": 0.5}}
@@ -305,6 +311,7 @@ def faults(api: Api) -> None:
         connection.execute("ALTER TABLE keys_documents RENAME COLUMN envelope TO lost")
         connection.execute("ALTER TABLE cohort_bases RENAME COLUMN notice TO lost")
     api("GET", VERSIONS, who="admin")
+    api("GET", BASES, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
     for path in (KEYS, BUNDLE, BUNDLE_FILE, STATUS):

@@ -56,6 +56,7 @@ def create_app(engine: Engine) -> FastAPI:
             service.announcements.end()
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
+            await run_in_threadpool(service.device_bases.write)
             await run_in_threadpool(engine.stop)
 
     # The document has an endpoint like all others, in `operations`: FastAPI's own would answer HEAD as well.

@@ -11,14 +11,15 @@ from fastapi import APIRouter, Depends, Header, Path
 from fastapi.responses import Response, StreamingResponse
 
 from cema.cloud.bundle_folder import BundleFolder
-from cema.cloud.http.access import MEMBER_ERRORS, CohortName, member
-from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
+from cema.cloud.http.access import MEMBER_ERRORS, OPERATOR_ERRORS, CohortName, member, operator
+from cema.cloud.http.caching import FOREVER, NO_CACHE, NO_STORE, matches
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
-from cema.cloud.http.schemas import Envelope
+from cema.cloud.http.schemas import BaseModels, Envelope
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.http.updates import IfNoneMatch
 from cema.cloud.store.bases import BaseStore
+from cema.cloud.store.told_bases import bases_told
 from cema.formats.bundle_notice import NoticeFile, read_notice
 
 __all__ = ["router"]
@@ -69,6 +70,20 @@ def bundle_notice(cohort: CohortName, service: TheService, if_none_match: IfNone
     if matches(if_none_match, tagged["ETag"]):
         return Response(status_code=304, headers=tagged)
     return Response(envelope, media_type="application/json", headers=tagged)
+
+
+@router.get(
+    "/bases",
+    summary="List base models and who has which",
+    tags=["operations"],
+    response_description="The base models of the cohort, oldest first.",
+    responses={200: {"headers": headers("Cache-Control")}, **errors(*OPERATOR_ERRORS)},
+    dependencies=[Depends(operator)],
+)
+def bases(cohort: CohortName, service: TheService, response: Response) -> BaseModels:
+    """How far devices are on their way to the bundle that they are to have."""
+    response.headers.update(NO_STORE)
+    return BaseModels.model_validate(bases_told(service.store, cohort))
 
 
 @router.get(

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.http.bases import Bases
+from cema.cloud.http.device_bases import DeviceBases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
@@ -61,6 +62,7 @@ class Service:
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
+        self.device_bases = DeviceBases(engine.store)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)

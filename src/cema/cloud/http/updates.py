@@ -105,6 +105,7 @@ async def latest_update(
     known, seconds = request.headers.get("if-none-match"), _wait(request)
     if sender.role == "device":
         service.polls.note(cohort, sender.name, known)
+        service.device_bases.note(cohort, sender.name, request.query_params.get("base"))
     update: PublishedUpdate | None = None
     if tag is None or matches(known, _etag(tag)):
         begin = time.perf_counter()

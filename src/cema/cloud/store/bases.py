@@ -7,14 +7,14 @@ the base of the period in which it was published.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from cema.cloud.store.base import PublishedUpdate, Store, UpdateTag
 from cema.errors import StoreError
 
-__all__ = ["BaseStore", "Migration", "Period", "base_at", "bases_of", "newest_of", "periods_of"]
+__all__ = ["BaseStore", "DeviceBase", "Migration", "Period", "base_at", "bases_of", "newest_of", "periods_of"]
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +36,15 @@ class Period(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     after: int
     at: float = 0.0
     path: str = ""
+
+
+class DeviceBase(NamedTuple):
+    """A device has said which base model it has: its cohort, its name, the base, and when (unix seconds)."""
+
+    cohort: str
+    device: str
+    base: str
+    at: float
 
 
 class Migration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +103,14 @@ class BaseStore(Protocol):
 
     def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
         """Return the tag of `newest_of`: one row is read."""
+        ...
+
+    def note_device_bases(self, notes: Sequence[DeviceBase]) -> None:
+        """Keep which base each device has said last that it has."""
+        ...
+
+    def device_bases(self, cohort: str) -> list[DeviceBase]:
+        """Return what devices of a cohort have said last, by name."""
         ...
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from cema.cloud.store.audits import AuditedAct
 from cema.cloud.store.base import OtherBase, PublishedUpdate, UpdateTag
-from cema.cloud.store.bases import Migration, Period, base_at
+from cema.cloud.store.bases import DeviceBase, Migration, Period, base_at
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_control import ControlTable
@@ -162,6 +162,26 @@ class BaseTable:
             if row is not None:
                 return UpdateTag(*row)
         return None
+
+    def note_device_bases(self, notes: Sequence[DeviceBase]) -> None:
+        """Keep which base each device has said last that it has."""
+        if not self._there or not notes:
+            return
+        with self._database.write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO device_bases (cohort, device, base, at) VALUES (?, ?, ?, ?)", notes
+            )
+
+    def device_bases(self, cohort: str) -> list[DeviceBase]:
+        """Return what devices of a cohort have said last, by name."""
+        if not self._there:
+            return []
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT cohort, device, base, at FROM device_bases WHERE cohort = ? ORDER BY device",
+                (cohort,),
+            ).fetchall()
+        return [DeviceBase(*row) for row in rows]
 
     def kept(self, connection: sqlite3.Connection, cohort: str) -> set[int]:
         """Return the last version of every base: devices that still have it may need it."""

@@ -12,7 +12,7 @@ from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
-from cema.cloud.store.bases import Migration, Period
+from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
@@ -136,6 +136,14 @@ class OptionalMembers:
     def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
         """Return version and digest of the newest kept version for a base model."""
         return self._bases.tag_of(cohort, base, before=before)
+
+    def note_device_bases(self, notes: Sequence[DeviceBase]) -> None:
+        """Keep which base model each device has said last that it has."""
+        self._bases.note_device_bases(notes)
+
+    def device_bases(self, cohort: str) -> list[DeviceBase]:
+        """Return what devices of a cohort have said last, by name."""
+        return self._bases.device_bases(cohort)
 
     def keys_documents(self, cohort: str) -> list[bytes]:
         """Return the envelopes of a cohort's keys documents, by rising serial number."""

@@ -11,10 +11,13 @@ from cema.cloud.store.bases import Period
 
 __all__ = ["TABLES", "decode_periods", "read_periods"]
 
-# One row for each cohort that has had several bases, and its newest notice.
+# One row for each cohort that has had several bases, with its newest notice; and one for each device that has named its
+# own.
 TABLES = {
     "cohort_bases": "CREATE TABLE cohort_bases (cohort TEXT PRIMARY KEY, periods TEXT NOT NULL, "
     "serial INTEGER NOT NULL, notice BLOB NOT NULL) WITHOUT ROWID",
+    "device_bases": "CREATE TABLE device_bases (device TEXT PRIMARY KEY, cohort TEXT NOT NULL, base TEXT NOT NULL, "
+    "at REAL NOT NULL) WITHOUT ROWID",
 }
 
 
