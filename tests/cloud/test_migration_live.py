@@ -27,6 +27,10 @@ PREDICTOR = """
 import json, sys, threading, time
 import numpy as np
 from cema.edge.agent import EdgeAgent
+from cema.edge.client import CloudClient
+if sys.argv[3:] == ["old"]:  # a CEMA from before: it names no base, and knows nothing of another one
+    ask = CloudClient.latest_update
+    CloudClient.latest_update = lambda self, etag, *, wait=0.0, base=None: ask(self, etag, wait=wait)
 end = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
 images = np.load(sys.argv[2])
@@ -43,7 +47,8 @@ with EdgeAgent.from_config(sys.argv[1]) as agent:
         print(json.dumps(told | {"seconds": seconds}), flush=True)
         time.sleep(0.005)
     status = agent.status()
-    print(json.dumps({"end": True, "bundles": status.rejected_bundles, "updates": status.rejected_updates}), flush=True)
+    told = {"bundles": status.rejected_bundles, "updates": status.rejected_updates, "error": status.last_error}
+    print(json.dumps({"end": True} | told), flush=True)
 """
 EDGE = """
 bundle = "{bundle}"
@@ -113,12 +118,14 @@ class Fleet:
         self.config.write_text(text.replace("[worker]", "[limits]\ndevice_samples = 0.0\n\n[worker]"))
         with closing(CloudConfig.load(self.config).open_store()) as store:
             devices = store.devices(["north"])
-            self.tokens = {name: devices.add(name, cohort="north") for name in ("feed", "program", "runner")}
+            self.tokens = {
+                name: devices.add(name, cohort="north") for name in ("feed", "program", "runner", "old")
+            }
         self.server = Server(self.config, self.tokens["feed"])
         self.old, self.new = (Bundle.load(folder / name).manifest.base for name in ("bundle", "newer"))
         np.save(folder / "images.npy", quadrants(20_000, 3, drift=True)[0])
         self.sent = 0
-        self.program = self.start_program()
+        self.program, self.old_device = self.start_program(), self.start_program("old", "old")
         self.runner = self.start_runner()
 
     def settings(self, name: str) -> str:
@@ -130,8 +137,8 @@ class Fleet:
         )
         return str(path)
 
-    def start_program(self) -> Lines:
-        return Lines("-c", PREDICTOR, self.settings("program"), str(self.folder / "images.npy"))
+    def start_program(self, name: str = "program", *more: str) -> Lines:
+        return Lines("-c", PREDICTOR, self.settings(name), str(self.folder / "images.npy"), *more)
 
     def start_runner(self) -> Lines:
         source = ("--source", str(self.folder / "images.npy"), "--rate", "50", "--batch", "2")
@@ -168,8 +175,12 @@ class Fleet:
         found = [self.last_of_program(), self.last_of_runner()]
         return all(line.get("base") == base and line.get("version", -1) >= version for line in found)
 
+    def all_run_old(self) -> bool:
+        old = self.old_device.lines[-1] if self.old_device.lines else {}
+        return self.both_run(self.old, 1) and old.get("version", 0) >= 1
+
     def close(self) -> None:
-        for lines in (self.program, self.runner):
+        for lines in (self.program, self.runner, self.old_device):
             if lines.process.poll() is None:
                 lines.process.kill()
                 lines.end()
@@ -195,8 +206,39 @@ def change_configuration(fleet: Fleet, told: dict[str, Any]) -> None:
     fleet.config.write_text(text)
 
 
+def old_device_went_on(fleet: Fleet, before: int) -> None:
+    """Check that a device which knows nothing of bases kept its model and its last update, and said so once."""
+    assert fleet.old_device.end() == 0, fleet.old_device.errors
+    *predictions, end = fleet.old_device.lines
+    assert {line["base"] for line in predictions} == {fleet.old}
+    assert 1 <= max(line["version"] for line in predictions) <= before
+    assert "wrong_base" in end["error"]
+    refused = [line for line in fleet.old_device.errors if "wrong_base" in line]
+    assert 1 <= len(refused) <= 2, refused  # once, or twice where an hour ends in between
+    assert len(refused) == end["updates"]["wrong_base"]
+
+
+def devices_changed_once(fleet: Fleet, before: int) -> None:
+    """Check that every prediction was made, by one model up to some moment, and by the other from then on."""
+    assert fleet.program.end() == 0, fleet.program.errors
+    assert fleet.runner.end(signal.SIGTERM) == 0, fleet.runner.errors
+    *predictions, end = fleet.program.lines
+    assert end == {"end": True, "bundles": {}, "updates": {}, "error": None}
+    bases = [line["base"] for line in predictions]
+    swap = bases.index(fleet.new)
+    assert bases == [fleet.old] * swap + [fleet.new] * (len(bases) - swap)
+    assert all(line["version"] <= before for line in predictions[:swap])
+    assert all(line["version"] == 0 or line["version"] > before for line in predictions[swap:])
+    events = [line["event"] for line in fleet.runner.lines]
+    assert "error" not in events
+    assert events.count("bundle") == 1
+    finished = fleet.last_of_runner("finished")
+    assert (finished["reason"], finished["base"], finished["rejected_bundles"]) == ("signal", fleet.new, {})
+    assert (finished["rejected_updates"], finished["dropped"]) == ({}, {})
+
+
 def test_devices_predict_throughout_while_their_cohort_comes_to_another_base_model(fleet: Fleet) -> None:
-    while not fleet.both_run(fleet.old, 1):
+    while not fleet.all_run_old():
         fleet.feed()
         eventually(lambda: fleet.status()["backlog"] < 200)
         assert fleet.program.process.poll() is None, fleet.program.errors
@@ -226,21 +268,8 @@ def test_devices_predict_throughout_while_their_cohort_comes_to_another_base_mod
     )
     assert [device["name"] for device in fleet.cema("device", "list")] == [d["name"] for d in listed]
 
-    assert fleet.program.end() == 0, fleet.program.errors
-    assert fleet.runner.end(signal.SIGTERM) == 0, fleet.runner.errors
-    *predictions, end = fleet.program.lines
-    assert end == {"end": True, "bundles": {}, "updates": {}}
-    bases = [line["base"] for line in predictions]
-    swap = bases.index(fleet.new)
-    assert bases == [fleet.old] * swap + [fleet.new] * (len(bases) - swap)
-    assert all(line["version"] <= before for line in predictions[:swap])
-    assert all(line["version"] == 0 or line["version"] > before for line in predictions[swap:])
-    events = [line["event"] for line in fleet.runner.lines]
-    assert "error" not in events
-    assert events.count("bundle") == 1
-    finished = fleet.last_of_runner("finished")
-    assert (finished["reason"], finished["base"], finished["rejected_bundles"]) == ("signal", fleet.new, {})
-    assert (finished["rejected_updates"], finished["dropped"]) == ({}, {})
+    old_device_went_on(fleet, before)
+    devices_changed_once(fleet, before)
 
     # Without a cloud the next start has the new model and its last update.
     fleet.server.end(signal.SIGKILL)

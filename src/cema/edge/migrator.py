@@ -13,7 +13,7 @@ from cema.edge.client import CloudClient
 from cema.edge.config import UpdateConfig
 from cema.edge.device_model import DeviceModel
 from cema.edge.fetched_bundles import FetchedBundles
-from cema.edge.retry import Backoff
+from cema.edge.retry import Backoff, LinkError
 from cema.edge.spool import Spool
 from cema.edge.system import run_behind
 from cema.errors import BundleRejected, CemaError, LogitsError
@@ -25,8 +25,8 @@ __all__ = ["Migrator"]
 
 logger = logging.getLogger(__name__)
 
-# Of a file in one request: a link that takes longer than a whole answer may for so much is too slow for updates too.
-_PIECE = 512 << 10
+# Of a file in one request, at most; half as much after each request that brought nothing, down to the least.
+_PIECE, _LEAST_PIECE = 512 << 10, 16 << 10
 # Between two questions for a notice of which the last was refused for good, give or take a tenth.
 _HOUR = 3600.0
 # Rejections that another attempt may cure.
@@ -86,6 +86,7 @@ class Migrator(BackgroundThread):
         self._handed: str | None = None  # the base of the model that waits to be taken
         self._ready: SimpleQueue[DeviceModel] = SimpleQueue()
         self._keys_changed = threading.Event()
+        self._piece = _PIECE
         self._noted = ""  # digest of the notice that came last
         self._due = float("-inf")  # of the next question, after one that was settled
         self._counted = ("", "")
@@ -196,8 +197,14 @@ class Migrator(BackgroundThread):
         self._bundles.check_room(notice)
         while (missing := self._bundles.missing(notice)) is not None:
             file, there = missing
-            size = min(_PIECE, file.bytes - there)
-            data = self._link.bundle_piece(file.sha256, there, size) if size else b""
+            size = min(self._piece, file.bytes - there)
+            try:
+                data = self._link.bundle_piece(file.sha256, there, size) if size else b""
+            except LinkError as error:
+                if error.status is None:  # too slow for so much, perhaps
+                    self._piece = max(min(_LEAST_PIECE, _PIECE), self._piece // 2)
+                raise
+            self._piece = min(_PIECE, 2 * self._piece)
             self._counters.count("bytes_down", len(data))
             try:
                 self._bundles.add(notice, file, data)

@@ -101,14 +101,14 @@ class BaseTests(StoreCase):
         periods = based.periods("north")
         assert [base_at(periods, version) for version in range(1, 7)] == [BASE] * 3 + [NEW] + [BASE] * 2
 
-    def test_the_newest_before_a_moment_or_else_the_newest(self, store: Store, based: BaseStore) -> None:
+    def test_the_newest_before_a_moment_or_else_the_oldest(self, store: Store, based: BaseStore) -> None:
         based.migrate("north", migration(1), actor="ann", now=5.0)
         epoch = store.claim("north").epoch
         for version in (4, 5):
             update = numbered_update(version)
             object.__setattr__(update, "created", 100.0 * version)
             _commit(store, epoch, update)
-        for before, version in ((401.0, 4), (500.0, 4), (501.0, 5), (1.0, 5)):
+        for before, version in ((401.0, 4), (500.0, 4), (501.0, 5), (1.0, 4)):
             tag, found = (
                 based.tag_of("north", NEW, before=before),
                 based.newest_of("north", NEW, before=before),
@@ -122,9 +122,12 @@ class BaseTests(StoreCase):
         epoch = store.claim("north").epoch
         for version in range(4, 6 + UPDATES_KEPT):
             _commit(store, epoch, numbered_update(version))
-        third = numbered_update(3)
+        third, fourth = numbered_update(3), numbered_update(4)
         assert based.newest_of("north", BASE) == third
         assert store.artifact("north", third.digest) == third.payload
+        # And the first of the newest base, for those that do not say which they have.
+        assert based.newest_of("north", NEW, before=0.0) == fourth
+        assert store.artifact("north", numbered_update(5).digest) is None
         assert store.artifact("north", numbered_update(2).digest) is None
 
     def test_a_cohort_is_tied_to_the_base_that_it_was_given(self, store: Store, based: BaseStore) -> None:

@@ -15,8 +15,8 @@ __all__ = ["BASE_HEADER", "Bases", "Line"]
 
 BASE_HEADER = "CEMA-Base"
 """Names the base model that a cohort's devices are to have, in the answer to a device that named its own."""
-# A device that names no base may be one that knows nothing of migrations, and logs each version that it must refuse:
-# the versions of each hour are one to it.
+# A device that names no base may be one that knows nothing of migrations, and logs each version that it must refuse.
+# Until the end of an hour it is offered what was the newest at its beginning.
 HOUR = 3600.0
 
 

@@ -98,7 +98,11 @@ class BaseStore(Protocol):
         ...
 
     def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
-        """Return the newest kept version for a base; `before` a moment (unix seconds), where there is one."""
+        """Return the newest kept version for a base.
+
+        With `before` (unix seconds), the newest that was made before that, or else the oldest that is kept: the first
+        version of the newest base is.
+        """
         ...
 
     def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:

@@ -21,7 +21,7 @@ from cema.errors import StoreError
 
 __all__ = ["BaseTable"]
 
-_NEWEST = "ORDER BY version DESC LIMIT 1"
+_NEWEST, _OLDEST = "ORDER BY version DESC LIMIT 1", "ORDER BY version LIMIT 1"
 
 
 class BaseTable:
@@ -147,8 +147,8 @@ class BaseTable:
         columns = "version, digest, envelope, data, created, expires"
         query = f"SELECT {columns} FROM updates JOIN artifacts USING (digest) WHERE cohort = ? AND {where}"  # noqa: S608
         with self._database.read() as connection:
-            for more, extra in _moments(before):
-                row = connection.execute(f"{query}{more} {_NEWEST}", (cohort, *values, *extra)).fetchone()
+            for more, extra in _choices(before):
+                row = connection.execute(f"{query}{more}", (cohort, *values, *extra)).fetchone()
                 if row is not None:
                     return PublishedUpdate(*row)
         return None
@@ -157,8 +157,8 @@ class BaseTable:
         """Return version and digest of the newest kept version for a base."""
         where, values = _where(self.periods(cohort), base)
         query = f"SELECT version, digest FROM updates WHERE cohort = ? AND {where}"  # noqa: S608
-        for more, extra in _moments(before):
-            row = self._database.peek(f"{query}{more} {_NEWEST}", (cohort, *values, *extra))
+        for more, extra in _choices(before):
+            row = self._database.peek(f"{query}{more}", (cohort, *values, *extra))
             if row is not None:
                 return UpdateTag(*row)
         return None
@@ -184,14 +184,17 @@ class BaseTable:
         return [DeviceBase(*row) for row in rows]
 
     def kept(self, connection: sqlite3.Connection, cohort: str) -> set[int]:
-        """Return the last version of every base: devices that still have it may need it."""
+        """Return the last version of every base, which devices with it may need, and the first one of the newest.
+
+        That one is offered, for an hour, to devices that name no base.
+        """
         periods = read_periods(connection, cohort)
-        found: dict[str | None, int] = {}
-        if periods:
-            rows = connection.execute("SELECT version FROM updates WHERE cohort = ?", (cohort,)).fetchall()
-            for (version,) in sorted(rows):
-                found[base_at(periods, version)] = version
-        return set(found.values())
+        if not periods:
+            return set()
+        rows = connection.execute("SELECT version FROM updates WHERE cohort = ?", (cohort,)).fetchall()
+        versions = sorted(row[0] for row in rows)
+        last = {base_at(periods, version): version for version in versions}
+        return {*last.values(), *[version for version in versions if version > periods[-1].after][:1]}
 
 
 def _rebase(connection: sqlite3.Connection, cohort: str, base: str) -> None:
@@ -223,6 +226,8 @@ def _where(periods: Sequence[Period], base: str) -> tuple[str, list[int]]:
     return (f"({' OR '.join(conditions)})" if conditions else "0", values)
 
 
-def _moments(before: float | None) -> list[tuple[str, tuple[float, ...]]]:
-    """Return conditions on the moment, the first of which counts that finds a version."""
-    return [("", ())] if before is None else [(" AND created < ?", (before,)), ("", ())]
+def _choices(before: float | None) -> list[tuple[str, tuple[float, ...]]]:
+    """Return the ends of a query, the first of which counts that finds a version."""
+    if before is None:
+        return [(f" {_NEWEST}", ())]
+    return [(f" AND created < ? {_NEWEST}", (before,)), (f" {_OLDEST}", ())]
