@@ -9,6 +9,7 @@
     +-- FormatError      a bundle, payload, manifest or frame is malformed             (ValueError)
     +-- UpdateRejected   an update must not run on this device; ``.reason`` says why
     +-- KeysRejected     a keys document changes nothing on this device; ``.reason`` says why
+    +-- BundleRejected   a new bundle must not run on this device; ``.reason`` says why
     +-- ExportError      a model cannot be turned into a bundle
     +-- ModelError       a model name cannot be resolved                               (ValueError)
     +-- SigningError     a signature cannot be made now: its key is elsewhere, and does not answer
@@ -27,6 +28,7 @@ from typing import Final
 
 __all__ = [
     "REJECTION_REASONS",
+    "BundleRejected",
     "CemaError",
     "ConfigError",
     "ExportError",
@@ -133,6 +135,27 @@ class KeysRejected(CemaError):  # noqa: N818 - a verdict, as `UpdateRejected`
     def __str__(self) -> str:
         """Return the reason and the explanation."""
         return f"keys rejected ({self.reason}): {self.message}"
+
+
+class BundleRejected(CemaError):  # noqa: N818 - a verdict, as `UpdateRejected`
+    """A new bundle was refused; the one that was serving goes on serving.
+
+    Parameters
+    ----------
+    reason : str
+        One of docs/protocol.md, section 6.2: stable, and meant for counting.
+    message : str
+        What exactly was wrong, for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        """Return the reason and the explanation."""
+        return f"bundle rejected ({self.reason}): {self.message}"
 
 
 class ExportError(CemaError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from newer_bundle import newer
+
+__all__ = ["newer"]
 
 
 @pytest.fixture(scope="session")

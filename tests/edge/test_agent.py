@@ -158,9 +158,10 @@ def test_a_restart_resumes_version_and_selection(
 def test_logits_that_are_not_finite_are_an_error_and_nothing_is_spooled(make_config: Make) -> None:
     with EdgeAgent(make_config()) as agent:
         huge = {name: np.full_like(value, 3e38) for name, value in norm_state().items()}
-        agent._active = Active(
+        infinite = Active(
             Runtime(agent.bundle, agent.bundle.pack_norm(huge))
-        )  # finite parameters, infinite answers
+        )  # though every parameter is finite
+        agent._serving = agent._serving._replace(active=infinite)
         with pytest.raises(LogitsError, match="finite"):
             agent.predict(images(3))
         assert agent.flush(10)

@@ -194,7 +194,7 @@ def test_a_session_that_answers_otherwise_never_serves(
 def test_images_that_break_the_model_break_nothing_else(agent: Callable[..., EdgeAgent]) -> None:
     device = agent()
     assert device._own is not None
-    reading = device._adaptation.before(
+    reading = device._serving.model.adaptation.before(
         np.full((2, *PREPROCESSING(images(1)).shape[1:]), 3e38, np.float32), None
     )
     assert reading is not None
@@ -204,7 +204,7 @@ def test_images_that_break_the_model_break_nothing_else(agent: Callable[..., Edg
             np.full((2, *PREPROCESSING(images(1)).shape[1:]), 3e38, np.float32),
             reading,
         )
-    assert device._adaptation.statistics().shape == (2, TOTAL)
+    assert device._serving.model.adaptation.statistics().shape == (2, TOTAL)
     assert np.isfinite(device.predict(images(2)).logits).all()
 
 
@@ -246,7 +246,7 @@ def test_an_update_serves_at_once_under_own_statistics(
     assert device.wait_for_version(3, 20)
     assert device._active.runtime is None
     # It answers with the window so far and the images of the call, read under the new parameters.
-    known = device._adaptation._own.window.blend(8)  # type: ignore[union-attr]
+    known = device._serving.model.adaptation._own.window.blend(8)  # type: ignore[union-attr]
     pixels = images(8, 9)
     prediction = device.predict(pixels)
     expected = answer(Blending(state, observing.manifest.statistics, *known), PREPROCESSING(pixels))

@@ -436,8 +436,8 @@ class Patient:
         self.seconds = seconds
         ask = device.link.latest_update
 
-        def latest_update(etag: str | None, *, wait: float = 0.0) -> Any:
-            reply = ask(etag, wait=wait)
+        def latest_update(etag: str | None, *, wait: float = 0.0, **more: Any) -> Any:
+            reply = ask(etag, wait=wait, **more)
             device.time.seconds += min(self.seconds, wait)
             return reply
 

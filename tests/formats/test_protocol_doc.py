@@ -28,6 +28,7 @@ from cema.cloud.http.errors import ERRORS
 from cema.cloud.store import base as store
 from cema.cloud.store import sqlite_space as space
 from cema.cloud.store.base import PublishedUpdate
+from cema.cloud.store.bases import Migration, bases_of
 from cema.edge import uploader
 from cema.edge.config import UpdateConfig, UploadConfig
 from cema.edge.retry import Backoff
@@ -36,6 +37,7 @@ from cema.formats import envelope as envelopes_module
 from cema.formats import image_check, image_header
 from cema.formats.bundle import Bundle, BundleStatistics, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
+from cema.formats.bundle_notice import BundleNotice, sign_notice, verify_notice
 from cema.formats.image import decode_image
 from cema.formats.keyring import Keyring, KeysDocument, sign_keys
 from cema.formats.keys import key_id
@@ -143,6 +145,19 @@ class Site:
         epoch = self.engine.store.claim("north").epoch
         self.engine.store.commit_step("north", 0, b"", published, epoch=epoch, now=NOW)
 
+    def migrate(self) -> None:
+        """Offer a bundle one of whose files has the digest of the page's payload."""
+        notice = msgspec.json.decode(block("notice"), type=BundleNotice)
+        files = [msgspec.structs.replace(notice.files[0], sha256=manifest().payload), *notice.files[1:]]
+        signed = sign_notice(
+            msgspec.structs.replace(notice, base="1" * 64, files=tuple(files)), private_key()
+        )
+        change = Migration(old=manifest().base, new="1" * 64, serial=1, notice=signed)
+        bases_of(self.engine.store).migrate("north", change, actor="ann", now=NOW)
+        folder = Path(self.engine.config.data) / "bundles"
+        folder.mkdir()
+        (folder / manifest().payload).write_bytes(b"golden")
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
@@ -174,7 +189,8 @@ def test_the_media_type_and_the_formats_are_named() -> None:
     payloads = [payload_format(binary(name)) for name in ("payload", "payload-unfolded")]
     keys = json.loads(block("keys"))["format"]
     report = json.loads(block("report"))["format"]
-    formats = [frame["format"], manifest().format, keys, report, *payloads, bundle["format"]]
+    notice = json.loads(block("notice"))["format"]
+    formats = [frame["format"], manifest().format, keys, report, *payloads, bundle["format"], notice]
     assert [name for _, name in rows] == formats
     assert f"Content-Type: {CONTENT_TYPE}" in PAGE
 
@@ -250,6 +266,7 @@ def test_the_endpoints_are_those_of_the_application(site: Site) -> None:
 
 def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
     site.publish()
+    site.migrate()
     add = site.engine.devices.add
     tokens = {
         "nobody": None,
@@ -498,6 +515,21 @@ def test_the_keys_document_is_what_the_code_signs_and_accepts() -> None:
     key.public_key().verify(base64.b64decode(members["signatures"][0]["signature"]), context + content)
     keyring = Keyring.of("north", {key_id(key.public_key()): key.public_key()}).accept(signed, now=NOW)
     assert [k.public_bytes_raw().hex() for k in keyring.trusted.values()] == list(document.keys)
+
+
+def test_the_bundle_notice_is_what_the_code_signs_and_accepts() -> None:
+    key = private_key()
+    notice = msgspec.json.decode(block("notice"), type=BundleNotice)
+    signed = joined("notice-envelope").encode()
+    assert sign_notice(notice, key) == signed
+    content = json.dumps(json.loads(block("notice")), sort_keys=True, separators=(",", ":")).encode()
+    members = json.loads(signed)
+    assert base64.b64decode(members["manifest"]) == content
+    context = b"cema.bundle-notice/1\0"
+    assert f"are {len(context)} bytes of context, the ASCII text `cema.bundle-notice/1`" in PAGE
+    key.public_key().verify(base64.b64decode(members["signatures"][0]["signature"]), context + content)
+    trusted = {key_id(key.public_key()): key.public_key()}
+    assert verify_notice(signed, public_keys=trusted, cohort="north", serial=1, now=NOW) == notice
 
 
 def sealed(content: bytes, key: Ed25519PrivateKey, name: str | None = None) -> bytes:

@@ -267,6 +267,12 @@ class Cloud:
         self.keys: list[bytes] | None = None  # the keys documents; None for a cloud that has no such thing
         self.keys_asked = 0
         self.reports: list[DeviceReport] | None = []  # None for a cloud that takes none
+        self.notice: tuple[str, bytes] | None = (
+            None  # the base that devices are to have, and the signed notice
+        )
+        self.bundle_files: dict[str, bytes] = {}  # by digest
+        self.pieces: deque[Answer] = deque()  # what happens to the next requests for parts of these files
+        self.updates: dict[str, Update] = {}  # by base, of a cohort that has had several
         self.changed = threading.Condition()
         self.entered = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -346,6 +352,9 @@ class Cloud:
                 if self.path.endswith("/keys"):
                     self.reply_keys()
                     return
+                if self.path.partition("?")[0].endswith("/bundle") or "/bundles/" in self.path:
+                    self.reply_bundle()
+                    return
                 self.note()
                 answer = cloud.script.popleft() if cloud.script else Answer()
                 if self.misbehaved(answer):
@@ -355,12 +364,37 @@ class Cloud:
                 elif "/artifacts/" in self.path:
                     data = cloud.artifacts.get(self.path.rsplit("/", 1)[1])
                     self.reply(404 if data is None else 200, data or b"")
-                elif cloud.update is None:
-                    self.reply(204)
-                elif self.headers["If-None-Match"] == cloud.update.etag:
-                    self.reply(304, ETag=cloud.update.etag)
                 else:
-                    self.reply(200, cloud.update.envelope, ETag=cloud.update.etag)
+                    self.reply_update()
+
+            def reply_update(self) -> None:
+                base = self.path.partition("base=")[2] or None
+                update, told = cloud.update, {}
+                if cloud.notice is not None and base is not None:
+                    update, told = cloud.updates.get(base), {"CEMA_Base": cloud.notice[0]}
+                if update is None:
+                    self.reply(204, **told)
+                elif self.headers["If-None-Match"] == update.etag:
+                    self.reply(304, ETag=update.etag, **told)
+                else:
+                    self.reply(200, update.envelope, ETag=update.etag, **told)
+
+            def reply_bundle(self) -> None:
+                self.note()
+                if "/bundles/" not in self.path:
+                    self.reply(204) if cloud.notice is None else self.reply(200, cloud.notice[1])
+                    return
+                answer = cloud.pieces.popleft() if cloud.pieces else Answer()
+                if self.misbehaved(answer):
+                    return
+                data = cloud.bundle_files.get(self.path.rsplit("/", 1)[1])
+                if data is None:
+                    self.reply(404, b"no such file")
+                    return
+                first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+                part = data[first : last + 1] if answer.body is None else answer.body
+                where = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+                self.reply(206, part, Content_Range=where)
 
             def reply_keys(self) -> None:
                 cloud.keys_asked += 1

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cema._util.version import __version__
-from cema.cli import bench, check, cloud, cost, data, demo, device, edge, export, keys, train, update
+from cema.cli import bench, check, cloud, cohort, cost, data, demo, device, edge, export, keys, train, update
 
 __all__ = ["app"]
 
@@ -26,6 +26,7 @@ app.command("check", short_help="Measure stored versions on labelled images.")(c
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(data.app, name="data")
+app.add_typer(cohort.app, name="cohort")
 app.add_typer(edge.app, name="edge")
 app.add_typer(device.app, name="device")
 app.add_typer(keys.app, name="keys")

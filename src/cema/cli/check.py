@@ -91,12 +91,19 @@ def _versions(
 ) -> list[tuple[float, InstalledVersion]]:
     """Return the versions to measure, each with when it was created."""
     from cema.cloud.signing.trust import cohort_keyring
+    from cema.cloud.store.bases import base_at, periods_of
     from cema.cloud.store.control import control_of
     from cema.edge.check import InstalledVersion
     from cema.formats.bundle import Bundle
 
-    keyring = cohort_keyring(store, cohort, Bundle.load(Path(bundle)))
-    records = {record.version: record for record in control_of(store).versions(cohort)}
+    loaded, periods = Bundle.load(Path(bundle)), periods_of(store, cohort)
+    keyring = cohort_keyring(store, cohort, loaded)
+    # Versions for a base model of before run on no device with this bundle.
+    records = {
+        record.version: record
+        for record in control_of(store).versions(cohort)
+        if base_at(periods, record.version) in {None, loaded.manifest.base}
+    }
     if missing := sorted(set(wanted or ()) - records.keys()):
         raise ConfigError(
             f"--version: expected one that is kept ({', '.join(map(str, records)) or 'none yet'}), got "

@@ -118,6 +118,13 @@ DEVICE_EXPIRES = _event(
     "asks or sends.",
     {"device": "its name", "days": "until then"},
 )
+BASES_NOT_NOTED = _event(
+    "bases.not_noted",
+    WARNING,
+    "which base models devices have could not be noted: %(error)s",
+    "The list of base models tells an older one for some devices; nothing else depends on it.",
+    _ERROR,
+)
 CONNECTIONS_FULL = _event(
     "connections.full",
     WARNING,
@@ -152,6 +159,14 @@ RESTART_NOT_NOTED = _event(
     "the worker's restart could not be noted: %(error)s",
     "The counter of restarts misses one.",
     _ERROR,
+)
+BUNDLE_NOT_OFFERED = _event(
+    "bundle.not_offered",
+    ERROR,
+    "cohort %(cohort)s: the bundle that devices are to fetch is not in the data folder, and the configured one is "
+    "another",
+    "Devices with the old bundle keep it. Tell them anew: `cema cohort migrate NAME --bundle FOLDER`.",
+    _COHORT,
 )
 
 # The worker.

@@ -7,20 +7,19 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from cema.edge.background import BackgroundThread, Clock
 from cema.edge.config import CloudLink, EdgeConfig
+from cema.edge.device_model import DeviceModel, Serving
 from cema.edge.encoder import Capture, Encoder
-from cema.edge.guard import Guard
+from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.retry import Backoff
-from cema.edge.runtime import Active, build_runtime
+from cema.edge.runtime import Active
 from cema.edge.serving import Facts, ServingLog
 from cema.edge.spool import Spool
 from cema.edge.spool_order import SendOrder
@@ -29,12 +28,10 @@ from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.system import return_free_memory, run_behind
 from cema.errors import CemaError
 from cema.formats.bundle import Bundle
+from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
-from cema.ondevice.adaptation import DeviceAdaptation
 from cema.ondevice.preprocess import Images
-from cema.ondevice.selection.base import NotesChanges
 from cema.ondevice.selection.entropy import softmax_entropy
-from cema.ondevice.selection.rules import make_selector
 
 if TYPE_CHECKING:
     from cema.edge.budget import Budget
@@ -94,17 +91,13 @@ class EdgeAgent:
         self._clock = clock or Clock()
         self._backoff = backoff or Backoff()
         self._changed = threading.Condition()
-        self._selecting = threading.Lock()
+        self._exchanging = threading.Lock()
         self._closed = False
         self._swapped = False
-        self._guarded = False  # whether the source model predicted the last call in an update's place
-        self._changes = 0  # of the domain, by the device's own watch
         self._uploader: Uploader | None = None
         self._link: CloudClient | None = None
         self._budget: Budget | None = None
-        self.bundle = Bundle.load(Path(config.bundle))
-        manifest = self.bundle.manifest
-        self._selector = make_selector(config.selection, manifest.classes)
+        provisioned = Bundle.load(Path(config.bundle))
         self._state = StateFolder(Path(config.state))
         with ExitStack() as undo:
             self._spool = Spool(
@@ -114,30 +107,42 @@ class EdgeAgent:
                 order=SendOrder(config.budget.first, config.budget.seed),
             )
             undo.callback(self._spool.close)
-            self._state.load_selector(manifest.base, config.selection.rule, self._selector)
-            cohort = config.cloud.cohort if config.cloud else None
-            self._adaptation = self._make_adaptation()
-            self._own = self._make_own_model() if self._adaptation.own_statistics else None
-            resumed = self._state.load_update(
-                self.bundle,
-                cohort=cohort,
-                threads=config.threads,
-                check=self._own.check if self._own else None,
-            )
             # The spool is ours, so nobody else writes in the folder.
+            cohort = config.cloud.cohort if config.cloud else None
+            self._bundles = FetchedBundles(self._state, provisioned, cohort)
+            model, bundle_error = self._first_model()
+            manifest = model.bundle.manifest
+            self._state.load_selector(manifest.base, config.selection.rule, model.selector)
+            if self._bundles.serial:
+                self._state.put_update_aside(manifest.base)
+            resumed = self._state.load_update(
+                model.bundle, cohort=cohort, threads=config.threads, check=model.check
+            )
             self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
-            source = self._source()
-            self._active = resumed.active or source
-            self._serving = ServingLog(self._active.version)
-            self._guard = Guard(source, config.guard.limit) if config.guard.limit else None
+            self._bundle_error = bundle_error
+            self._serving = Serving(model, resumed.active or model.source)
+            self._log = ServingLog(self._active.version)
             self._recorder = self._make_recorder()
-            self._threads: list[BackgroundThread] = [self._recorder, *([self._own] if self._own else [])]
+            self._threads: list[BackgroundThread] = [self._recorder, *([model.own] if model.own else [])]
             if config.cloud is not None:
                 self._connect(config.cloud, resumed)
             undo.pop_all()
         for thread in self._threads:
             thread.start()
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that serves: the one that the device was provisioned with, or a newer one that it has fetched."""
+        return self._serving.model.bundle
+
+    @property
+    def _active(self) -> Active:
+        return self._serving.active
+
+    @property
+    def _own(self) -> OwnModel | None:
+        return self._serving.model.own
 
     @classmethod
     def from_config(cls, path: Path | str) -> EdgeAgent:
@@ -168,20 +173,14 @@ class EdgeAgent:
         """
         if self._closed:
             raise CemaError("the agent is closed; make a new one")
-        installed = self._active
+        model, installed = self._serving
         captured_at = max(0.0, self._clock.now())  # a clock that was never set may be before 1970
-        active, logits = self._forward(installed, images)
+        active, logits = model.forward(installed, images)
         entropy = softmax_entropy(logits)
         labels = logits.argmax(axis=1).astype(np.int64)
         guarded = active is not installed
-        with self._selecting:
-            changes = self._adaptation.changes
-            new = (guarded and not self._guarded) or changes > self._changes
-            if new and isinstance(self._selector, NotesChanges):
-                self._selector.changed()
-            self._guarded, self._changes = guarded, changes
-            selected = self._selector.select(logits, entropy)
-        self._serving.note(installed.version, entropy, guarded=guarded)
+        selected = model.select(logits, entropy, guarded=guarded)
+        self._log.note(installed.version, entropy, guarded=guarded)
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
         if guarded:
@@ -192,24 +191,38 @@ class EdgeAgent:
                 for i in np.flatnonzero(selected).tolist()
             ]
         )
-        return Prediction(logits, labels, entropy, selected, active.version, guarded, captured_at)
+        manifest = model.bundle.manifest
+        return Prediction(
+            logits,
+            labels,
+            entropy,
+            selected,
+            active.version,
+            guarded,
+            captured_at,
+            base=manifest.base,
+            class_names=manifest.labels,
+        )
 
     def status(self) -> EdgeStatus:
         """Say how things are, without waiting for anything."""
         counters = self._spool.counters()
-        active = self._active
-        selection = self._selector.describe()
+        model, active = self._serving
+        manifest = model.bundle.manifest
+        selection = model.selector.describe()
         errors = [thread.last_error for thread in self._threads]
         problem = self._spool.problem
         if problem is not None and not any(problem in (error or "") for error in errors):
             errors.append(problem)
         if active.version == 0:
             errors.append(self._resume_error)
+        errors.append(self._bundle_error)
         return EdgeStatus(
             version=active.version,
-            drifted=self._guard is not None and self._guard.drifted,
+            drifted=model.guard is not None and model.guard.drifted,
             digest=active.digest,
-            model=self.bundle.manifest.model,
+            base=manifest.base,
+            model=manifest.model,
             cohort=self._config.cloud.cohort if self._config.cloud else None,
             predicted=counters.get("predicted", 0),
             selected=counters.get("selected", 0),
@@ -222,10 +235,11 @@ class EdgeAgent:
             requests=counters.get("requests", 0),
             dropped=self._spool.grouped("dropped."),
             rejected_updates=self._spool.grouped("rejected_update."),
+            rejected_bundles=self._spool.grouped("rejected_bundle."),
             swaps=counters.get("swaps", 0),
-            own_statistics=self._adaptation.own_statistics,
+            own_statistics=model.adaptation.own_statistics,
             read=counters.get("read", 0),
-            domain_changes=self._adaptation.changes,
+            domain_changes=model.adaptation.changes,
             selection=selection,
             e_max=selection.get("e_max"),
             spool_bytes=self._spool.bytes,
@@ -261,9 +275,10 @@ class EdgeAgent:
 
     def close(self) -> None:
         """Stop the background threads; what was selected is in the spool then. Closing twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._exchanging:  # from here on no other bundle comes
+            if self._closed:
+                return
+            self._closed = True
         for thread in self._threads:
             thread.stop()
         if self._link is not None:
@@ -289,74 +304,26 @@ class EdgeAgent:
     ) -> None:
         self.close()
 
-    def _forward(self, installed: Active, images: Images) -> tuple[Active, npt.NDArray[np.float32]]:
-        """Return what predicted, and the logits; the first images of a large batch choose for all of it."""
-        size = self._config.batch
-        preprocess = self.bundle.manifest.preprocessing
-        try:
-            count = len(images)
-        except TypeError:
-            count = 0  # no batch at all: preprocessing says what was expected
-        parts = (
-            preprocess(images[i : i + size] if count > size else images) for i in range(0, count or 1, size)
-        )
-        active: Active | None = None
-        logits: list[npt.NDArray[np.float32]] = []
-        for part in parts:
-            chosen, rows = (installed, None) if self._guard is None else self._guard.consider(installed, part)
-            active = active or chosen
-            if len(part):
-                logits.append(self._answer(active, part, rows))
-        if not logits:
-            logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
-        return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
+    def _first_model(self) -> tuple[DeviceModel, str | None]:
+        """Return the model to begin with, and why it is not that of the bundle that was fetched, if it should be."""
+        bundle = self._bundles.chosen()
+        if bundle is not self._bundles.provisioned:
+            try:
+                return self._make_model(bundle), None
+            except CemaError as error:
+                self._bundles.give_up(error)
+        return self._make_model(self._bundles.provisioned), self._bundles.error
 
-    def _answer(
-        self, active: Active, inputs: npt.NDArray[np.float32], rows: npt.NDArray[np.float32] | None
-    ) -> npt.NDArray[np.float32]:
-        """Return the logits of preprocessed inputs, after what the device does about their domain by itself."""
-        own, affine = self._own, active.affine
-        reading = self._adaptation.before(inputs, affine, active.statistics, rows)
-        if own is None or affine is None:
-            run = active.model.run
-            return self._adaptation.after(inputs, run(inputs), run)
-        logits = own.run(affine, inputs, reading)
-        return self._adaptation.after(inputs, logits, partial(own.again, affine))
-
-    def _source(self) -> Active:
-        """Return the model that the device was provisioned with."""
-        if self._own is None:
-            return Active(build_runtime(self.bundle, threads=self._config.threads))
-        return Active(None, affine=self.bundle.affine_state())
-
-    def _make_adaptation(self) -> DeviceAdaptation:
-        manifest = self.bundle.manifest
-        return DeviceAdaptation(
-            self._config.adaptation,
-            statistics=self.bundle.statistics(),
-            mean_logits=None if manifest.mean_logits is None else np.array(manifest.mean_logits),
-            classes=manifest.classes,
-        )
-
-    def _make_own_model(self) -> OwnModel:
-        # Loaded only where a bundle has statistics.
-        from cema.edge.own_model import OwnModel  # noqa: PLC0415
-
-        return OwnModel(
-            self.bundle,
-            self._adaptation,
-            count=self._spool.count,
-            threads=self._config.threads,
-            clock=self._clock,
-            backoff=Backoff(base=1.0, cap=300.0),
-            on_change=self._notify,
+    def _make_model(self, bundle: Bundle) -> DeviceModel:
+        return DeviceModel(
+            bundle, self._config, count=self._spool.count, clock=self._clock, on_change=self._notify
         )
 
     def _make_recorder(self) -> Encoder:
         upload = self._config.upload
         return Encoder(
             self._spool,
-            upload.image_codec(self.bundle.manifest.upload_side),
+            self._codec(),
             max_samples=upload.queue_samples,
             max_bytes=upload.queue_bytes,
             save=self._save,
@@ -366,9 +333,13 @@ class EdgeAgent:
             on_change=self._notify,
         )
 
+    def _codec(self) -> CodecConfig:
+        return self._config.upload.image_codec(self.bundle.manifest.upload_side)
+
     def _connect(self, cloud: CloudLink, resumed: Resumed) -> None:
         # What talks HTTP takes as long to load as all else: a device without a cloud does without.
         from cema.edge.client import CloudClient  # noqa: PLC0415
+        from cema.edge.migrator import Migrator  # noqa: PLC0415
         from cema.edge.reports import Reporter  # noqa: PLC0415
         from cema.edge.updater import Updater  # noqa: PLC0415
         from cema.edge.uploader import Uploader  # noqa: PLC0415
@@ -395,6 +366,19 @@ class EdgeAgent:
             budget=self._budget,
             near_duplicates=self._make_near_duplicates(),
         )
+        migrator = Migrator(
+            self._link,
+            self._bundles,
+            cloud.cohort,
+            config=self._config.update,
+            behind=self._config.threads == 1,
+            build=self._make_model,
+            base=lambda: self.bundle.manifest.base,
+            counters=self._spool,
+            clock=self._clock,
+            backoff=self._own_backoff(),
+            on_change=self._notify,
+        )
         updater = Updater(
             self._link,
             self.bundle,
@@ -402,7 +386,7 @@ class EdgeAgent:
             state=self._state,
             resumed=resumed,
             activate=self._activate,
-            source=lambda: self._source() if self._guard is None else self._guard.source,
+            source=self._fresh_source,
             counters=self._spool,
             reports=Reporter(
                 self._link, self._facts, seconds=self._config.update.report_seconds, clock=self._clock
@@ -412,9 +396,11 @@ class EdgeAgent:
             clock=self._clock,
             backoff=self._own_backoff(),
             on_change=self._updater_stepped,
-            check=self._own.check if self._own else None,
+            check=self._serving.model.check,
+            migrator=migrator,
+            exchange=self._exchange,
         )
-        self._threads += [self._uploader, updater]
+        self._threads += [self._uploader, updater, migrator]
 
     def _make_near_duplicates(self) -> NearDuplicates | None:
         budget = self._config.budget
@@ -427,7 +413,7 @@ class EdgeAgent:
     def _facts(self) -> Facts:
         """Return what reports say."""
         status = self.status()
-        serving, before = self._serving.read()
+        serving, before = self._log.read()
         counts = {
             "predicted": status.predicted,
             "selected": status.selected,
@@ -442,14 +428,37 @@ class EdgeAgent:
         return replace(self._backoff, failures=0)
 
     def _activate(self, active: Active) -> None:
-        self._serving.installed(active.version)
-        self._active = active  # one assignment: a call sees the old model or the new one, never a mixture
+        self._log.installed(active.version)
+        # One assignment: a call sees the old model or the new one, never a mixture.
+        self._serving = Serving(self._serving.model, active)
         self._swapped = True
         self._notify()
-        guard = self._guard
+        guard = self._serving.model.guard
         source = None if guard is None or active is guard.source else guard.source.runtime
         if source is not None:  # it waits from now on, with no more than its weights
             run_behind(source.release)
+
+    def _exchange(self, model: DeviceModel) -> None:
+        """Let the model of another bundle serve, as it came; called by the thread that installs updates."""
+        with self._exchanging:
+            if self._closed:
+                return
+            before = self._serving.model.own
+            if model.own is not None:
+                model.own.start()
+            self._log = ServingLog(0)
+            self._serving = Serving(model, model.source)  # one assignment, as for an update
+            self._recorder.codec = self._codec()
+            kept = [thread for thread in self._threads if thread is not before]
+            self._threads = [*kept, *([model.own] if model.own else [])]
+        if before is not None:
+            before.stop()
+        self._resume_error = self._bundle_error = None
+        self._swapped = True
+        self._notify()
+
+    def _fresh_source(self) -> Active:
+        return self._serving.model.fresh_source()  # of whichever bundle serves by then
 
     def _updater_stepped(self) -> None:
         if self._swapped:  # nothing refers to the model that was replaced, once the step has ended
@@ -460,10 +469,8 @@ class EdgeAgent:
     def _save(self) -> None:
         if self._budget is not None:
             self._budget.look()
-        with self._selecting:
-            snapshot = self._selector.state()
         try:
-            self._state.save_selector(self.bundle.manifest.base, self._config.selection.rule, snapshot)
+            self._serving.model.save(self._state)
         finally:
             self._spool.save()
 

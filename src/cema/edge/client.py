@@ -142,13 +142,15 @@ class CloudClient:
         """Seconds that `latest_update` may ask the cloud to wait: half of what a whole answer may take."""
         return _WHOLE * self._timeout / 2
 
-    def latest_update(self, etag: str | None, *, wait: float = 0.0) -> Reply:
+    def latest_update(self, etag: str | None, *, wait: float = 0.0, base: str | None = None) -> Reply:
         """Ask for the newest envelope; the reply is a 200, 204 (none yet) or 304 (still `etag`'s).
 
         With `wait`, a cloud that understands it keeps a 204 or 304 back for so many seconds, or until there is news.
+        With `base`, it offers updates for that base alone, and names the one that the device is to have.
         """
         headers = {} if etag is None else {"If-None-Match": etag}
-        path = f"/updates/latest?wait={wait:g}" if wait else "/updates/latest"
+        query = "&".join([f"wait={wait:g}"] * bool(wait) + [f"base={base}"] * bool(base))
+        path = f"/updates/latest{'?' * bool(query)}{query}"
         reply = self._request("GET", path, 64 << 10, headers=headers, patience=wait)
         if reply.status in {204, 304}:
             return reply
@@ -171,6 +173,27 @@ class CloudClient:
         """Download an artifact, reading at most one byte more than `max_bytes`."""
         path = f"/artifacts/{digest}"
         return self._expect(200, self._request("GET", path, max_bytes), path, "an update's payload").body
+
+    def bundle_notice(self) -> Reply:
+        """Ask for the bundle notice; the reply is a 200, 204 (none) or 404 (a cloud without)."""
+        reply = self._request("GET", "/bundle", 64 << 10)
+        if reply.status in {204, 404}:
+            return reply
+        return self._expect(200, reply, "/bundle", "a bundle notice")
+
+    def bundle_piece(self, digest: str, first: int, size: int) -> bytes:
+        """Download so many bytes of a bundle's file, from one of them on."""
+        path = f"/bundles/{digest}"
+        asked = {"Range": f"bytes={first}-{first + size - 1}"}
+        reply = self._request("GET", path, size, headers=asked)
+        if reply.status == 206 and reply.headers.get("content-range", "").startswith(f"bytes {first}-"):
+            return reply.body[:size]
+        if reply.status in {200, 206}:
+            raise LinkError(
+                f"expected a part of {self._prefix}{path}, got status {reply.status} and the range "
+                f"{reply.headers.get('content-range')!r}: something on the way does not pass ranges on"
+            )
+        return self._expect(206, reply, path, "a part of a bundle").body
 
     def close(self) -> None:
         """End the connections, those in use included: their threads see an error at once."""
@@ -220,7 +243,7 @@ class CloudClient:
                     extensions={"trace": partial(self._trace_body, on_sending, sent)},
                 ) as response,
             ):
-                good = response.status_code == 200
+                good = response.status_code in {200, 206}
                 body = self._read(response, max_bytes) if good else self._read_error(response)
                 return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:

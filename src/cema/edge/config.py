@@ -157,14 +157,22 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     report_seconds : float
         Time between two reports to the cloud, at least, of which version serves and how that does; one goes at once
         when another version serves or was refused. 0: none.
+    accept_bundles : bool
+        Whether the device takes another bundle, with another base model, when its cohort is brought to one and a key
+        that the device trusts has signed that.
+    bundle_bytes : int
+        The largest such bundle, in bytes; at least 1.
     """
 
     poll_seconds: float = 30.0
     report_seconds: float = 60.0
+    accept_bundles: bool = True
+    bundle_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         require_at_least(self, 0.01, "poll_seconds", finite=True)
         require_at_least(self, 0, "report_seconds", finite=True)
+        require_at_least(self, 1, "bundle_bytes")
 
 
 class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -192,10 +200,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes
     ----------
     bundle : str
-        Folder of the bundle that the device was provisioned with.
+        Folder of the bundle that the device was provisioned with. It is only read.
     state : str
-        Folder where the device may write: spool, selection state, last update. It and its files are made readable for
-        the device's user only.
+        Folder where the device may write: spool, selection state, last update, a bundle that it has fetched. It and its
+        files are made readable for the device's user only.
     threads : int
         CPU threads that one operator of the model may use; at least 1.
     batch : int

@@ -51,6 +51,11 @@ class Encoder(BackgroundThread):
     save_seconds : float
     clock, backoff, on_change
         See :class:`~cema.edge.background.BackgroundThread`.
+
+    Attributes
+    ----------
+    codec : CodecConfig
+        May be replaced at any time; what waits is encoded with the new one.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Encoder(BackgroundThread):
         on_change: Callable[[], None],
     ) -> None:
         super().__init__("recorder", clock=clock, backoff=backoff, on_change=on_change)
-        self._spool, self._codec = spool, codec
+        self._spool, self.codec = spool, codec
         self._max_samples, self._max_bytes = max_samples, max_bytes
         self._save, self._save_seconds = save, save_seconds
         self._saved_at = clock.monotonic()
@@ -171,7 +176,7 @@ class Encoder(BackgroundThread):
         self.last_error = problem
 
     def _encode(self, capture: Capture) -> Sample:
-        encoded = encode_image(capture.image, self._codec)
+        encoded = encode_image(capture.image, self.codec)
         return Sample(
             id=sample_id(encoded),
             image=encoded,

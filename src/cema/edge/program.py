@@ -14,6 +14,7 @@ event          further keys
 `uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
 `error`        `file`, `message`, `index`: an image that cannot be read is reported and skipped, and keeps its place
                  in the source; for a folder that cannot be read, `index` is null
+`bundle`       `base`, `model`, `previous`: the model of another bundle serves, as it came
 `swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
 `status`       the agent's status, about once a second
 `finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, and the agent's status
@@ -45,6 +46,7 @@ import numpy.typing as npt
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 from cema.edge.images import ImageSource, Picture, open_source
+from cema.edge.status import Prediction
 from cema.errors import ConfigError
 from cema.formats.sample import Sample
 
@@ -178,10 +180,10 @@ class _Session:
 
     def __init__(self, agent: EdgeAgent, lines: _Lines, stop: threading.Event) -> None:
         self._agent, self._stop = agent, stop
-        self._class_names = agent.bundle.manifest.labels
         self.emit = lines.emit
         status = agent.status()
         self._version, self._bytes_down = status.version, status.bytes_down
+        self._base = status.base
         self._status_due = time.monotonic() + _STATUS_SECONDS
         self.seen = 0
 
@@ -254,23 +256,16 @@ class _Session:
             seconds=seconds,
             indices=[picture.index for picture in pictures],
             probabilities=_probabilities(prediction.logits).tolist(),
-            **self._names(pictures, prediction.labels.tolist()),
+            **_names(pictures, prediction),
         )
         self.seen += len(pictures)
-
-    def _names(self, pictures: list[Picture], labels: list[int]) -> dict[str, list[str]]:
-        """Return the names of files and classes, as far as there are any."""
-        names = {}
-        files = [str(picture.file) for picture in pictures if picture.file is not None]
-        if files:
-            names["files"] = files
-        if self._class_names is not None:
-            names["class_names"] = [self._class_names[label] for label in labels]
-        return names
 
     def report(self, version: int | None = None) -> None:
         status = self._agent.status()
         version = status.version if version is None else version
+        if status.base != self._base:
+            self.emit("bundle", base=status.base, model=status.model, previous=self._base)
+            self._base = status.base
         if version != self._version:
             digest = status.digest if version == status.version else None
             down = status.bytes_down - self._bytes_down
@@ -282,6 +277,17 @@ class _Session:
 
     def _unreadable(self, index: int | None, file: Path, error: Exception) -> None:
         self.emit("error", file=str(file), message=str(error) or type(error).__name__, index=index)
+
+
+def _names(pictures: list[Picture], prediction: Prediction) -> dict[str, list[str]]:
+    """Return the names of files and classes, as far as there are any."""
+    names = {}
+    files = [str(picture.file) for picture in pictures if picture.file is not None]
+    if files:
+        names["files"] = files
+    if prediction.class_names is not None:
+        names["class_names"] = [prediction.class_names[label] for label in prediction.labels.tolist()]
+    return names
 
 
 def _probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@
     keys-<cohort>.json      the keys documents that were accepted for a cohort
     selector.json           the selector's state, and the model it belongs to
     spool.db                the spool (see `cema.edge.spool`)
+    bundle.json             which bundle was fetched and chosen (see `cema.edge.fetched_bundles`)
     budget.json             what was sent lately, where there is a budget (see `cema.edge.budget`)
 
 The payload is on disk under its own name before ``update.json`` names it, so that at every moment one whole
@@ -29,7 +30,7 @@ from typing import Any
 
 import msgspec
 
-from cema._util.files import keep_private, write_atomic
+from cema._util.files import keep_private, sync_folder, write_atomic
 from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
@@ -42,9 +43,17 @@ __all__ = ["Resumed", "StateFolder"]
 logger = logging.getLogger(__name__)
 
 _LEFT_OVER = re.compile(
-    r"\.(update|floor|keys|selector|budget)\b.*\.[0-9a-f]{12}\.tmp"
+    r"\.(update|floor|keys|selector|budget|bundle)\b.*\.[0-9a-f]{12}\.tmp"
 )  # as `write_atomic` calls them
-_OURS = ("update.json", "update-*.bin", "floor-*.json", "keys-*.json", "selector.json")
+_OURS = (
+    "update.json",
+    "update-*.bin",
+    "floor-*.json",
+    "keys-*.json",
+    "selector.json",
+    "bundle.json",
+    "bundle-*",
+)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
@@ -174,6 +183,26 @@ class StateFolder:
         self._write(self._record_path, msgspec.json.encode(record))
         self._remove_payloads_but(name)
 
+    def put_update_aside(self, base: str) -> None:
+        """Forget the remembered update, except for its floor, unless it is for that base.
+
+        Raises
+        ------
+        OSError
+            When the disk refuses.
+        """
+        try:
+            record = _read_record(self._record_path)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return  # what it says of itself at the next start counts
+        if record is None or record.base in {"", base}:
+            return
+        self._put_aside((record.cohort, base))
+        self._record_path.unlink()
+        sync_folder(self.path)
+        for payload in self._files("update-*.bin"):
+            _remove(payload)
+
     def load_payload(self, digest: str) -> bytes | None:
         """Return the remembered payload of that digest, or None when it is missing or damaged."""
         try:
@@ -282,7 +311,8 @@ class StateFolder:
         for file in files:
             try:
                 record = _read_record(file)
-                if record is not None and record.cohort == keyring.cohort:
+                line = (keyring.cohort, bundle.manifest.base)
+                if record is not None and record.line in {line, (keyring.cohort, "")}:
                     floor = max(floor, _verify(record, bundle, keyring, now=-math.inf).version)
             except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
                 logger.warning("state: %s cannot be used: %s", file.name, problem)

@@ -29,6 +29,10 @@ class Prediction:
         Whether that is so because the inputs are not what the installed update was made for.
     captured_at : float
         Unix seconds; the samples of this prediction that are sent carry it too.
+    base : str
+        The base model that predicted, of the bundle that served.
+    class_names : tuple of str or None
+        That bundle's names for its classes, where it has any: another bundle may have others.
     """
 
     logits: npt.NDArray[np.float32]
@@ -38,6 +42,8 @@ class Prediction:
     version: int
     guarded: bool
     captured_at: float
+    base: str = ""
+    class_names: tuple[str, ...] | None = None
 
 
 class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +98,8 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         Whether the source model serves, because the latest inputs are not what the update was made for.
     digest : str or None
         SHA-256 of its payload; None for the one the device was provisioned with.
+    base : str
+        The base model of the bundle that serves.
     model, cohort : str, str or None
     predicted, selected, guarded : int
         Images: all, those worth sending, and those that the source model predicted in an update's place.
@@ -109,6 +117,8 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         Selected samples that were lost, by reason.
     rejected_updates : dict of str to int
         By reason.
+    rejected_bundles : dict of str to int
+        Bundles that were offered and refused, by reason.
     swaps : int
         Updates that came to serve while the agent ran.
     own_statistics : bool
@@ -132,6 +142,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     drifted: bool
     digest: str | None
+    base: str
     model: str
     cohort: str | None
     predicted: int
@@ -145,6 +156,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     dropped: dict[str, int]
     rejected_updates: dict[str, int]
+    rejected_bundles: dict[str, int]
     swaps: int
     own_statistics: bool
     read: int

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient, Reply
+from cema.edge.device_model import DeviceModel
+from cema.edge.migrator import Migrator
 from cema.edge.reports import Reporter
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.runtime import Active, Check, build_active, pack_payload
@@ -84,6 +86,10 @@ class Updater(BackgroundThread):
         For the sessions that are built.
     check : callable or None
         See `cema.edge.runtime.build_active`.
+    migrator : Migrator, optional
+        Told of the base that the cloud names; what it has prepared comes to serve here. Without one no base is named.
+    exchange : callable, optional
+        Called with a model of the migrator's; lets it serve as its bundle came.
     clock, backoff, on_change
         See :class:`~cema.edge.background.BackgroundThread`.
     """
@@ -106,6 +112,8 @@ class Updater(BackgroundThread):
         backoff: Backoff,
         on_change: Callable[[], None],
         check: Check | None = None,
+        migrator: Migrator | None = None,
+        exchange: Callable[[DeviceModel], None] = lambda _: None,
     ) -> None:
         super().__init__("updater", clock=clock, backoff=backoff, on_change=on_change)
         self._link, self._bundle, self._cohort, self._state = link, bundle, cohort, state
@@ -118,6 +126,9 @@ class Updater(BackgroundThread):
         self._poll_seconds = poll_seconds
         self._threads = threads
         self._check = check
+        self._migrator, self._exchange = migrator, exchange
+        if migrator is not None:
+            migrator.on_ready = self.notify
         self._etag: str | None = None
         self._settled = ""  # digest of the envelope there is nothing more to do about
         self._verdict: str | None = None  # what was wrong with it
@@ -138,7 +149,9 @@ class Updater(BackgroundThread):
 
     def step(self) -> Pause:
         """Ask once, if it is time to, and do what the reply calls for."""
-        if self._hastened.is_set():  # woken before its time
+        if self._migrator is not None and (model := self._migrator.take()) is not None:
+            self._begin_with(model, self._migrator)
+        elif self._hastened.is_set():  # woken before its time
             self._hastened.clear()
             now = self.clock.monotonic()
             self._due = min(self._due, now + _SOON)
@@ -155,13 +168,16 @@ class Updater(BackgroundThread):
         began = self.clock.monotonic()
         asks = self._poll_seconds <= _LONGEST_POLL and not self._plain
         wait = min(_WAIT_SECONDS, self._link.longest_wait, self._reports.seconds) if asks else 0.0
+        base = None if self._migrator is None else self._bundle.manifest.base
         try:
-            reply = self._link.latest_update(self._etag, wait=wait)
+            reply = self._link.latest_update(self._etag, wait=wait, base=base)
         except LinkError as error:
             if wait and not (error.permanent or self.closing):
                 self._plain, self._penalty = self._penalty, min(2 * self._penalty, _MOST_PLAIN)
             raise
         self._plain = max(0, self._plain - 1)
+        if self._migrator is not None:
+            self._migrator.told(reply.headers.get("cema-base"), self._trust.keyring)
         waited = self.clock.monotonic() - began
         # One that answers at once does not wait, or has news: then the next answer will tell.
         self._waits = wait > 0 and waited >= wait / 2
@@ -171,6 +187,20 @@ class Updater(BackgroundThread):
         if wait and (self._waits or news):
             return max(0.0, _BETWEEN_WAITS - waited)
         return self._poll_seconds * self.backoff.random.uniform(0.9, 1.1)
+
+    def _begin_with(self, model: DeviceModel, migrator: Migrator) -> None:
+        """Let the model of another bundle serve, and go on with the updates that are for it."""
+        self._bundle, self._check, self._active = model.bundle, model.check, None
+        self._etag, self._settled, self._verdict, self._unsaved = None, "", None, None
+        base = model.bundle.manifest.base
+        try:
+            self._state.put_update_aside(base)
+        except OSError as error:  # it is for another base, and refused at the next start
+            logger.warning("state: the update for the base of before stays: %s", error)
+        self._floor = self._state.floor(model.bundle, self._trust.keyring)
+        self._exchange(model)
+        migrator.taken(base)
+        logger.info("the bundle with base %s serves", base[:12])
 
     def _take(self, reply: Reply) -> bool:
         """Do what a reply calls for; tell whether it had an envelope that was not known."""

@@ -24,6 +24,7 @@ __all__ = [
     "STATISTICS_FILE",
     "check_digest",
     "check_target",
+    "digest_of",
     "load_golden",
     "read_exactly",
     "read_file",
@@ -62,13 +63,18 @@ def _unreadable(path: Path, error: OSError) -> FormatError:
     )
 
 
-def check_digest(path: Path, expected: str) -> None:
-    """Raise FormatError unless a file has a digest; it is read piece by piece: a device need not hold a whole model."""
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece: a device need not hold a whole model."""
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Raise FormatError unless a file has a digest."""
+    digest = digest_of(path)
     if digest != expected:
         raise FormatError(
             f"{path}: hashes to {digest}, the manifest says {expected}: the bundle is damaged, provision it again"

@@ -123,20 +123,17 @@ def open_envelope(
     return Opened(content, frozenset(key for key, _ in signatures if key in public_keys))
 
 
+def content_of(data: bytes) -> bytes:
+    """Return what is in an envelope, unverified; ValueError if it cannot be read."""
+    return _decode_base64(msgspec.json.decode(data, type=_Envelope).manifest)
+
+
 def signed_by(data: bytes) -> list[str]:
     """Return the ids of the keys that an envelope says it is signed by, unverified; none if it cannot be read."""
     try:
         return [item.key for item in msgspec.json.decode(data, type=_Envelope).signatures]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
-
-
-def content_of(data: bytes) -> bytes:
-    """Return what an envelope holds, unverified: for messages alone; nothing if it cannot be read."""
-    try:
-        return _decode_base64(msgspec.json.decode(data, type=_Envelope).manifest)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return b""
 
 
 def _decode_base64(text: str) -> bytes:

@@ -221,7 +221,7 @@ def version_of(envelope: bytes) -> int:
     """Return the version that an envelope says it is, unverified: for messages alone; 0 if it cannot be read."""
     try:
         version = msgspec.json.decode(content_of(envelope), type=UpdateManifest).version
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return 0
     return version if 0 <= version < 2**53 else 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cema.cloud.store.base import UPDATES_KEPT, Store
+from cema.cloud.store.base import UPDATES_KEPT, Fenced, OtherBase, Store
 from cema.cloud.store.devices import Device
 from cema.errors import StoreError
 from cema.testing.store_case import BASE, StoreCase, put
@@ -88,10 +88,31 @@ class StepTests(StoreCase):
         # The first of the two versions has been deleted since, and the second has not.
         assert store.artifact("north", numbered_update(1, b"same").digest) == b"same"
 
-    def test_a_cohort_keeps_its_base_model(self, store: Store) -> None:
+    def test_a_cohort_without_a_step_takes_any_base_model(self, store: Store) -> None:
+        put(store, [numbered_sample(i) for i in range(3)])
+        token = store.devices(["north"]).add("cam", cohort="north")
+        seqs = store.sequence("north", after=0, limit=3)
+        epoch = store.claim("north").epoch
+        store.commit_step("north", seqs[0], b"waits for a batch", epoch=epoch, now=1.0)  # no step yet
+        for base in ("1" * 64, BASE, "1" * 64):
+            store.open_cohort("north", base=base)
+            assert store.status("north")["base"] == base
+        with pytest.raises(Fenced):  # whoever works on it does so with the base of before
+            store.commit_step("north", seqs[1], b"", numbered_update(1), epoch=epoch, now=1.0)
+        state = store.claim("north")
+        assert (state.cursor, state.checkpoint) == (seqs[0], None)
+        assert store.backlog("north").samples == 2
+        assert store.devices(["north"]).authenticate(token) is not None
+
+    @pytest.mark.parametrize("what", ["update", "step"])
+    def test_a_cohort_that_has_made_steps_keeps_its_base_model(self, store: Store, what: str) -> None:
+        update, counts = (numbered_update(1), {}) if what == "update" else (None, {"steps.count": 1.0})
+        epoch = store.claim("north").epoch
+        store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0, counts=counts)
         store.open_cohort("north", base=BASE)
-        with pytest.raises(StoreError, match="cohort name of its own"):
+        with pytest.raises(OtherBase, match="cema cohort migrate north"):
             store.open_cohort("north", base="1" * 64)
+        store.commit_step("north", 0, b"", epoch=epoch, now=1.0)  # nobody was fenced
 
     def test_what_no_cohort_has_done_is_an_error_or_empty(self, store: Store) -> None:
         for call in (store.claim, store.status):

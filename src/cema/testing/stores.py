@@ -24,6 +24,7 @@ from cema.cloud.store.devices import Device
 from cema.errors import StoreUnavailable
 from cema.testing.store_activity import ActivityTests
 from cema.testing.store_agreements import AgreementTests
+from cema.testing.store_bases import BaseTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
@@ -57,6 +58,7 @@ class StoreSuite(
     StepTests,
     ActivityTests,
     AgreementTests,
+    BaseTests,
     ControlTests,
     DeviceTests,
     FleetTests,

@@ -62,7 +62,10 @@ def test_a_malformed_frame_is_400(cloud: Cloud, body: bytes) -> None:
 
 
 def test_everything_but_health_wants_a_token(cloud: Cloud) -> None:
-    ours = [f"/v1/cohorts/north/{p}" for p in ("status", "updates/latest", "keys", "artifacts/" + "0" * 64)]
+    ours = [
+        f"/v1/cohorts/north/{p}"
+        for p in ("status", "updates/latest", "keys", "bundle", "artifacts/" + "0" * 64)
+    ]
     for path in ("/metrics", *ours):
         for header in (b"", b"Bearer", b"Bearer wrong", b"Basic abc", b"Bearer \xff"):
             response = cloud.http.get(path, headers={b"Authorization": header} if header else {})
@@ -151,7 +154,7 @@ def test_a_full_backlog_is_429_with_retry_after_and_nothing_is_stored(cloud: Clo
 
 
 def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
-    cloud.store.database.max_bytes = 315_000  # as if its owner had configured less
+    cloud.store.database.max_bytes = cloud.store.used_bytes() + 200_000  # as if its owner had configured less
     rng = np.random.default_rng(0)
     response = None
     for _ in range(10):
@@ -172,7 +175,7 @@ def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
 
 
 def test_what_could_never_fit_is_413_and_not_429_for_ever(cloud: Cloud) -> None:
-    cloud.store.database.max_bytes = 315_000  # as if its owner had configured less
+    cloud.store.database.max_bytes = cloud.store.used_bytes() + 127_000  # as if its owner had configured less
     pieces = samples_of(np.random.default_rng(0).integers(0, 256, (2, 82, 200, 3), dtype=np.uint8))
     error = refused(cloud.post(encode_samples(pieces[:2])), 413, "too_large")
     assert "empty store" in error["message"]
@@ -236,7 +239,9 @@ def test_keys_documents_are_served_as_they_were_signed(cloud: Cloud) -> None:
     assert cloud.get("/v1/cohorts/north/keys", headers=known).status_code == 304
 
 
-def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_poll_reads_the_token_the_bases_and_the_tag(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = cloud.publish(1, b"payload")
     statements: list[str] = []
     database = cloud.store.database
@@ -248,8 +253,8 @@ def test_an_unchanged_poll_reads_the_token_and_the_tag(cloud: Cloud, monkeypatch
         statements.clear()
         assert cloud.get("/v1/cohorts/north/updates/latest", headers=known).status_code == 304
         tables = [statement.partition(" FROM ")[2].partition(" ")[0] for statement in statements]
-        assert tables == ["devices", "device_pins", "updates"]
-        assert statements[2].startswith("SELECT version, digest FROM")
+        assert tables == ["devices", "cohort_bases", "device_pins", "updates"]
+        assert statements[3].startswith("SELECT version, digest FROM")
 
 
 class Plain:
@@ -437,6 +442,9 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
     assert operations.keys() == {
         "upload_samples",
         "keys_documents",
+        "bundle_notice",
+        "bundle_file",
+        "bases",
         "latest_update",
         "artifact",
         "cohort_status",

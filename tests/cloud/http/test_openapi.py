@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from bundle_offer import migrated, sha256
 from cloud_client import LIMITS, SOUTH
 from cloud_support import StillEngine, make_samples, samples_of, write_config
 from hypothesis import given, settings
@@ -40,6 +41,9 @@ SAMPLES = "/v1/cohorts/{cohort}/samples"
 LATEST = "/v1/cohorts/{cohort}/updates/latest"
 ARTIFACT = "/v1/cohorts/{cohort}/artifacts/{digest}"
 KEYS = "/v1/cohorts/{cohort}/keys"
+BUNDLE = "/v1/cohorts/{cohort}/bundle"
+BUNDLE_FILE = "/v1/cohorts/{cohort}/bundles/{digest}"
+BASES = "/v1/cohorts/{cohort}/bases"
 STATUS = "/v1/cohorts/{cohort}/status"
 VERSIONS = "/v1/cohorts/{cohort}/versions"
 ACTS = "/v1/cohorts/{cohort}/acts"
@@ -51,6 +55,7 @@ SAMPLE = "/v1/cohorts/{cohort}/data/{id}"
 DELETIONS = "/v1/cohorts/{cohort}/deletions"
 LABELS = "/v1/cohorts/{cohort}/labels"
 KNOWN = make_samples(1, seed=500)[0]
+TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -164,15 +169,14 @@ def codes(response: dict[str, Any]) -> list[str | None]:
 def before_the_first_update(api: Api) -> None:
     assert api("GET", LATEST).status_code == 204
     assert api("GET", KEYS).status_code == 204
+    assert api("GET", BUNDLE).status_code == 204
     status = api("GET", STATUS).json()
     assert (status["update"], status["worker"]) == (None, {"ready": False})
 
 
 def wrong_senders(api: Api) -> None:
-    reads = [
-        ("GET", path)
-        for path in (LATEST, ARTIFACT, KEYS, STATUS, VERSIONS, ACTS, DEVICES, DATA, SAMPLE, DELETIONS)
-    ]
+    told = (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, *TOLD_TO_OPERATORS)
+    reads = [("GET", path) for path in told]
     writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
     for method, path in (*writes, *reads):
         for who in (None, "nobody", "revoked", "expired"):
@@ -182,7 +186,7 @@ def wrong_senders(api: Api) -> None:
     api("GET", f"{LATEST}?wait=-1")
     for who in (None, "revoked", "expired", "device", "operator"):
         api("GET", "/metrics", who=who)
-    for path in (VERSIONS, ACTS, DEVICES, DATA, SAMPLE, DELETIONS):
+    for path in TOLD_TO_OPERATORS:
         api("GET", path, who="device")
     for who in ("device", "operator", "chief"):
         for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
@@ -379,6 +383,20 @@ def good_requests(api: Api) -> None:
         assert response.content == content
         assert api("GET", path, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
     api("GET", ARTIFACT, digest="0" * 64)
+    notice, files = migrated(api.engine)
+    for path, content in ((BUNDLE, notice), (BUNDLE_FILE, files["norm.bin"])):
+        response = api("GET", path, digest=sha256(files["norm.bin"]))
+        assert (response.status_code, response.content) == (200, content)
+        known = {"If-None-Match": response.headers["etag"]}
+        assert api("GET", path, digest=sha256(files["norm.bin"]), headers=known).status_code == 304
+    part = api("GET", BUNDLE_FILE, digest=sha256(files["norm.bin"]), headers={"Range": "bytes=1-2"})
+    assert (part.status_code, part.content) == (206, files["norm.bin"][1:3])
+    api("GET", BUNDLE_FILE, digest="0" * 64)
+    assert api("GET", f"{LATEST}?base={'1' * 64}").headers["CEMA-Base"] == "1" * 64
+    api.app.state.service.device_bases.write()
+    told = api("GET", BASES, who="operator").json()
+    assert (told["base"], told["bases"][-1]["devices"]) == ("1" * 64, ["cam"])
+    assert "cam" not in told["unknown"]
     api.engine.store.put_report("north", {"ready": True, "steps": 3, "last": {"loss": 0.5}}, now=9.0)
     status = api("GET", STATUS, who="operator").json()
     assert status["worker"] == {"ready": True, "seen_at": 9.0, "steps": 3, "last": {"loss": 0.5}}
@@ -443,11 +461,14 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE device_activity RENAME TO lost_activity")
     api("GET", DEVICES, who="admin")
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE cohort_bases RENAME COLUMN notice TO lost")
     api("GET", VERSIONS, who="admin")
+    api("GET", BASES, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
-    api("GET", KEYS)
-    api("GET", STATUS)
+    for path in (KEYS, BUNDLE, BUNDLE_FILE, STATUS):
+        api("GET", path)
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")

@@ -15,7 +15,7 @@ from worker_cloud import Cloud, drain
 
 from cema.adapt.learner import CemaLearner
 from cema.cloud.config import PublishConfig
-from cema.cloud.store.base import Fenced
+from cema.cloud.store.base import Fenced, OtherBase
 from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker import images as worker_images
 from cema.cloud.worker.attempts import ATTEMPTS, WorkerFailed
@@ -744,8 +744,19 @@ def test_a_key_that_devices_do_not_trust_is_refused(cloud: Cloud) -> None:
 
 def test_a_store_of_another_base_model_is_refused(cloud: Cloud) -> None:
     cloud.store.open_cohort("north", base="1" * 64)
-    with pytest.raises(StoreError, match="base model"):
+    cloud.store.count("north", {"steps.count": 1})
+    with pytest.raises(OtherBase, match="cema cohort migrate north"):
         cloud.open()
+
+
+def test_another_bundle_simply_works_before_the_first_step(cloud: Cloud) -> None:
+    cloud.send(5, drift=False)  # less than a batch
+    cloud.store.open_cohort("north", base="1" * 64)
+    worker = cloud.open()
+    assert cloud.store.status("north")["base"] == worker.publisher.bundle.manifest.base
+    cloud.send(16)
+    drain(worker)
+    assert cloud.counters()["steps.count"] > 0
 
 
 def test_a_store_that_is_unavailable_is_no_fault_of_the_configuration(cloud: Cloud) -> None:

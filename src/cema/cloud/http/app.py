@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, data, devices, keys, operations, reports, updates, uploads
+from cema.cloud.http import acts, bundles, data, devices, keys, operations, reports, updates, uploads
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -61,6 +61,7 @@ def create_app(engine: Engine) -> FastAPI:
             await run_in_threadpool(service.reports.write)
             await run_in_threadpool(service.tokens.write)
             await run_in_threadpool(service.rates.write)
+            await run_in_threadpool(service.device_bases.write)
             await run_in_threadpool(engine.stop)
 
     # The document has an endpoint like all others, in `operations`: FastAPI's own would answer HEAD as well.
@@ -74,7 +75,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, reports, acts, devices, data, operations):
+    for part in (uploads, updates, keys, bundles, reports, acts, devices, data, operations):
         app.include_router(part.router)
     return app
 

@@ -32,6 +32,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "unknown_device": (404, "The cohort has no such device."),
     "unknown_artifact": (404, "The cohort has no such artifact, or no longer."),
     "unknown_sample": (404, "The cohort has no such sample, or no longer."),
+    "unknown_bundle": (404, "The cohort's bundle has no such file, or no longer."),
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method."),
     "timeout": (408, "The body did not arrive in time."),

@@ -13,11 +13,15 @@ Responses = dict[int | str, dict[str, Any]]
 """The parameter `responses` of a route: a description by status."""
 
 _HEADERS = {
+    "CEMA-Base": "The base model that devices are to have: to a sender that named its own, once there was "
+    "more than one.",
     "Cache-Control": "Whether the response may be kept.",
+    "Content-Range": "Which bytes of how many.",
     "ETag": "The entity tag, for If-None-Match.",
     "Retry-After": "Seconds to wait before the next try.",
     "WWW-Authenticate": "Always `Bearer`.",
 }
+_OPTIONAL = {"CEMA-Base"}
 _MORE_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
@@ -29,7 +33,11 @@ def headers(*names: str) -> dict[str, Any]:
     >>> headers("Retry-After")
     {'Retry-After': {'description': 'Seconds to wait before the next try.', 'schema': {'type': 'string'}}}
     """
-    return {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names}
+    return {
+        name: {"description": _HEADERS[name], "schema": {"type": "string"}}
+        | ({"required": False} if name in _OPTIONAL else {})
+        for name in names
+    }
 
 
 def errors(*codes: str) -> Responses:

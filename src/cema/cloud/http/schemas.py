@@ -10,6 +10,8 @@ __all__ = [
     "ActRecord",
     "Acts",
     "Agreement",
+    "BaseModels",
+    "BaseOfDevices",
     "CheckResult",
     "Envelope",
     "Error",
@@ -220,6 +222,28 @@ class Versions(BaseModel):
     cohort: str
     publishing: Literal["on", "paused", "pinned", "stopped"]
     versions: list[Version]
+
+
+class BaseOfDevices(BaseModel):
+    """A base model, and who has it. Members may be added."""
+
+    model_config = ConfigDict(extra="allow")
+
+    base: str
+    since: Seconds | None = Field(
+        description="When devices were last told to have it; null for the first one."
+    )
+    version: int = Field(description="The newest version for it that is kept; 0 for none.")
+    devices: list[str] = Field(description="Devices that have said last that they have it.")
+
+
+class BaseModels(BaseModel):
+    """How far a cohort is on its way to another base model."""
+
+    cohort: str
+    base: str = Field(description="The base that devices are to have.")
+    bases: list[BaseOfDevices] = Field(description="Oldest first.")
+    unknown: list[str] = Field(description="Devices that have never said which one they have.")
 
 
 class Status(BaseModel):

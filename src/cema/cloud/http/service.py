@@ -12,6 +12,8 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from cema.cloud.http.bases import Bases
+from cema.cloud.http.device_bases import DeviceBases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
 from cema.cloud.http.metrics import Metrics
@@ -60,9 +62,11 @@ class Service:
         self._instant: bool = getattr(engine.store, "instant", False)
         self._read_tag: Callable[[str], UpdateTag | None] | None = getattr(engine.store, "latest_tag", None)
         self._offers = offers_of(engine.store)
+        self.bases = Bases(engine.store, self.latest_tag, self.latest_update)
         self.announcements = Announcements(engine.store, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
+        self.device_bases = DeviceBases(engine.store)
         self.reports = Reports(engine.store)
         self.tokens = Tokens(engine.devices)
         self._uploads: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cema._util.checks import is_sha256
 from cema.cloud.http.access import BY_TOKEN, MEMBER_ERRORS, CohortName, bearer, member
+from cema.cloud.http.bases import Line
 from cema.cloud.http.caching import FOREVER, NO_CACHE, matches
 from cema.cloud.http.direct import DirectRoute
 from cema.cloud.http.errors import ApiError
@@ -50,7 +51,15 @@ Wait = Annotated[
         f"{LONGEST_WAIT:g} count as {LONGEST_WAIT:g}, and a busy server answers at once.",
     ),
 ]
+Base = Annotated[
+    str | None,
+    Query(
+        description="The base of the sender's bundle: it gets updates for that alone.",
+        json_schema_extra={"pattern": "^[0-9a-f]{64}$"},
+    ),
+]
 _TAGGED = headers("ETag", "Cache-Control")
+_TOLD = headers("ETag", "Cache-Control", "CEMA-Base")
 _NOT_MODIFIED: dict[str, Any] = {"description": "The sender has it already.", "headers": _TAGGED}
 
 
@@ -59,6 +68,7 @@ class _Newest(NamedTuple):
 
     sender: Device
     tag: UpdateTag | None
+    line: Line
 
 
 # The model describes the envelope; its bytes go out as they were signed.
@@ -68,15 +78,22 @@ class _Newest(NamedTuple):
     response_model=Envelope,
     response_description="The newest envelope.",
     responses={
-        200: {"headers": _TAGGED},
-        204: {"description": "Nothing was published yet.", "headers": headers("Cache-Control")},
-        304: _NOT_MODIFIED,
+        200: {"headers": _TOLD},
+        204: {
+            "description": "Nothing was published yet.",
+            "headers": headers("Cache-Control", "CEMA-Base"),
+        },
+        304: {**_NOT_MODIFIED, "headers": _TOLD},
         **errors("invalid_request", *MEMBER_ERRORS),
     },
     openapi_extra=BY_TOKEN,
 )
 async def latest_update(
-    cohort: CohortName, request: Request, if_none_match: IfNoneMatch = None, wait: Wait = 0.0
+    cohort: CohortName,
+    request: Request,
+    if_none_match: IfNoneMatch = None,
+    wait: Wait = 0.0,
+    base: Base = None,
 ) -> Response:
     """The entity tag changes whenever the envelope does, also when a new version has the same payload.
 
@@ -84,27 +101,30 @@ async def latest_update(
     """
     # The token and the tag are read, and nothing else unless the tag is another.
     service: Service = request.app.state.service
-    sender, tag = await service.at_once(_newest, cohort, request, service)
+    sender, tag, line = await service.at_once(_newest, cohort, request, service)
     known, seconds = request.headers.get("if-none-match"), _wait(request)
     if sender.role == "device":
         service.polls.note(cohort, sender.name, known)
+        service.device_bases.note(cohort, sender.name, request.query_params.get("base"))
     service.tokens.seen(sender)
     update: PublishedUpdate | None = None
     if tag is None or matches(known, _etag(tag)):
         begin = time.perf_counter()
-        version = 0 if tag is None else tag.version
-        if seconds > 0:
+        version = line.after if tag is None else tag.version
+        if seconds > 0 and line.waits:
             update = await service.announcements.newer(cohort, version, seconds, who=sender.name)
             request.scope[WAITED] = time.perf_counter() - begin
+            if not await service.at_once(service.bases.still, cohort, line):
+                update = None  # for another base model
         if update is None:
-            return _nothing_new(tag)
+            return _nothing_new(tag, line)
     # It may be a newer one by now.
-    update = update or await run_in_threadpool(service.latest_update, cohort, sender.name)
+    update = update or await run_in_threadpool(service.bases.latest, cohort, line, sender.name)
     if update is None or matches(known, _etag(update)):
-        return _nothing_new(update)
+        return _nothing_new(update, line)
     if sender.role == "device":
         service.fetches.note(Fetch(cohort, update.version, sender.name, time.time()))
-    tagged = {**NO_CACHE, "ETag": _etag(update)}
+    tagged = {**NO_CACHE, **line.headers, "ETag": _etag(update)}
     return Response(update.envelope, media_type="application/json", headers=tagged)
 
 
@@ -112,15 +132,17 @@ router.include_router(polls)
 
 
 def _newest(cohort: str, request: Request, service: Service) -> _Newest:
-    """Check the sender and read the tag."""
+    """Check the sender and read the tag of what it is to get."""
     sender = member(cohort, bearer(request), service)
-    return _Newest(sender, service.latest_tag(cohort, sender.name))
+    line = service.bases.line(cohort, request.query_params.get("base"))
+    return _Newest(sender, service.bases.tag(cohort, line, sender.name), line)
 
 
-def _nothing_new(tag: UpdateTag | PublishedUpdate | None) -> Response:
+def _nothing_new(tag: UpdateTag | PublishedUpdate | None, line: Line) -> Response:
+    told = {**NO_CACHE, **line.headers}
     if tag is None:
-        return Response(status_code=204, headers=NO_CACHE)
-    return Response(status_code=304, headers={**NO_CACHE, "ETag": _etag(tag)})
+        return Response(status_code=204, headers=told)
+    return Response(status_code=304, headers={**told, "ETag": _etag(tag)})
 
 
 def _wait(request: Request) -> float:

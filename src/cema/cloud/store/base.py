@@ -24,6 +24,7 @@ __all__ = [
     "CohortState",
     "Fenced",
     "Limits",
+    "OtherBase",
     "PublishedUpdate",
     "Store",
     "StoredSample",
@@ -44,6 +45,10 @@ class BacklogFull(StoreError):  # noqa: N818 - a state, not a fault
 
 class UploadTooLarge(StoreFull):
     """The samples of one upload would not fit an empty store: waiting cannot help."""
+
+
+class OtherBase(StoreError):  # noqa: N818 - a state, not a fault
+    """The cohort has made steps with another base model than the one that is given now."""
 
 
 class Fenced(StoreError):  # noqa: N818 - a state, not a fault
@@ -248,10 +253,14 @@ class Store(Protocol):
     def open_cohort(self, name: str, *, base: str) -> None:
         """Make a cohort known, for one base model (its digest).
 
+        A cohort is tied to its base once a commit has had an update or has counted ``steps.count``. Until then another
+        base takes the place of the one before: what was committed meanwhile is dropped, samples and devices stay, and
+        whoever has claimed the cohort is fenced.
+
         Raises
         ------
-        StoreError
-            The store holds the cohort's state for another base model: it cannot be carried over.
+        OtherBase
+            The cohort is tied to another base model.
         """
         ...
 

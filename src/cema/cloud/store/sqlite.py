@@ -131,12 +131,7 @@ class SqliteStore(OptionalMembers):
         """Make a cohort known, for one base model; another one than it has is refused."""
         with self.database.write() as connection:
             connection.execute("INSERT OR IGNORE INTO cohorts (name, base) VALUES (?, ?)", (name, base))
-            known = connection.execute("SELECT base FROM cohorts WHERE name = ?", (name,)).fetchone()[0]
-            if known != base:
-                raise StoreError(
-                    f"cohort {name!r} was started with base model {known[:12]}, its bundle now has "
-                    f"{base[:12]}; give the new bundle a cohort name of its own, or restore the old bundle"
-                )
+            self._bases.tie(connection, name, base)
 
     def claim(self, cohort: str) -> CohortState:
         """Take a cohort over: from now on only commits under the returned epoch are accepted."""
@@ -255,6 +250,7 @@ class SqliteStore(OptionalMembers):
             older_bytes=self.database.max_bytes // OLDER_SHARE,
         )
         held = self._control.held(connection, cohort) | self._offers.held(connection, cohort)
+        stay |= self._bases.kept(connection, cohort)
         connection.executemany(
             "DELETE FROM updates WHERE cohort = ? AND version = ?",
             [(cohort, row[0]) for row in rows if row[0] not in stay and row[3] not in held],

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from cema.cloud.store.audits import AuditedAct
+from cema.cloud.store.bases import base_at
 from cema.cloud.store.control import (
     SOURCE,
     Act,
@@ -29,6 +30,7 @@ from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_offers import OfferTable, newest_for_all
+from cema.cloud.store.sqlite_periods import read_periods
 from cema.errors import StoreError
 
 __all__ = ["ControlTable"]
@@ -125,7 +127,9 @@ class ControlTable:
                         f"device {device!r} of cohort {cohort!r} is not pinned; there is nothing to end"
                     )
                 # It has a higher number than the others: what they have needs one that is higher still.
-                return newest_for_all(connection, cohort, there=True)[1] or SOURCE
+                newest, digest = newest_for_all(connection, cohort, there=True)
+                periods = read_periods(connection, cohort)
+                return digest if digest and not (periods and newest <= periods[-1].after) else SOURCE
             case Release(to=version):
                 newest = newest_for_all(connection, cohort, there=True)[0]
                 if version <= newest:
@@ -211,6 +215,28 @@ class ControlTable:
                 (acted.state, acted.done_at, acted.version, acted.number),
             )
 
+    def check_free(self, connection: sqlite3.Connection, cohort: str) -> None:
+        """Raise StoreError where devices are to have the content of a version, of the base model that they have now."""
+        if not self._there:
+            return
+        waiting = [act.number for act in _all_waiting(connection, cohort) if act.content != SOURCE]
+        if waiting:
+            raise StoreError(
+                f"cohort {cohort!r}: act {waiting[0]} waits for the worker, and its content is for the base model "
+                "of now; wait until it is done (`cema cloud acts`), and try again"
+            )
+        pinned = self._offers.pinned_names(connection, cohort)
+        if pinned:
+            raise StoreError(
+                f"cohort {cohort!r}: pinned to a version, which is for the base model of now: {', '.join(pinned)}; "
+                "resume these devices first (`cema cloud resume --device NAME`)"
+            )
+        if _control(connection, cohort).publishing == "pinned":
+            raise StoreError(
+                f"cohort {cohort!r} is pinned to a version, which is for the base model of now; resume it first "
+                f"(`cema cloud resume --cohort {cohort}`)"
+            )
+
     def held(self, connection: sqlite3.Connection, cohort: str) -> set[str]:
         """Return the digests that may not be deleted: devices are to have them, now or soon."""
         if not self._there:
@@ -241,6 +267,12 @@ def _content(connection: sqlite3.Connection, cohort: str, act: Act) -> str | Non
             ).fetchone()
             if row is None:
                 raise ActRefused(_not_kept(connection, cohort, version))
+            periods = read_periods(connection, cohort)
+            if periods and base_at(periods, version) != periods[-1].base:
+                raise ActRefused(
+                    f"version {version} of cohort {cohort!r} is for another base model than its devices are to have "
+                    f"now; those after {periods[-1].after} are for that (cema cloud versions lists all)"
+                )
             return None if isinstance(act, Release) else cast("str", row[0])
         case _:
             return None

@@ -193,6 +193,14 @@ class OfferTable:
         return before[0] if before else None
 
     @staticmethod
+    def pinned_names(connection: sqlite3.Connection, cohort: str) -> list[str]:
+        """Return the names of the devices that are pinned."""
+        rows = connection.execute(
+            "SELECT device FROM device_pins WHERE cohort = ? ORDER BY device", (cohort,)
+        ).fetchall()
+        return [row[0] for row in rows]
+
+    @staticmethod
     def unpin_all(connection: sqlite3.Connection, cohort: str) -> None:
         """Let no device be pinned."""
         connection.execute("DELETE FROM device_pins WHERE cohort = ?", (cohort,))

@@ -12,12 +12,14 @@ from cema.cloud.store.agreements import AgreementPoint, VersionAgreement
 from cema.cloud.store.audits import AuditedAct, RecordedAct
 from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
+from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
 from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
+from cema.cloud.store.sqlite_bases import BaseTable
 from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_fleet import SqliteFleet, make_fleet_columns
 from cema.cloud.store.sqlite_keys import KeysTable
@@ -41,6 +43,7 @@ class OptionalMembers(RightsMembers):
         self._audit = AuditTable(self.database)
         self._offers = OfferTable(self.database)
         self._control = ControlTable(self.database, self._audit, self._offers)
+        self._bases = BaseTable(self.database, self._audit, self._control, self._offers)
         self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         self._fleet_there = make_fleet_columns(self.database)
@@ -152,6 +155,34 @@ class OptionalMembers(RightsMembers):
     def pinned(self, cohort: str) -> list[PinnedDevice]:
         """Return the devices that are pinned, by name."""
         return self._offers.pinned(cohort)
+
+    def periods(self, cohort: str) -> tuple[Period, ...]:
+        """Return the base models that a cohort has had, oldest first; empty where it has had one only."""
+        return self._bases.periods(cohort)
+
+    def migrate(self, cohort: str, migration: Migration, *, actor: str, now: float) -> tuple[Period, ...]:
+        """Give a cohort another base model, durably."""
+        return self._bases.migrate(cohort, migration, actor=actor, now=now)
+
+    def bundle_notice(self, cohort: str) -> tuple[int, bytes] | None:
+        """Return serial number and envelope of a cohort's newest bundle notice, or None."""
+        return self._bases.notice(cohort)
+
+    def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
+        """Return the newest kept version for a base model."""
+        return self._bases.newest_of(cohort, base, before=before)
+
+    def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
+        """Return version and digest of the newest kept version for a base model."""
+        return self._bases.tag_of(cohort, base, before=before)
+
+    def note_device_bases(self, notes: Sequence[DeviceBase]) -> None:
+        """Keep which base model each device has said last that it has."""
+        self._bases.note_device_bases(notes)
+
+    def device_bases(self, cohort: str) -> list[DeviceBase]:
+        """Return what devices of a cohort have said last, by name."""
+        return self._bases.device_bases(cohort)
 
     def keys_documents(self, cohort: str) -> list[bytes]:
         """Return the envelopes of a cohort's keys documents, by rising serial number."""

@@ -19,12 +19,12 @@ from cema.adapt.config import AdaptConfig
 from cema.cloud import events
 from cema.cloud.config import CohortConfig, WorkerConfig
 from cema.cloud.store.agreements import AgreementCount, agreements_of
-from cema.cloud.store.backups import version_floor
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.store.control import Acted, ControlChanged, name_of
 from cema.cloud.store.offers import Offer
 from cema.cloud.worker.acts import ActsOfOperators, Done
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
+from cema.cloud.worker.bases import replay_stored, resume_publisher
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
 from cema.cloud.worker.fairness import Draw, draw
@@ -103,7 +103,8 @@ class CohortWorker:
         self._models = (edge, foundation)
         self._seed = seed
         self._acts = ActsOfOperators(store, cohort.name)
-        self._rollouts = Rollouts(store, cohort.name, cohort.rollout)
+        base = publisher.bundle.manifest.base
+        self._rollouts = Rollouts(store, cohort.name, cohort.rollout, base=base)
         self._quarantine = OperatorQuarantine(store, cohort.name)
         self._rights = RightsOfData(store, cohort)
         self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
@@ -120,10 +121,8 @@ class CohortWorker:
         self._saved = state.checkpoint
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
-        latest = store.latest_update(name)
         self._rollouts.resume()
-        self.publisher.resume(self._rollouts.for_all())
-        self.publisher.not_below(max(version_floor(store, name), latest.version + 1 if latest else 0))
+        resume_publisher(self.publisher, store, name)
         store.put_report(name, self.report(), now=self._clock())
 
     def rewind(self) -> None:
@@ -156,6 +155,9 @@ class CohortWorker:
         self.progress = Progress()
         if self._saved is not None:
             self.progress = load_checkpoint(self._saved, self.learner, cohort=self.cohort.name)
+        else:  # samples from before are of another base model's time, or there are none
+            most = self.settings.capacity
+            replay_stored(self.learner, self.store, self.cohort.name, until=self.cursor, most=most)
 
     def run_once(self) -> bool:
         """Do the next thing there is to do.

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = CloudConfig.load(options.config)
         start_logging("worker", form=config.log.format, level=config.log.level)
-        run(config, stop, working, moved=moved)
+        run(config, stop, working, moved=moved, reread=lambda: CloudConfig.load(options.config))
     except Fenced as error:
         report(log, events.WORKER_FENCED, error=str(error))
         return EXIT_FENCED

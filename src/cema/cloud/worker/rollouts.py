@@ -16,6 +16,7 @@ from cema.cloud.store.activity import activity_of
 from cema.cloud.store.agreements import agreements_of
 from cema.cloud.store.audits import AuditedAct, AuditStore
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
+from cema.cloud.store.bases import newest_of, periods_of
 from cema.cloud.store.offers import Offer, Rollout, offers_of
 from cema.cloud.store.reports import reports_of
 from cema.cloud.worker.canary import Judgement, by_hash, canaries, judge
@@ -42,34 +43,37 @@ class Rollouts:
         The cohort's name.
     config
         How new versions come to devices.
+    base
+        The base model that versions are for.
     """
 
-    def __init__(self, store: Store, cohort: str, config: RolloutConfig) -> None:
-        self._store, self._cohort, self._config = store, cohort, config
+    def __init__(self, store: Store, cohort: str, config: RolloutConfig, *, base: str) -> None:
+        self._store, self._cohort, self._config, self._base = store, cohort, config, base
         self._offers = offers_of(store)
         self._next_look = self._next_pins = float("-inf")
         self._pending: Offer | None = None
         self.open: Rollout | None = None
 
     def for_all(self) -> PublishedUpdate | None:
-        """Return the newest version that is for all devices."""
-        if self._offers is None:
-            return self._store.latest_update(self._cohort)
-        return self._offers.for_all(self._cohort)
+        """Return the newest version of the base that is for all devices."""
+        return newest_of(self._store, self._cohort, self._base)
 
     def resume(self) -> None:
         """Go on with what is written down."""
         self._pending = None
         self.open = None
         found = None if self._offers is None else self._offers.rollout(self._cohort)
-        if found is not None and found.state == "open":
+        periods = periods_of(self._store, self._cohort)
+        after = periods[-1].after if periods else 0  # versions up to there are for another base
+        if found is not None and found.state == "open" and found.version > after:
             self.open = found
 
     def released_by_others(self, version: int) -> bool:
         """Tell whether an operator has released a version that is newer than the one that all devices had."""
         if self.open is None or self._offers is None:
             return False
-        if self._offers.offers([self._cohort])[self._cohort].version <= version:
+        newest = self.for_all()
+        if newest is None or newest.version <= version:
             return False
         self.resume()
         return True

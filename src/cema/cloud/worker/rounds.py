@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,8 @@ from cema.cloud import events
 from cema.cloud.config import CloudConfig, CohortConfig, WorkerConfig
 from cema.cloud.signing.signers import open_signers
 from cema.cloud.signing.trust import check_signers
-from cema.cloud.store.base import Store
+from cema.cloud.store.base import OtherBase, Store
+from cema.cloud.worker.bases import reread_cohort
 from cema.cloud.worker.cohort import CohortWorker
 from cema.cloud.worker.publisher import Publisher
 from cema.cloud.worker.turn import Turn
@@ -29,7 +30,7 @@ from cema.models.left_out import left_out_layers, left_out_text
 from cema.models.norm_state import restrict_to
 from cema.models.registry import resolve
 
-__all__ = ["open_cohort", "run"]
+__all__ = ["Opener", "open_cohort", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ def open_cohort(
         Something that the configuration names is missing or does not fit.
     """
     worker = _resolved(config.worker)
+    bundle = Bundle.load(Path(cohort.bundle))
+    # Before the models are loaded: a cohort of another base is tried again and again.
+    store.open_cohort(cohort.name, base=bundle.manifest.base)
     edge = resolve(cohort.model, weights=_path(cohort.model_weights))
     foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
-    bundle = Bundle.load(Path(cohort.bundle))
     restrict_to(edge.module, bundle.norm_state())
     for side, model in (("edge", edge), ("foundation", foundation)):
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
@@ -76,6 +79,46 @@ def open_cohort(
         device=worker.device,
     )
     return CohortWorker(store, cohort, edge=edge, foundation=foundation, publisher=publisher, config=worker)
+
+
+class Opener:
+    """Opens one cohort; where its base model is another than it was configured with, as the file says by then.
+
+    Parameters
+    ----------
+    store, config, cohort, signers
+        As for `open_cohort`.
+    reread
+        Reads the configuration again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: CloudConfig,
+        cohort: CohortConfig,
+        signers: Sequence[Signer],
+        reread: Callable[[], CloudConfig] | None,
+    ) -> None:
+        self._store, self._signers, self._reread = store, signers, reread
+        self._config, self._cohort = config, cohort
+        self._refused: tuple[OtherBase, str] | None = None  # why, and the base that the store had
+
+    def __call__(self) -> CohortWorker:
+        """Return the cohort's worker; raises as `open_cohort`."""
+        if self._refused is not None:
+            error, base = self._refused
+            found = reread_cohort(self._reread, self._cohort)
+            if found is None and self._store.status(self._cohort.name)["base"] == base:
+                raise error  # nothing has changed, and to read a bundle takes long
+            self._config, self._cohort = found or (self._config, self._cohort)
+        try:
+            worker = open_cohort(self._store, self._config, self._cohort, self._signers)
+        except OtherBase as error:
+            self._refused = error, str(self._store.status(self._cohort.name)["base"])
+            raise
+        self._refused = None
+        return worker
 
 
 def _path(value: str | None) -> Path | None:
@@ -97,6 +140,7 @@ def run(
     working: threading.Event,
     *,
     moved: Mapping[str, str] | None = None,
+    reread: Callable[[], CloudConfig] | None = None,
 ) -> None:
     """Work on every cohort in turn until told to stop.
 
@@ -110,6 +154,8 @@ def run(
         Set here once steps begin: from then on a stop is worth waiting for.
     moved
         See `cema.cloud.signing.signers.open_signers`.
+    reread
+        Reads the configuration again, for cohorts whose base model is another one than it was configured with.
 
     Raises
     ------
@@ -123,7 +169,7 @@ def run(
     signers = open_signers(config.signers, moved=moved)
     store = config.open_store()
     try:
-        turns = [_turn(store, config, cohort, signers) for cohort in config.cohort]
+        turns = [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
@@ -143,9 +189,15 @@ def run(
         store.close()
 
 
-def _turn(store: Store, config: CloudConfig, cohort: CohortConfig, signers: Sequence[Signer]) -> Turn:
+def _turn(
+    store: Store,
+    config: CloudConfig,
+    cohort: CohortConfig,
+    signers: Sequence[Signer],
+    reread: Callable[[], CloudConfig] | None,
+) -> Turn:
     try:
-        return Turn(store, cohort.name, lambda: open_cohort(store, config, cohort, signers))
+        return Turn(store, cohort.name, Opener(store, config, cohort, signers, reread))
     except StoreUnavailable:
         raise  # no fault of the configuration: another start may well succeed
     except (CemaError, ValueError, OSError) as error:

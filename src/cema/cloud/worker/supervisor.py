@@ -17,10 +17,11 @@ from cema._util.memory import worker_environment
 from cema.cloud import events
 from cema.cloud.config import CloudConfig
 from cema.cloud.data_folder import lock_data_folder
+from cema.cloud.migration import bundle_line, offer_files
 from cema.cloud.signing.passphrase import pass_on, read_passphrase
 from cema.cloud.signing.signers import descriptors, signing_public_keys
 from cema.cloud.signing.trust import check_signers
-from cema.cloud.store.base import Store
+from cema.cloud.store.base import OtherBase, Store
 from cema.cloud.store.devices import DeviceRegister
 from cema.cloud.worker.process import EXIT_CONFIG
 from cema.errors import ConfigError, StoreError
@@ -128,8 +129,10 @@ class LocalEngine:
             raise
         try:
             for name, bundle in bundles.items():
-                self._store.open_cohort(name, base=bundle.manifest.base)
+                _open_cohort(self._store, path, name, bundle)
                 check_signers(self._store, name, bundle, keys)
+            for name in offer_files(config, self._store):
+                report(log, events.BUNDLE_NOT_OFFERED, cohort=name)
         except BaseException:
             self._close()
             raise
@@ -236,6 +239,15 @@ class LocalEngine:
         except StoreError as error:
             # Locked for too long, or the disk fails: the worker is restarted all the same.
             report(log, events.RESTART_NOT_NOTED, error=str(error))
+
+
+def _open_cohort(store: Store, path: Path, name: str, bundle: Bundle) -> None:
+    """Make a cohort known, or say in which line of the file another bundle is named than its devices are to have."""
+    try:
+        store.open_cohort(name, base=bundle.manifest.base)
+    except OtherBase as error:
+        line = bundle_line(path, name)
+        raise OtherBase(f"{path}{f', line {line}' if line else ''}: {error}") from error
 
 
 def _check_files(config: CloudConfig) -> dict[str, Bundle]:

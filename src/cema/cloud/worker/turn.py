@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from cema._util.events import report
 from cema.cloud import events
-from cema.cloud.store.base import Fenced, Store
+from cema.cloud.store.base import Fenced, OtherBase, Store
+from cema.cloud.worker.bases import check_base
 from cema.cloud.worker.checkpoint import CohortUnreadable
 from cema.cloud.worker.cohort import CohortWorker
 from cema.errors import CemaError, StoreError, StoreFull, StoreUnavailable
@@ -24,8 +25,8 @@ LONGEST_DELAY = 60.0
 class Turn:
     """Runs one cohort, and tries again later when it fails.
 
-    A full disk, a store that cannot be used, a checkpoint that cannot be read: none of these is cured by ending the
-    process, and each of them may concern one cohort alone.
+    A full disk, a store that cannot be used, a checkpoint that cannot be read, another base model than the configured
+    one: none of these is cured by ending the process, and each of them may concern one cohort alone.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class Turn:
     Raises
     ------
     ConfigError, StoreUnavailable
-        What `open_worker` raises at the first try, except `CohortUnreadable`.
+        What `open_worker` raises at the first try, except `CohortUnreadable` and `OtherBase`.
 
     Attributes
     ----------
@@ -68,7 +69,7 @@ class Turn:
         self._delay = FIRST_DELAY
         try:
             self._worker = open_worker()
-        except CohortUnreadable as error:
+        except (CohortUnreadable, OtherBase) as error:
             self._set_aside(error)
 
     def once(self) -> bool:
@@ -84,9 +85,13 @@ class Turn:
                 if self._clock() < self._retry_at:
                     return False
                 self._go_on()
-            busy = self._worker is not None and self._worker.run_once()
+            busy = self._worker is not None and self._run(self._worker)
         except Fenced:
             raise
+        except OtherBase as error:
+            self._worker = None  # its models are those of the base of before
+            self._set_aside(error)
+            return False
         except (CohortUnreadable, StoreFull, StoreUnavailable) as error:
             self._set_aside(error)
             return False
@@ -96,6 +101,15 @@ class Turn:
             return False
         self._delay = FIRST_DELAY
         return busy
+
+    def _run(self, worker: CohortWorker) -> bool:
+        base = worker.publisher.bundle.manifest.base
+        check_base(self._store, self.cohort, base)
+        try:
+            return worker.run_once()
+        except Fenced:
+            check_base(self._store, self.cohort, base)  # was it a migration?
+            raise
 
     def report(self) -> None:
         """Say in the store what the cohort is doing."""
@@ -118,8 +132,10 @@ class Turn:
         self._aside = self.failure = None
 
     def _set_aside(self, error: Exception) -> None:
-        report(log, events.COHORT_SET_ASIDE, cohort=self.cohort, seconds=self._delay, error=str(error))
+        waits = isinstance(error, OtherBase)  # for somebody to change the configuration: looking costs little
+        if not (waits and str(error) == str(self._aside)):
+            report(log, events.COHORT_SET_ASIDE, cohort=self.cohort, seconds=self._delay, error=str(error))
         self._aside = error
         self._retry_at = self._clock() + self._delay
-        self._delay = min(2 * self._delay, LONGEST_DELAY)
+        self._delay = FIRST_DELAY if waits else min(2 * self._delay, LONGEST_DELAY)
         self.report()
