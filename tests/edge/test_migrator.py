@@ -315,6 +315,32 @@ def test_a_wrong_golden_batch_leaves_the_old_model_serving(site: Site, tmp_path:
         assert agent._wait(lambda: kept(config) == [f"bundle-{good.manifest.base}"], 20)
 
 
+def test_what_was_refused_keeps_no_other_bundle_waiting_and_no_error_standing(
+    site: Site, tmp_path: Path
+) -> None:
+    wrong = make_other_bundle(tmp_path / "wrong", site.key, golden_logits=np.ones((4, 10), np.float32))
+    offer(site.cloud, wrong, site.key)
+    with start(site.make(site.cloud)) as agent:
+        assert refuses(agent, "golden_mismatch")
+        offer(site.cloud, site.bundle, site.key, serial=2)
+        assert agent._wait(lambda: agent.status().last_error is None, 20)
+        offer(site.cloud, site.other, site.key, serial=3)
+        assert comes_to(agent, site.other)
+
+
+def test_a_damaged_bundle_opens_no_way_for_an_older_notice(site: Site, tmp_path: Path) -> None:
+    third = make_other_bundle(tmp_path / "third", site.key, number=3)
+    config = site.make(site.cloud)
+    offer(site.cloud, site.other, site.key, serial=5)
+    with start(config) as agent:
+        assert comes_to(agent, site.other)
+    shutil.rmtree(Path(config.state) / f"bundle-{site.other.manifest.base}")
+    offer(site.cloud, third, site.key, serial=4)
+    with start(config) as agent:
+        assert refuses(agent, "old")
+        assert serves(agent, site.bundle)
+
+
 def test_another_base_than_announced_is_refused(site: Site) -> None:
     offer(site.cloud, site.other, site.key, base="3" * 64)
     with start(site.make(site.cloud)) as agent:
@@ -524,6 +550,7 @@ def test_a_device_of_another_cohort_begins_with_its_own_bundle(site: Site) -> No
     south = msgspec.structs.replace(config, cloud=msgspec.structs.replace(config.cloud, cohort="south"))
     with start(south) as agent:
         assert serves(agent, site.bundle)
+        assert agent.status().last_error is None
     with start(config) as agent:
         assert serves(agent, site.other)
     assert COHORT != "south"
