@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_migration import LABELS, make_other_bundle, offer, predicted_by
@@ -21,7 +24,7 @@ from observing_bundle import observing_bundle
 from cema.edge import migrator as migrators
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient
-from cema.edge.config import EdgeConfig, UpdateConfig
+from cema.edge.config import EdgeConfig, GuardConfig, UpdateConfig
 from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.retry import Backoff
 from cema.formats.bundle import Bundle
@@ -201,6 +204,33 @@ def test_the_old_model_answers_for_as_long_as_any_part_of_it_takes(
         go_on.set()
         assert comes_to(agent, site.other)
         assert serves(agent, site.other)
+
+
+@pytest.mark.parametrize("limit", [36.0, 0.0])
+def test_nothing_of_the_old_model_stays_in_memory(
+    site: Site, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Counting(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: Any, *args: Any, **options: Any) -> None:
+            self.model = str(model)
+            alive.add(self)
+            super().__init__(model, *args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Counting)
+    site.cloud.publish(make_update(site.bundle, site.key, 3))
+    with start(site.make(site.cloud, guard=GuardConfig(limit=limit))) as agent:
+        assert agent.wait_for_version(3, 20)
+        offer(site.cloud, site.other, site.key)
+        assert comes_to(agent, site.other)
+        polls = asked(site.cloud, "/updates/latest")
+        assert site.cloud.wait_for(lambda: asked(site.cloud, "/updates/latest") > polls + 1), (
+            "the step has ended"
+        )
+        assert serves(agent, site.other)
+        gc.collect()
+        assert [f"bundle-{site.other.manifest.base}" in session.model for session in alive] == [True]
 
 
 def test_what_the_old_model_selected_is_sent_after_the_exchange(site: Site) -> None:
