@@ -69,7 +69,19 @@ def make_bundle(folder: Path) -> Bundle:
     )  # fmt: skip
 
 
-def _graph(state: NormState) -> bytes:
+def make_other_bundle(folder: Path, *, number: int, **changes: Any) -> Bundle:
+    """Write a bundle with another base: the norm state is that of a version, and the graph has another name."""
+    state, golden = norm_state(number), photographs(4, seed=99)
+    given: dict[str, Any] = {
+        "model": f"other {number}", "model_bytes": _graph(state, f"other {number}"), "norm_state": state,
+        "golden_images": golden, "golden_logits": answers(state, golden).astype(np.float32),
+        "preprocessing": PREPROCESSING, "classes": CLASSES, "input_name": "x", "output_name": "y",
+        "created_by": "attacks", "public_keys": [KEY.public_key()],
+    }  # fmt: skip
+    return write_bundle(folder, **(given | changes))
+
+
+def _graph(state: NormState, name: str = "small") -> bytes:
     epsilon = 1e-5
     constants = {"head": HEAD, "mean": np.zeros(3, np.float32), "var": np.full(3, 1 - epsilon, np.float32)}
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
@@ -88,7 +100,7 @@ def _graph(state: NormState) -> bytes:
     ]  # fmt: skip
     ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])]
     ends.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES]))
-    graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], tensors)
+    graph = helper.make_graph(nodes, name, ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return bytes(model.SerializeToString())
 

@@ -282,14 +282,14 @@ def test_a_foundation_model_of_other_classes_is_told(folder: Path) -> None:
         migrate(folder)
 
 
-def test_files_that_a_restored_cloud_lacks_are_copied_again(folder: Path) -> None:
+def test_files_that_a_restored_cloud_lacks_are_copied_again(folder: Path, newer: Path) -> None:
     migrate(folder)
     use_newer(folder)
     shutil.rmtree(folder / "data" / "bundles")
     config = CloudConfig.load(folder / "cloud.toml")
     with closing(config.open_store()) as store:
         assert isinstance(store, BaseStore)
-        assert offer_files(config, store) == []
+        assert offer_files(config, store) == {}
         assert len(list((folder / "data" / "bundles").iterdir())) == len(
             list_files(Bundle.load(folder / "newer"))
         )
@@ -300,7 +300,13 @@ def test_files_that_a_restored_cloud_lacks_are_copied_again(folder: Path) -> Non
             offer_files(config, store)
         shutil.rmtree(folder / "newer")
         exported(folder, "newer", edge(), tolerance=0.002)
-        assert offer_files(config, store) == ["north"]
+        assert list(offer_files(config, store)) == ["north"]
+        # Nor is a folder that cannot be written a reason not to start.
+        shutil.rmtree(folder / "newer")
+        shutil.copytree(newer / "bundle", folder / "newer")
+        shutil.rmtree(folder / "data" / "bundles", ignore_errors=True)
+        (folder / "data" / "bundles").write_text("in the way")
+        assert "cannot be copied" in offer_files(config, store)["north"]
 
 
 @pytest.mark.parametrize(

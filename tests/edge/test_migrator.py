@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_migration import LABELS, make_other_bundle, offer, predicted_by
@@ -21,7 +24,7 @@ from observing_bundle import observing_bundle
 from cema.edge import migrator as migrators
 from cema.edge.agent import EdgeAgent
 from cema.edge.client import CloudClient
-from cema.edge.config import EdgeConfig, UpdateConfig
+from cema.edge.config import EdgeConfig, GuardConfig, UpdateConfig
 from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.retry import Backoff
 from cema.formats.bundle import Bundle
@@ -203,6 +206,33 @@ def test_the_old_model_answers_for_as_long_as_any_part_of_it_takes(
         assert serves(agent, site.other)
 
 
+@pytest.mark.parametrize("limit", [36.0, 0.0])
+def test_nothing_of_the_old_model_stays_in_memory(
+    site: Site, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Counting(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: Any, *args: Any, **options: Any) -> None:
+            self.model = str(model)
+            alive.add(self)
+            super().__init__(model, *args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Counting)
+    site.cloud.publish(make_update(site.bundle, site.key, 3))
+    with start(site.make(site.cloud, guard=GuardConfig(limit=limit))) as agent:
+        assert agent.wait_for_version(3, 20)
+        offer(site.cloud, site.other, site.key)
+        assert comes_to(agent, site.other)
+        polls = asked(site.cloud, "/updates/latest")
+        assert site.cloud.wait_for(lambda: asked(site.cloud, "/updates/latest") > polls + 1), (
+            "the step has ended"
+        )
+        assert serves(agent, site.other)
+        gc.collect()
+        assert [f"bundle-{site.other.manifest.base}" in session.model for session in alive] == [True]
+
+
 def test_what_the_old_model_selected_is_sent_after_the_exchange(site: Site) -> None:
     config = site.make(site.cloud)
     offline = msgspec.structs.replace(config, cloud=None)
@@ -313,6 +343,32 @@ def test_a_wrong_golden_batch_leaves_the_old_model_serving(site: Site, tmp_path:
         assert comes_to(agent, good)
         assert serves(agent, good)
         assert agent._wait(lambda: kept(config) == [f"bundle-{good.manifest.base}"], 20)
+
+
+def test_what_was_refused_keeps_no_other_bundle_waiting_and_no_error_standing(
+    site: Site, tmp_path: Path
+) -> None:
+    wrong = make_other_bundle(tmp_path / "wrong", site.key, golden_logits=np.ones((4, 10), np.float32))
+    offer(site.cloud, wrong, site.key)
+    with start(site.make(site.cloud)) as agent:
+        assert refuses(agent, "golden_mismatch")
+        offer(site.cloud, site.bundle, site.key, serial=2)
+        assert agent._wait(lambda: agent.status().last_error is None, 20)
+        offer(site.cloud, site.other, site.key, serial=3)
+        assert comes_to(agent, site.other)
+
+
+def test_a_damaged_bundle_opens_no_way_for_an_older_notice(site: Site, tmp_path: Path) -> None:
+    third = make_other_bundle(tmp_path / "third", site.key, number=3)
+    config = site.make(site.cloud)
+    offer(site.cloud, site.other, site.key, serial=5)
+    with start(config) as agent:
+        assert comes_to(agent, site.other)
+    shutil.rmtree(Path(config.state) / f"bundle-{site.other.manifest.base}")
+    offer(site.cloud, third, site.key, serial=4)
+    with start(config) as agent:
+        assert refuses(agent, "old")
+        assert serves(agent, site.bundle)
 
 
 def test_another_base_than_announced_is_refused(site: Site) -> None:
@@ -524,6 +580,7 @@ def test_a_device_of_another_cohort_begins_with_its_own_bundle(site: Site) -> No
     south = msgspec.structs.replace(config, cloud=msgspec.structs.replace(config.cloud, cohort="south"))
     with start(south) as agent:
         assert serves(agent, site.bundle)
+        assert agent.status().last_error is None
     with start(config) as agent:
         assert serves(agent, site.other)
     assert COHORT != "south"

@@ -211,7 +211,8 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         In the URLs: 1 to 64 lower-case letters, digits, ``.``, ``_`` and ``-``, beginning with a letter or digit. Names
         must differ.
     bundle : str
-        The bundle its devices were provisioned with, relative to the configuration file.
+        The bundle its devices were provisioned with, or were brought to by `cema cohort migrate`, relative to the
+        configuration file.
     model : str
         The edge model that the bundle was exported from: built in, ``timm:``, ``torchvision:``, ``hf:``,
         ``package.module:function``.

@@ -163,10 +163,9 @@ RESTART_NOT_NOTED = _event(
 BUNDLE_NOT_OFFERED = _event(
     "bundle.not_offered",
     ERROR,
-    "cohort %(cohort)s: the bundle that devices are to fetch is not in the data folder, and the configured one is "
-    "another",
-    "Devices with the old bundle keep it. Tell them anew: `cema cohort migrate NAME --bundle FOLDER`.",
-    _COHORT,
+    "cohort %(cohort)s: the bundle that devices are to fetch is not in the data folder: %(reason)s",
+    "Devices with the old bundle keep it. Make room, or tell them anew: `cema cohort migrate NAME --bundle FOLDER`.",
+    {**_COHORT, "reason": "why it could not be copied there"},
 )
 
 # The worker.

@@ -18,7 +18,7 @@ from cema.cloud.config import CloudConfig, CohortConfig
 from cema.cloud.signing.trust import cohort_keyring
 from cema.cloud.store.base import Store
 from cema.cloud.store.bases import BaseStore, Migration, Period, bases_of
-from cema.errors import ConfigError
+from cema.errors import ConfigError, StoreError
 from cema.formats.bundle import Bundle
 from cema.formats.bundle_manifest import BundleManifest
 from cema.formats.bundle_notice import (
@@ -207,17 +207,17 @@ def carry_out(
     return periods
 
 
-def offer_files(config: CloudConfig, store: Store) -> list[str]:
+def offer_files(config: CloudConfig, store: Store) -> dict[str, str]:
     """Copy what is missing of the files that devices are to fetch from the configured bundles.
 
     The data folder of a restored cloud may be without them.
 
     Returns
     -------
-    list of str
-        The cohorts whose devices find no files, because the configured bundle has others.
+    dict of str to str
+        The cohorts whose devices find no files, and why.
     """
-    without = []
+    without = {}
     folder = BundleFolder(Path(config.data))
     for cohort in config.cohort:
         found = store.bundle_notice(cohort.name) if isinstance(store, BaseStore) else None
@@ -225,10 +225,13 @@ def offer_files(config: CloudConfig, store: Store) -> list[str]:
         if not folder.missing(files):
             continue
         bundle = Bundle.load(Path(cohort.bundle))
-        if list_files(bundle) == files:
+        if list_files(bundle) != files:
+            without[cohort.name] = f"the configured one, {cohort.bundle}, is another"
+            continue
+        try:
             folder.put(bundle, files)
-        else:
-            without.append(cohort.name)
+        except StoreError as error:  # devices keep what they have; no reason to take no samples
+            without[cohort.name] = str(error)
     return without
 
 

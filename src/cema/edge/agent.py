@@ -121,7 +121,8 @@ class EdgeAgent:
             self._state.clean(resumed.active.digest if resumed.active else None)
             self._resume_error = resumed.error
             self._bundle_error = bundle_error
-            self._serving = Serving(model, resumed.active or model.source)
+            first = model.begin()
+            self._serving = Serving(model, resumed.active or first)
             self._log = ServingLog(self._active.version)
             self._recorder = self._make_recorder()
             self._threads: list[BackgroundThread] = [self._recorder, *([model.own] if model.own else [])]
@@ -447,7 +448,7 @@ class EdgeAgent:
             if model.own is not None:
                 model.own.start()
             self._log = ServingLog(0)
-            self._serving = Serving(model, model.source)  # one assignment, as for an update
+            self._serving = Serving(model, model.begin())  # one assignment, as for an update
             self._recorder.codec = self._codec()
             kept = [thread for thread in self._threads if thread is not before]
             self._threads = [*kept, *([model.own] if model.own else [])]

@@ -56,8 +56,6 @@ class DeviceModel:
     adaptation : DeviceAdaptation
     own : OwnModel or None
         Where the device has statistics of its own: a thread, started by who lets it serve.
-    source : Active
-        The model that the bundle came with.
     guard : Guard or None
     """
 
@@ -97,13 +95,22 @@ class DeviceModel:
                 backoff=Backoff(base=1.0, cap=300.0),
                 on_change=on_change,
             )
-        self.source = self._make_source()
-        self.guard = Guard(self.source, config.guard.limit) if config.guard.limit else None
+        source = self._make_source()
+        self.guard = Guard(source, config.guard.limit) if config.guard.limit else None
+        self._first: Active | None = source
 
     @property
     def check(self) -> Check | None:
         """What tries an update's weights and biases, where statistics of the device's own are folded into them."""
         return self.own.check if self.own else None
+
+    def begin(self) -> Active:
+        """Return the model that the bundle came with, for the first time.
+
+        It is held here for the guard alone: without one its memory is given back once an update serves.
+        """
+        first, self._first = self._first, None
+        return first or self.fresh_source()
 
     def fresh_source(self) -> Active:
         """Return the model that the bundle came with, built where nobody holds it."""

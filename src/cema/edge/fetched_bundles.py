@@ -59,7 +59,7 @@ class FetchedBundles:
     error : str or None
         Why the bundle that was chosen cannot be used.
     serial : int
-        That of the notice that was followed last; 0 for none that counts.
+        That of the notice that was followed last, whatever became of its files; 0 for none that counts.
     """
 
     def __init__(self, state: StateFolder, provisioned: Bundle, cohort: str | None) -> None:
@@ -80,21 +80,26 @@ class FetchedBundles:
                 self._forget()
                 return self.provisioned
             notice = self._verify(choice.envelope)
-            bundle = self._load(notice)
+            # Whatever becomes of its files: an older notice is never followed.
+            self.serial, self._envelope = notice.serial, choice.envelope
+            return self._load(notice)
         except FileNotFoundError:
+            return self.provisioned
+        except BundleRejected as rejection:
+            if rejection.reason == "wrong_cohort":
+                logger.info("state: the device is in another cohort now; it begins with its own bundle")
+                return self.provisioned
+            self.give_up(rejection)
             return self.provisioned
         except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             self.give_up(problem)
             return self.provisioned
-        self.serial, self._envelope = notice.serial, choice.envelope
-        return bundle
 
     def give_up(self, problem: Exception) -> None:
         """Take note that the chosen bundle cannot be used; it is asked for again."""
         self.error = (
             f"state: the bundle that was fetched cannot be used, the provisioned one serves: {problem}"
         )
-        self.serial, self._envelope = 0, None
         logger.warning("%s", self.error)
 
     def revoked(self, keyring: Keyring) -> bool:
@@ -256,6 +261,7 @@ class FetchedBundles:
     def _forget(self) -> None:
         with suppress(OSError):
             self.return_to_provisioned()
+        self.clean(self.provisioned.manifest.base)
 
     def _free(self) -> int:
         try:

@@ -98,6 +98,8 @@ class Migrator(BackgroundThread):
             self._keyring = keyring
             self._keys_changed.set()
             self.notify()
+        if base != self._wanted:
+            self._due = float("-inf")  # what was refused was another one
         if base != self._wanted or (
             base is not None and base != self._base() and self.clock.monotonic() >= self._due
         ):
@@ -123,7 +125,10 @@ class Migrator(BackgroundThread):
             self._due = float("-inf")  # what was refused may be right now
             self._drop_revoked()
         serving = self._handed or self._base()
-        if self._wanted is None or self._wanted == serving or self.clock.monotonic() < self._due:
+        if self._wanted in {None, serving}:
+            self.last_error = None
+            return Pause(None)
+        if self.clock.monotonic() < self._due:
             return Pause(None)
         try:
             self._follow(serving)

@@ -117,6 +117,13 @@ class BaseTests(StoreCase):
             assert found is not None
             assert (tag.version, found.version) == (version, version)
 
+    def test_what_has_expired_may_be_left_out(self, store: Store, based: BaseStore) -> None:
+        based.migrate("north", migration(1), actor="ann", now=5.0)
+        expires = numbered_update(3).expires
+        assert based.newest_of("north", BASE, alive=expires - 1) == numbered_update(3)
+        assert based.tag_of("north", BASE, alive=expires) is None
+        assert based.newest_of("north", BASE, alive=expires, before=99.0) is None
+
     def test_the_last_version_of_every_base_is_kept(self, store: Store, based: BaseStore) -> None:
         based.migrate("north", migration(1), actor="ann", now=5.0)
         epoch = store.claim("north").epoch

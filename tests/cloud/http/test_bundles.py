@@ -51,6 +51,23 @@ def test_a_device_is_offered_versions_for_its_base_alone(cloud: Cloud) -> None:
     refused(cloud.get(f"{LATEST}?base=old"), 400, "invalid_request")
 
 
+def test_a_version_of_a_base_of_before_is_offered_until_it_expires(cloud: Cloud) -> None:
+    old = cloud.store.status("north")["base"]
+    epoch = cloud.store.claim("north").epoch
+    envelope = b'{"manifest": "", "signatures": []}'
+    update = PublishedUpdate(1, sha256(b"one"), envelope, b"one", 1.0, time.time() - 1)
+    cloud.store.commit_step("north", 0, b"", update, epoch=epoch, now=1.0)
+    assert asked(cloud, base=old) == (
+        200,
+        1,
+        None,
+    )  # while it is the newest the device says that it has expired
+    migrated(cloud.engine)
+    tag = f'"{sha256(b"one")}-1"'
+    assert asked(cloud, base=old) == asked(cloud, base=old, known=tag) == (204, None, NEW)
+    assert asked(cloud, base=None) == (204, None, None)
+
+
 def test_back_at_the_first_base_its_versions_are_offered_again(cloud: Cloud) -> None:
     old = cloud.store.status("north")["base"]
     cloud.publish(1, b"one")

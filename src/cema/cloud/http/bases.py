@@ -33,6 +33,9 @@ class Line(NamedTuple):
         All versions up to this one are for others.
     before : float or None
         Where older ones are preferred: the moment (unix seconds) that they were made before.
+    alive : float or None
+        For a base of before, whose versions nobody signs anew: the moment at which they may not have expired. A device
+        would refuse one that has, again and again.
     headers : mapping of str to str
         For the answer.
     """
@@ -41,6 +44,7 @@ class Line(NamedTuple):
     waits: bool = True
     after: int = 0
     before: float | None = None
+    alive: float | None = None
     headers: Mapping[str, str] = {}
 
 
@@ -81,15 +85,16 @@ class Bases:
         periods = self._bases.periods(cohort) if self._bases else ()
         if not periods:
             return Line()
-        newest, known = periods[-1], {period.base for period in periods}
+        newest, known, now = periods[-1], {period.base for period in periods}, time.time()
         if base is None:
             for period in reversed(periods):
                 if self._bases and self._bases.tag_of(cohort, period.base) is not None:
                     break
-            return Line(period.base, waits=False, before=time.time() // HOUR * HOUR)
+            alive = None if period.base == newest.base else now
+            return Line(period.base, waits=False, before=now // HOUR * HOUR, alive=alive)
         told = {BASE_HEADER: newest.base}
         if base in known - {newest.base}:
-            return Line(base, waits=False, headers=told)
+            return Line(base, waits=False, alive=now, headers=told)
         # Of another base altogether: it is offered what it must refuse, as ever, so that somebody sees it.
         return Line(newest.base, waits=base == newest.base, after=newest.after, headers=told)
 
@@ -99,7 +104,7 @@ class Bases:
             tag = self._latest_tag(cohort, device)
             if line.base is None or self._bases is None or (tag is not None and tag.version > line.after):
                 return tag
-        return self._bases.tag_of(cohort, line.base, before=line.before)
+        return self._bases.tag_of(cohort, line.base, before=line.before, alive=line.alive)
 
     def latest(self, cohort: str, line: Line, device: str) -> PublishedUpdate | None:
         """Return the newest version of a line that a device is offered."""
@@ -107,7 +112,7 @@ class Bases:
             update = self._latest_update(cohort, device)
             if line.base is None or self._bases is None or (update and update.version > line.after):
                 return update
-        return self._bases.newest_of(cohort, line.base, before=line.before)
+        return self._bases.newest_of(cohort, line.base, before=line.before, alive=line.alive)
 
     def still(self, cohort: str, line: Line) -> bool:
         """Tell whether what is published for a cohort is on a line still: its base may have changed meanwhile."""

@@ -98,15 +98,19 @@ class BaseStore(Protocol):
         """Return serial number and envelope of the newest notice, or None before the first."""
         ...
 
-    def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
+    def newest_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> PublishedUpdate | None:
         """Return the newest kept version for a base.
 
         With `before` (unix seconds), the newest that was made before that, or else the oldest that is kept: the first
-        version of the newest base is.
+        version of the newest base is. With `alive` (unix seconds), none that has expired by then.
         """
         ...
 
-    def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
+    def tag_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> UpdateTag | None:
         """Return the tag of `newest_of`: one row is read."""
         ...
 

@@ -146,9 +146,11 @@ class BaseTable:
         row = self._database.peek("SELECT serial, notice FROM cohort_bases WHERE cohort = ?", (cohort,))
         return (row[0], bytes(row[1])) if row else None
 
-    def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
+    def newest_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> PublishedUpdate | None:
         """Return the newest kept version for a base."""
-        where, values = self._where(cohort, base)
+        where, values = self._where(cohort, base, alive)
         columns = "version, digest, envelope, data, created, expires"
         query = f"SELECT {columns} FROM updates JOIN artifacts USING (digest) WHERE cohort = ? AND {where}"  # noqa: S608
         with self._database.read() as connection:
@@ -158,9 +160,11 @@ class BaseTable:
                     return PublishedUpdate(*row)
         return None
 
-    def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
+    def tag_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> UpdateTag | None:
         """Return version and digest of the newest kept version for a base."""
-        where, values = self._where(cohort, base)
+        where, values = self._where(cohort, base, alive)
         query = f"SELECT version, digest FROM updates WHERE cohort = ? AND {where}"  # noqa: S608
         for more, extra in _choices(before):
             row = self._database.peek(f"{query}{more}", (cohort, *values, *extra))
@@ -168,9 +172,9 @@ class BaseTable:
                 return UpdateTag(*row)
         return None
 
-    def _where(self, cohort: str, base: str) -> tuple[str, list[int]]:
+    def _where(self, cohort: str, base: str, alive: float | None) -> tuple[str, list[float]]:
         """Return the condition for versions that are for a base, and for all of its devices."""
-        where, values = _where(self.periods(cohort), base)
+        where, values = _where(self.periods(cohort), base, alive)
         if self._offers.there:
             where += (
                 " AND NOT EXISTS (SELECT 1 FROM restricted_versions r WHERE r.cohort = updates.cohort "
@@ -230,15 +234,17 @@ def _has_made_steps(connection: sqlite3.Connection, cohort: str) -> bool:
     )
 
 
-def _where(periods: Sequence[Period], base: str) -> tuple[str, list[int]]:
-    """Return the condition for versions that are for a base: in one of its periods."""
-    conditions, values = [], []
+def _where(periods: Sequence[Period], base: str, alive: float | None) -> tuple[str, list[float]]:
+    """Return the condition for versions that are for a base: in one of its periods; and have not expired."""
+    conditions: list[str] = []
+    values: list[float] = []
     ends = [period.after for period in periods[1:]] + [2**63 - 1]
     for period, end in zip(periods, ends, strict=True):
         if period.base == base:
             conditions.append("(version > ? AND version <= ?)")
             values += [period.after, end]
-    return (f"({' OR '.join(conditions)})" if conditions else "0", values)
+    where = f"({' OR '.join(conditions)})" if conditions else "0"
+    return (where, values) if alive is None else (f"{where} AND expires > ?", [*values, alive])
 
 
 def _choices(before: float | None) -> list[tuple[str, tuple[float, ...]]]:

@@ -168,13 +168,17 @@ class OptionalMembers(RightsMembers):
         """Return serial number and envelope of a cohort's newest bundle notice, or None."""
         return self._bases.notice(cohort)
 
-    def newest_of(self, cohort: str, base: str, *, before: float | None = None) -> PublishedUpdate | None:
+    def newest_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> PublishedUpdate | None:
         """Return the newest kept version for a base model."""
-        return self._bases.newest_of(cohort, base, before=before)
+        return self._bases.newest_of(cohort, base, before=before, alive=alive)
 
-    def tag_of(self, cohort: str, base: str, *, before: float | None = None) -> UpdateTag | None:
+    def tag_of(
+        self, cohort: str, base: str, *, before: float | None = None, alive: float | None = None
+    ) -> UpdateTag | None:
         """Return version and digest of the newest kept version for a base model."""
-        return self._bases.tag_of(cohort, base, before=before)
+        return self._bases.tag_of(cohort, base, before=before, alive=alive)
 
     def note_device_bases(self, notes: Sequence[DeviceBase]) -> None:
         """Keep which base model each device has said last that it has."""

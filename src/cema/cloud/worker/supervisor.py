@@ -131,8 +131,8 @@ class LocalEngine:
             for name, bundle in bundles.items():
                 _open_cohort(self._store, path, name, bundle)
                 check_signers(self._store, name, bundle, keys)
-            for name in offer_files(config, self._store):
-                report(log, events.BUNDLE_NOT_OFFERED, cohort=name)
+            for name, reason in offer_files(config, self._store).items():
+                report(log, events.BUNDLE_NOT_OFFERED, cohort=name, reason=reason)
         except BaseException:
             self._close()
             raise
