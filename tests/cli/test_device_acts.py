@@ -6,12 +6,15 @@ import csv as csv_module
 import json
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cloud_process import PATIENCE
 from cloud_toml import CLOUD
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -442,3 +445,25 @@ def test_a_renewal_that_is_killed_leaves_the_device_a_token_and_is_run_again(
         point += 1
     assert point >= 5
     assert out.exists()
+
+
+def test_of_two_commands_at_one_time_each_ends_or_says_to_run_it_again(tmp_path: Path, config: Path) -> None:
+    device("list", config=config)
+    path = csv(tmp_path, *(f"cam-{i},yard,," for i in range(40)))
+    command = ["device", "add", "--from", str(path), "--out", str(tmp_path / "t"), "--config", str(config)]
+    running = [
+        subprocess.Popen([sys.executable, "-m", "cema", *command], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode in (0, 1)
+        assert process.returncode == 0 or "run it again" in errors or "cannot be written there" in errors, (
+            errors
+        )
+    add_all(config, path, tmp_path / "t")
+    assert len(acts(config)) == 40
+    for i in range(40):
+        found = owner((tmp_path / "t" / f"cam-{i}.token").read_text(), config)
+        assert found is not None
+        assert found.name == f"cam-{i}"
