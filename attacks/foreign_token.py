@@ -1,4 +1,4 @@
-"""Requests with a token that is not for them: of another cohort, revoked, an operator's, or none that was ever given.
+"""Requests with a token that is not for them: of another cohort, ended, an operator's, or none that was ever given.
 
 Stopped by the checks before every endpoint (docs/protocol.md, 2.1): the body is not looked at before they are through,
 and only the SHA-256 of a token is kept. REFUSED: the status that the protocol says, nothing is stored, no update or
@@ -10,6 +10,7 @@ metrics are read, and an honest device gets through.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from _cloud import SOUTH, Service, make_samples, service
 from _edge import COHORT
 from _parts import check, main
 from cema.cloud.store.devices import token_digest
+from cema.cloud.store.fleet import DeviceAct, Expire, Move, Remove, Renew, fleet_of
 from cema.formats.sample import encode_samples
 
 READ = (
@@ -55,6 +57,15 @@ def revoked(cloud: Service) -> str:
     return token
 
 
+def ended(cloud: Service, act: DeviceAct, *, ago: float = 0.0) -> str:
+    """Add a device whose token is good until an act, which was done some seconds ago."""
+    name = type(act).__name__.lower()
+    token = cloud.engine.devices.add(name, cohort=COHORT)
+    check(cloud.get(READ[2], token=token).status_code == 200, "the token was never good")
+    fleet_of(cloud.engine.devices).act(name, act, now=time.time() - ago)
+    return token
+
+
 def operator(cloud: Service, *, cohort: str | None) -> str:
     return cloud.add("operator", cohort, role="operator")
 
@@ -62,6 +73,12 @@ def operator(cloud: Service, *, cohort: str | None) -> str:
 VARIANTS = {
     "another-cohort": partial(attack, token=lambda cloud: cloud.add("far", SOUTH), status=403),
     "revoked": partial(attack, token=revoked, status=403),
+    "expired": partial(attack, token=partial(ended, act=Expire(at=1.0)), status=403),
+    "moved-to-another-cohort": partial(attack, token=partial(ended, act=Move(to=SOUTH)), status=403),
+    "removed": partial(attack, token=partial(ended, act=Remove()), status=401, read=READ + METRICS),
+    "replaced-an-overlap-ago": partial(
+        attack, token=partial(ended, act=Renew(overlap=60.0), ago=61.0), status=401, read=READ + METRICS
+    ),
     "operator-uploads": partial(attack, token=partial(operator, cohort=None), status=403, read=()),
     "operator-of-the-cohort-uploads": partial(
         attack, token=partial(operator, cohort=COHORT), status=403, read=()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import json
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cloud_process import PATIENCE
 from cloud_toml import CLOUD
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from killed_command import killed_at
 from typer.testing import CliRunner
 
 from cema.cli.app import app
+from cema.cli.device_file import read_rows
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.devices import Device, DeviceLimits
 from cema.cloud.store.sqlite import SqliteStore
@@ -23,6 +30,7 @@ from cema.edge.config import CloudLink
 from cema.errors import CemaError, ConfigError, StoreError
 
 DAY = 86_400.0
+CSV_COLUMNS = ("name", "cohort", "role", "expires")
 FIELD = CLOUD.partition("[[cohort]]")[2].replace('"yard"', '"field"')
 
 
@@ -142,6 +150,65 @@ def test_a_fault_in_the_file_is_named_and_nothing_is_made(
     assert known(config) == {}
 
 
+TEXTS = st.one_of(
+    st.text(max_size=200), st.text('name,cohrtdvi\n"x-1é\0', max_size=80).map("name,cohort\n".__add__)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_whatever_is_in_the_file_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = tmp_path_factory.mktemp("file") / "devices.csv"
+    path.write_text(text, errors="surrogatepass")
+    try:
+        rows = read_rows(path, ["yard", "field"])
+    except ConfigError:
+        return
+    assert len({row.name for row in rows}) == len(rows) > 0
+
+
+CELLS = st.fixed_dictionaries(
+    {
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+        "cohort": st.sampled_from(["yard", "field"]),
+        "role": st.sampled_from(["", "device", "operator", "admin"]),
+        "expires": st.sampled_from(["", "never", "2099-01-01", "2099-01-01T12:00+02:00", "9d"]),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cells=st.lists(CELLS, min_size=1, max_size=20, unique_by=lambda row: row["name"]),
+    order=st.permutations(CSV_COLUMNS),
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[dict[str, str]], order: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("file") / "devices.csv"
+    with path.open("w", newline="") as file:
+        writer = csv_module.DictWriter(file, order)
+        writer.writeheader()
+        writer.writerows(cells)
+    rows = read_rows(path, ["yard", "field"])
+    assert [(row.line, row.name, row.cohort, row.role) for row in rows] == [
+        (line, row["name"], row["cohort"], row["role"] or "device") for line, row in enumerate(cells, 2)
+    ]
+    assert [row.expires_at is None for row in rows] == [row["expires"] in ("", "never") for row in cells]
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 400 + "d", "900000w", "10000-01-01", "1d 2h", "-3d", "inf", "NEVER", ""]
+)
+def test_a_moment_that_is_none_is_refused(config: Path, text: str) -> None:
+    device("add", "cam", "--cohort", "yard", config=config)
+    with pytest.raises(ConfigError, match="--at: expected"):
+        device("expire", "cam", f"--at={text}", config=config)
+    assert known(config)["cam"].expires_at is None
+
+
 def test_every_fault_is_told_at_once(tmp_path: Path, config: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         add_all(
@@ -240,6 +307,8 @@ def test_a_token_is_exchanged_with_an_overlap(tmp_path: Path, config: Path) -> N
         device("token", "cam", "--renew", "--overlap", "soon", config=config)
     with pytest.raises(StoreError, match="no device 'nobody'"):
         device("token", "nobody", config=config)
+    with pytest.raises(StoreError, match="the act renew"):
+        device("token", "cam", "--renew", "--overlap", "400d", config=config)
 
 
 def test_acts_do_what_they_say_and_the_list_tells(config: Path) -> None:
@@ -376,3 +445,25 @@ def test_a_renewal_that_is_killed_leaves_the_device_a_token_and_is_run_again(
         point += 1
     assert point >= 5
     assert out.exists()
+
+
+def test_of_two_commands_at_one_time_each_ends_or_says_to_run_it_again(tmp_path: Path, config: Path) -> None:
+    device("list", config=config)
+    path = csv(tmp_path, *(f"cam-{i},yard,," for i in range(40)))
+    command = ["device", "add", "--from", str(path), "--out", str(tmp_path / "t"), "--config", str(config)]
+    running = [
+        subprocess.Popen([sys.executable, "-m", "cema", *command], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode in (0, 1)
+        assert process.returncode == 0 or "run it again" in errors or "cannot be written there" in errors, (
+            errors
+        )
+    add_all(config, path, tmp_path / "t")
+    assert len(acts(config)) == 40
+    for i in range(40):
+        found = owner((tmp_path / "t" / f"cam-{i}.token").read_text(), config)
+        assert found is not None
+        assert found.name == f"cam-{i}"

@@ -31,6 +31,7 @@ from cema.cloud import backup as backups
 from cema.cloud.config import CloudConfig
 from cema.cloud.data_folder import lock_data_folder
 from cema.cloud.store.backups import BackupStore, backups_of, restorer_of, version_floor
+from cema.cloud.store.fleet import Expire, Quarantine, Remove, fleet_of
 from cema.cloud.store.open import backend_of
 from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import ConfigError, StoreError
@@ -441,3 +442,25 @@ def not_in_use(config: CloudConfig, newest: dict[str, int]) -> bool:
             return connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0] == "delete"
         except sqlite3.OperationalError:
             return False
+
+
+def test_what_was_done_with_devices_since_the_backup_is_undone_and_told_where_a_token_is_good_again(
+    config: CloudConfig, tmp_path: Path
+) -> None:
+    with closing(config.open_store()) as store:
+        fleet = fleet_of(store.devices(["north"]))
+        fleet.act("cam", Expire(at=2e9))
+        token = fleet.add("gone", cohort="north")
+    out = tmp_path / "out.db"
+    backups.backup(config, out)
+    with closing(config.open_store()) as store:
+        fleet = fleet_of(store.devices(["north"]))
+        fleet.act("cam", Expire(at=None))
+        fleet.act("cam", Quarantine())
+        fleet.act("gone", Remove())
+    assert backups.restore(config, out, replace=True).store.tokens_back == ("gone",)
+    with closing(config.open_store()) as store:
+        fleet = fleet_of(store.devices(["north"]))
+        cam = next(device for device in fleet.list() if device.name == "cam")
+        assert (cam.expires_at, cam.quarantined_at) == (2e9, None)
+        assert fleet.authenticate(token) is not None

@@ -22,7 +22,7 @@ def audit(
 ) -> None:
     """Tell who did what with devices, versions and backups.
 
-    That is: who added, renewed and revoked devices, who rolled back, pinned, paused, stopped and resumed cohorts, and
+    That is: who added, changed and removed devices, who rolled back, pinned, paused, stopped and resumed cohorts, and
     who made and restored backups.
     """
     from cema.cloud.store.audits import audits_of

@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 Name = Annotated[str, typer.Argument(help="The device's name: letters, digits, '.', '_' and '-'.")]
-_Most = Annotated[int | None, typer.Option(min=0, help="At most; 0 for no limit.", show_default="as it is")]
+_Most = Annotated[
+    int | None, typer.Option(min=0, max=2**53, help="At most; 0 for no limit.", show_default="as it is")
+]
 
 
 @contextmanager

@@ -173,11 +173,14 @@ def add_all(
     found = {row.name: _token_in(out / f"{row.name}.token") for row in new}
     for row in new:
         token = found[row.name]
-        if token is not None and devices.authenticate(token) is not None:
+        owner = None if token is None else devices.authenticate(token)
+        if owner is not None and owner.name != row.name:
             raise ConfigError(
                 f"{path}, line {row.line}: {out / f'{row.name}.token'} has the token of another device; name another "
                 "folder with --out"
             )
+        if owner is not None:
+            raise StoreError(f"{row.name!r} was added while this command ran; run it again")
     tokens = _written(found, out)
     made = [
         NewDevice(row.name, row.cohort, cast("Role", row.role), tokens[row.name], row.expires_at)

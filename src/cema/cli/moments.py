@@ -13,6 +13,7 @@ __all__ = ["duration", "moment"]
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _DURATION = re.compile(rf"([0-9]+(?:\.[0-9]+)?)({'|'.join(_UNITS)})")
 _NEVER = "never"
+_LAST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def duration(text: str, *, option: str) -> float:
@@ -82,6 +83,8 @@ def moment(text: str, *, option: str, now: float | None = None) -> float | None:
                 f"got {text!r}"
             ) from None
         at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    if at >= _LAST:
+        raise ConfigError(f"{option}: expected a moment before the year 10000, or never, got {text!r}")
     if at <= now:
         raise ConfigError(
             f"{option}: expected a moment after now, got {text!r}; to end a token now, revoke it"

@@ -112,7 +112,10 @@ def open_envelope(
     if not trusted:
         names = ", ".join(key[:32] for key, _ in signatures[:4])
         reason = "revoked_key" if any(key in revoked for key, _ in signatures) else "unknown_key"
-        raise UpdateRejected(reason, f"signed by {names}; this device trusts {sorted(public_keys)}")
+        remedy = (
+            "have the cloud's operator name the key to devices (cema keys rotate), or give it a new bundle"
+        )
+        raise UpdateRejected(reason, f"signed by {names}; this device trusts {sorted(public_keys)}: {remedy}")
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - loaded by whoever made the keys
 
     try:

@@ -264,7 +264,11 @@ def decode_documents(data: bytes) -> tuple[bytes, ...]:
 
 
 def _expired(expires: float, now: float) -> KeysRejected:
-    return KeysRejected("expired", f"it expired at {expires:.0f}, now is {now:.0f}: check the device's clock")
+    return KeysRejected(
+        "expired",
+        f"it expired at {expires:.0f}, now is {now:.0f}: check the device's clock, or have the cloud's operator make a "
+        "newer one (cema keys rotate)",
+    )
 
 
 def _decode(content: bytes) -> KeysDocument:

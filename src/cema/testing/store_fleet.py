@@ -182,6 +182,16 @@ class FleetTests(StoreCase):
             ("cam", Limit(), "at least one of samples_per_hour"),
             ("cam", Release(), "not quarantined by an operator"),
         ]
+        for wrong in (
+            Renew(overlap=-1.0),
+            Renew(overlap=1e9),
+            Expire(at=float("inf")),
+            Limit(samples_per_day=-1),
+        ):
+            with pytest.raises(StoreError, match="the act "):
+                fleet.act("cam", wrong)
+        with pytest.raises(StoreError, match="expire"):
+            fleet.add_all([NewDevice("late", "north", "device", new_token(), float("nan"))])
         for name, act, told in refused:
             with pytest.raises(ActRefused, match=told):
                 fleet.act(name, act)

@@ -48,7 +48,7 @@ class Device:
         Unique; letters, digits, ``.``, ``_`` and ``-``.
     role
         ``device``: uploads samples and fetches updates. ``operator``: reads status, versions, acts and metrics, and
-        changes nothing. ``admin``: reads the same, and acts on versions.
+        changes nothing. ``admin``: reads the same, and acts on versions and devices.
     cohort
         The only cohort it may speak for; None, for an operator or an admin, stands for all.
     created_at, revoked_at
@@ -95,7 +95,7 @@ class DeviceRegister(Protocol):
         Parameters
         ----------
         name
-            A name that nobody has or had.
+            A name that nobody has or had, but for devices that were removed.
         cohort
             The cohort it belongs to; an operator or an admin may have None, and then all are meant.
         role

@@ -30,6 +30,7 @@ __all__ = [
     "Revoke",
     "UnknownDevice",
     "Usage",
+    "check_act",
     "fleet_of",
 ]
 
@@ -213,6 +214,28 @@ class FleetRegister(DeviceRegister, Protocol):
     def keep_usage(self, usage: Mapping[str, Mapping[str, Usage]]) -> None:
         """Keep how much devices have used, by their names; names that are in the register no longer are ignored."""
         ...
+
+
+def check_act(act: DeviceAct) -> None:
+    """Refuse an act whose numbers no register takes.
+
+    Raises
+    ------
+    StoreError
+        Says which, and what was expected.
+
+    Examples
+    --------
+    >>> check_act(Renew(overlap=3600.0))
+    >>> check_act(Expire(at=float("inf")))
+    Traceback (most recent call last):
+    ...
+    cema.errors.StoreError: the act expire: Expected `float` < 253402300800.0 - at `$.at`
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(act), type=DeviceAct)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise StoreError(f"the act {type(act).__struct_config__.tag}: {error}") from error
 
 
 def fleet_of(register: DeviceRegister) -> FleetRegister:

@@ -30,6 +30,7 @@ from cema.cloud.store.fleet import (
     Revoke,
     UnknownDevice,
     Usage,
+    check_act,
 )
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_database import PAGE, Database
@@ -161,6 +162,7 @@ class SqliteFleet(SqliteDevices):
         moment = time.time() if now is None else now
         for device in devices:
             check_device(device.name, device.cohort, device.role, self._cohorts)
+            check_act(Expire(at=device.expires_at))
         with self._write(len(devices)) as connection:
             for device in devices:
                 self._insert(connection, device, moment)
@@ -185,6 +187,7 @@ class SqliteFleet(SqliteDevices):
 
     def act(self, name: str, act: DeviceAct, *, now: float | None = None) -> Done:
         """Do something with a device, see `FleetRegister.act`."""
+        check_act(act)
         moment = time.time() if now is None else now
         token = new_token() if isinstance(act, Renew) else None
         with self._write(1) as connection:

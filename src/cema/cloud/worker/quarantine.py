@@ -46,6 +46,7 @@ class OperatorQuarantine:
         self._register = register if isinstance(register, FleetRegister) else None
         self._cohort = cohort
         self.names: frozenset[str] = frozenset()
+        self._looked_at: tuple[frozenset[str], list[int]] = (self.names, [])
 
     def look(self, progress: Progress) -> int:
         """Read who is quarantined now, drop what of theirs was held for a full batch, and return how many that were."""
@@ -56,12 +57,14 @@ class OperatorQuarantine:
             new, released = (", ".join(sorted(of)) for of in (names - self.names, self.names - names))
             self.names = names
             report(log, events.QUARANTINE_CHANGED, cohort=self._cohort, quarantined=new, released=released)
-        if not names or not progress.held:
+        # Their images are read with them: once for what is held, and not in every turn.
+        if not names or not progress.held or (names, progress.held) == self._looked_at:
             return 0
         held = [sample.seq for sample in self._store.samples(progress.held) if sample.device not in names]
         dropped = len(progress.held) - len(held)
         if dropped:
             progress.hold(held, None)
+        self._looked_at = names, list(progress.held)
         return dropped
 
     def marked(self, ledger: Ledger) -> Ledger:
