@@ -21,6 +21,7 @@ from cema.edge.background import Clock
 from cema.edge.proxy import environment_proxy, is_loopback, without_password
 from cema.edge.retry import LinkError, parse_retry_after
 from cema.errors import ConfigError
+from cema.formats.draw import HEADER
 
 __all__ = ["CloudClient", "Reply"]
 
@@ -122,13 +123,18 @@ class CloudClient:
         self.on_sent: Callable[[], None] = lambda: None
 
     def send_samples(
-        self, body: bytes, content_type: str, on_sending: Callable[[], None] = lambda: None
+        self,
+        body: bytes,
+        content_type: str,
+        on_sending: Callable[[], None] = lambda: None,
+        *,
+        drawn: str | None = None,
     ) -> Reply:
-        """Post a frame of samples; the reply is a 200.
+        """Post a frame of samples, and which of them were drawn at random; the reply is a 200.
 
         `on_sending` is called before the first byte of the body is sent: not where there is no connection.
         """
-        headers = {"Content-Type": content_type}
+        headers = {"Content-Type": content_type, **({HEADER: drawn} if drawn else {})}
         reply = self._request(
             "POST", "/samples", 1 << 20, headers=headers, content=body, on_sending=on_sending
         )

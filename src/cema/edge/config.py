@@ -18,11 +18,12 @@ from typing import Literal
 
 import msgspec
 
-from cema._util.checks import require_at_least
+from cema._util.checks import require, require_at_least
 from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.budget_config import BudgetConfig
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.formats.draw import SMALLEST_SHARE
 from cema.formats.image import CodecConfig
 from cema.ondevice.adaptation import AdaptationConfig
 from cema.ondevice.own_statistics import StatisticsConfig
@@ -114,6 +115,9 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Samples that may wait in memory for the spool; at least 1.
     queue_bytes : int
         Bytes that may wait in memory for the spool; at least 1.
+    random_share : float
+        The probability with which each prediction is sent whatever the selection says, from 0.000001 to 1; 0 for never.
+        From these samples the cloud tells how models do on all that devices see; it does not learn from them.
     """
 
     codec: Literal["auto", "jpeg", "png", "raw"] = "auto"
@@ -127,12 +131,16 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     spool_bytes: int = 64 << 20
     queue_samples: int = 256
     queue_bytes: int = 64 << 20
+    random_share: float = 0.01
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "quality", "batch_samples", "batch_bytes", "queue_samples", "queue_bytes")
         require_at_least(self, 0, "linger_seconds", finite=True)
         require_at_least(self, 0.1, "timeout_seconds", finite=True)
         require_at_least(self, MIN_SPOOL_BYTES, "spool_bytes")
+        share = self.random_share
+        allowed = share == 0 or SMALLEST_SHARE <= share <= 1
+        require(allowed, "random_share", f"0, or from {SMALLEST_SHARE:g} to 1", share)
         if self.quality > 100:
             raise ValueError(f"expected `quality` from 1 to 100, got {self.quality}")
         if self.max_side is not None:
