@@ -27,6 +27,7 @@ from cema.testing.store_agreements import AgreementTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
+from cema.testing.store_draws import DrawTests
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_optional import OptionalTests
 from cema.testing.store_samples import SampleTests
@@ -49,7 +50,7 @@ for number in itertools.count():
 
 
 class StoreSuite(
-    SampleTests, StepTests, ActivityTests, AgreementTests, ControlTests, DeviceTests, OptionalTests
+    SampleTests, StepTests, ActivityTests, AgreementTests, DrawTests, ControlTests, DeviceTests, OptionalTests
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

@@ -10,6 +10,7 @@ import msgspec
 from cema.cloud.store.agreements import agreement_members, agreements_of
 from cema.cloud.store.base import Store
 from cema.cloud.store.control import ControlStore, control_of
+from cema.cloud.store.draws import random_agreement_members
 from cema.cloud.store.traces import TraceStore
 
 __all__ = ["more_status", "versions_told"]
@@ -21,10 +22,13 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``agreement``, by who answered; and, for a store that takes acts, ``publishing`` and ``act``, the one that waits
-        for the worker or None.
+        ``agreement`` and ``random_agreement``, by who answered; and, for a store that takes acts, ``publishing`` and
+        ``act``, the one that waits for the worker or None.
     """
-    found: dict[str, Any] = {"agreement": agreement_members(store, cohort)}
+    found: dict[str, Any] = {
+        "agreement": agreement_members(store, cohort),
+        "random_agreement": random_agreement_members(store, cohort),
+    }
     if isinstance(store, ControlStore):
         waiting = store.waiting_act(cohort)
         found["publishing"] = store.control(cohort).publishing

@@ -26,6 +26,7 @@ from cema.cloud.worker.acts import ActsOfOperators, Done
 from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
+from cema.cloud.worker.drawn import DrawnSamples
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
@@ -98,7 +99,9 @@ class CohortWorker:
         self._models = (edge, foundation)
         self._seed = seed
         self._acts = ActsOfOperators(store, cohort.name)
-        self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
+        most = most_pixels(edge.preprocessing, foundation.preprocessing)
+        self._images = DecodedImages(most)
+        self._drawn = DrawnSamples(store, cohort.name, most)
         self._claim()
 
     def _claim(self) -> None:
@@ -162,7 +165,8 @@ class CohortWorker:
             Three samples in a row failed, each on its own.
         """
         try:
-            return self._run_once()
+            measured = self._drawn.measure(self.learner, self.publisher, self._clock())
+            return self._run_once() or measured
         except ControlChanged as error:
             report(log, events.STEP_MADE_AGAIN, cohort=self.cohort.name, error=str(error))
             self.rewind()
