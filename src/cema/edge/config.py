@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from cema._util.checks import require, require_at_least
+from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.budget_config import BudgetConfig
 from cema.edge.spool import MIN_SPOOL_BYTES
@@ -31,7 +32,7 @@ from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.unsure import ViewsConfig
 
-__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
+__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "LogConfig", "UpdateConfig", "UploadConfig"]
 
 
 class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,6 +190,21 @@ class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require_at_least(self, 0, "limit", "change_limit", finite=True)
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[log]``: what `cema edge run` logs, to standard error.
+
+    Attributes
+    ----------
+    format : {"text", "json"}
+        Lines for people, or one JSON object a line for programs.
+    level : {"debug", "info", "warning", "error"}
+        What is logged, at least. ``info`` has every new version. Other packages log warnings and errors only.
+    """
+
+    format: Form = "text"
+    level: Level = "warning"
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent needs to know.
 
@@ -205,7 +221,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Images that go through the model at once; at least 1.
     cloud : CloudLink or None
         The cloud that the device talks to. None: it selects and spools, and talks to nobody.
-    selection, upload, budget, update, guard, statistics, views, recentre
+    selection, upload, budget, update, guard, statistics, views, recentre, log
         See the sections' classes.
     """
 
@@ -222,6 +238,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     statistics: StatisticsConfig = StatisticsConfig()
     views: ViewsConfig = ViewsConfig()
     recentre: RecentreConfig = RecentreConfig()
+    log: LogConfig = LogConfig()
 
     @property
     def adaptation(self) -> AdaptationConfig:
