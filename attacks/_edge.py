@@ -234,7 +234,9 @@ class Device:
         config = EdgeConfig(
             bundle=str(self.bundle.path), state=str(self.folder),
             selection=SelectionConfig(e_min=0.0, e_max=1.0),  # nearly every image is sent
-            upload=UploadConfig(linger_seconds=0.0, timeout_seconds=self.timeout, batch_samples=8),
+            upload=UploadConfig(
+                linger_seconds=0.0, timeout_seconds=self.timeout, batch_samples=8, random_share=0.0
+            ),
             update=UpdateConfig(poll_seconds=0.01),
             cloud=CloudLink(url=self.url, cohort=cohort, token=self.token),
         )  # fmt: skip

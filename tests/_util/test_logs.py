@@ -137,6 +137,17 @@ def test_levels_hold_for_this_package_alone(
         assert len(capsys.readouterr().err.splitlines()) == expected
 
 
+def test_other_packages_may_be_held_back_further(
+    restored_logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for level, expected in {"debug": 4, "info": 3, "warning": 2, "error": 0}.items():
+        start_logging("edge", level=level, others="warning")  # type: ignore[arg-type]
+        for name in ("cema.test", "another"):
+            for number in (logging.DEBUG, logging.INFO, logging.WARNING):
+                logging.getLogger(name).log(number, "%s", level)
+        assert len(capsys.readouterr().err.splitlines()) == expected
+
+
 def test_a_line_for_people_has_time_process_and_level() -> None:
     text = TextLines("50 %s").format(record("from %s", "a"))
     assert text.endswith(" 50 %s INFO from a")

@@ -11,9 +11,11 @@ import pytest
 from cloud_toml import CLOUD
 from typer.testing import CliRunner
 
+from cema._util.proportion import Weighted
 from cema.cli.app import app
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.agreements import AgreementCount
+from cema.cloud.store.draws import RandomCount
 from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import CemaError, ConfigError
 from cema.testing.store_data import numbered_sample, numbered_update
@@ -60,6 +62,19 @@ def test_people_are_told_whether_adaptation_helps(config: Path) -> None:
     assert "agreement of the newest version minus that of the source model: +40.0 points." in printed
     assert "the last error of the worker: RuntimeError: no memory" in printed
     assert "never started" in printed  # the other cohort
+
+
+def test_people_are_told_the_agreement_on_all_that_devices_see(config: Path) -> None:
+    assert "agreement on all" not in status(config=config)
+    with closing(CloudConfig.load(config).open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        sums = Weighted.of([(0.01, i % 10 != 0) for i in range(400)])
+        store.measured_draws("yard", [], [RandomCount(4, "device", sums)], now=time.time())
+    printed = status(config=config)
+    rows = [line.replace("│", " ").split() for line in printed.splitlines()]
+    assert ["yard", "device", "90.0", "86.7", "to", "92.6", "400"] in rows
+    (yard,) = json.loads(status("--json", "--cohort", "yard", config=config))["cohorts"]
+    assert yard["random_agreement"]["device"]["samples"] == 400
 
 
 def test_a_small_difference_is_told_as_chance(config: Path) -> None:

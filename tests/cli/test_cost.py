@@ -47,7 +47,7 @@ def cost(*arguments: object) -> str:
 def test_numbers_are_multiplied_for_people() -> None:
     printed = cost(
         *("--rate", 2, "--share", 0.05, "--sample-bytes", 13000, "--devices", 500, "--price", 0.09),
-        *("--update-bytes", 80000),
+        *("--update-bytes", 80000, "--random-share", 0),
     )
     assert "8,640 of 172,800 images a day, 13,000 bytes each (as given)" in printed
     rows = {
@@ -59,11 +59,31 @@ def test_numbers_are_multiplied_for_people() -> None:
 
 def test_numbers_are_multiplied_for_machines() -> None:
     found = json.loads(
-        cost("--per-day", 1000, "--share", 0.1, "--sample-bytes", 500, "--devices", 3, "--json")
+        cost(
+            *("--per-day", 1000, "--share", 0.1, "--sample-bytes", 500, "--devices", 3, "--json"),
+            *("--random-share", 0),
+        )
     )
     assert found["device"]["day"] == {"up": 50_000.0, "down": 0.0, "price": None}
     assert found["fleet"]["month"] == {"up": 4_500_000.0, "down": 0.0, "price": None}
     assert (found["samples_per_day"], found["devices"], found["price_per_gb"]) == (100.0, 3, None)
+
+
+def test_what_is_drawn_at_random_counts_and_what_is_selected_too_counts_once(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    images = ("--per-day", 1000, "--share", 0.1, "--json")
+
+    def samples(*more: object) -> tuple[float, float]:
+        found = json.loads(cost(*images, *more))
+        assert found["device"]["day"]["up"] == pytest.approx(found["samples_per_day"] * found["sample_bytes"])
+        return found["random_share"], found["samples_per_day"]
+
+    assert samples("--sample-bytes", 500) == (0.01, pytest.approx(109))
+    config = tmp_path / "edge.toml"
+    config.write_text('bundle = "bundle"\nstate = "state"\n[upload]\nrandom_share = 0.5\n')
+    assert samples("--config", config) == (0.5, pytest.approx(550))
+    assert samples("--config", config, "--random-share", 1) == (1.0, pytest.approx(1000))
 
 
 @pytest.mark.parametrize("upload", ["", 'codec = "png"', 'codec = "jpeg"\nquality = 30\nmax_side = 8'])

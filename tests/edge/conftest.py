@@ -58,7 +58,7 @@ def make_config(quick_path: Path, bundle: Bundle) -> Callable[..., EdgeConfig]:
             state=str(quick_path / "state"),
             # Nearly everything is selected, so that the tests have something to look at.
             selection=SelectionConfig(e_min=0.0, e_max=1.0),
-            upload=UploadConfig(linger_seconds=0.0),
+            upload=UploadConfig(linger_seconds=0.0, random_share=0.0),
             update=UpdateConfig(poll_seconds=0.02),
             cloud=None if cloud is None else CloudLink(url=cloud.url, cohort=COHORT, token=cloud.token),
         )

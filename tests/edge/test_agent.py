@@ -203,7 +203,7 @@ def test_any_batch_gives_the_same_answers(make_config: Make) -> None:
 
 def test_an_image_the_codec_cannot_hold_is_counted_and_told(make_config: Make) -> None:
     strip = np.random.default_rng(0).integers(0, 256, (1, 65_501, 3), dtype=np.uint8)
-    with EdgeAgent(make_config(upload=UploadConfig(codec="jpeg"))) as agent:
+    with EdgeAgent(make_config(upload=UploadConfig(codec="jpeg", random_share=0.0))) as agent:
         assert agent.predict([strip]).selected.all()
         assert agent.flush(20)
         assert agent.status().dropped == {"encode_error": 1}
@@ -296,7 +296,7 @@ def test_the_subsampling_that_is_set_is_what_arrives(
 
 
 def test_predict_waits_for_no_write_and_counts_what_it_cannot_keep(make_config: Make) -> None:
-    config = make_config(upload=UploadConfig(queue_samples=5))
+    config = make_config(upload=UploadConfig(queue_samples=5, random_share=0.0))
     with EdgeAgent(config) as agent:
         with agent._spool._file.transaction():  # a disk that does not answer
             for i in range(20):
@@ -312,7 +312,9 @@ def test_predict_waits_for_no_write_and_counts_what_it_cannot_keep(make_config: 
 
 def test_large_images_are_bounded_by_bytes(make_config: Make) -> None:
     big = np.random.default_rng(0).integers(0, 256, (6, 100, 100, 3), dtype=np.uint8)
-    with EdgeAgent(make_config(upload=UploadConfig(queue_bytes=70_000, max_side=0))) as agent:
+    with EdgeAgent(
+        make_config(upload=UploadConfig(queue_bytes=70_000, max_side=0, random_share=0.0))
+    ) as agent:
         with agent._spool._file.transaction():
             for _ in range(4):
                 agent.predict(big)

@@ -38,6 +38,7 @@ from cema.formats import image_check, image_header
 from cema.formats.bundle import Bundle, BundleStatistics, check_golden, write_bundle
 from cema.formats.bundle_manifest import BundleManifest
 from cema.formats.bundle_notice import BundleNotice, sign_notice, verify_notice
+from cema.formats.draw import HEADER, MAX_BYTES, SMALLEST_SHARE, Draw, decode_draws, encode_draws
 from cema.formats.image import decode_image
 from cema.formats.keyring import Keyring, KeysDocument, sign_keys
 from cema.formats.keys import key_id
@@ -246,6 +247,26 @@ def test_other_images_are_rejected_alone(site: Site) -> None:
     headers = {"Content-Type": CONTENT_TYPE}
     answer = site("POST", "/v1/cohorts/north/samples", content=encode_samples(frame), headers=headers)
     assert [v["verdict"] for v in answer.json()["verdicts"]] == ["stored"] + ["rejected"] * 3
+
+
+def test_the_header_for_what_was_drawn_is_read_as_the_page_says(site: Site) -> None:
+    name, _, value = block("drawn").strip().partition(": ")
+    draws = decode_draws(value, samples=6)
+    half, whole = Draw(0.005, False), Draw(0.01, False)
+    assert (name, draws) == (HEADER, {0: Draw(0.01, True), 3: whole, 4: half, 5: whole})
+    assert encode_draws(draws) == json.dumps(
+        [{"share": 0.01, "selected": [0], "only": [3, 5]}, {"share": 0.005, "selected": [], "only": [4]}],
+        separators=(",", ":"),
+    )
+    for sent, status in ((value, 400), ('[{"share":0.01,"only":[0]}]', 200)):  # the frame has one sample
+        headers = {"Content-Type": CONTENT_TYPE, HEADER: sent}
+        answer = site("POST", "/v1/cohorts/north/samples", content=binary("frame"), headers=headers)
+        assert answer.status_code == status
+    counts = site("GET", "/v1/cohorts/north/status").json()["counts"]
+    assert counts == {"samples.stored": 1, "bytes.stored": len(example_sample().image), "drawn.stored": 1}
+    assert all(f"`{counted}`" in PAGE for counted in counts)
+    assert f"at most {MAX_BYTES:,} bytes" in PAGE
+    assert f"from {SMALLEST_SHARE:.6f} to\n1" in PAGE
 
 
 def test_key_order_and_short_numbers_do_not_matter() -> None:

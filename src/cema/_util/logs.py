@@ -135,7 +135,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(_finite(line), default=str)
 
 
-def start_logging(who: str, *, form: Form = "text", level: Level = "info") -> None:
+def start_logging(who: str, *, form: Form = "text", level: Level = "info", others: Level = "info") -> None:
     """Log to standard error, throttled; called again, in another form or at another level.
 
     Parameters
@@ -146,11 +146,15 @@ def start_logging(who: str, *, form: Form = "text", level: Level = "info") -> No
         Lines for people or for programs.
     level : {"debug", "info", "warning", "error"}
         What is logged, at least. ``debug`` holds for this package: other packages log their details for their authors.
+    others : {"info", "warning", "error"}
+        What other packages log, at least, where `level` is below it.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(who) if form == "json" else TextLines(who))
     handler.addFilter(Throttle())
-    logging.basicConfig(level=max(logging.INFO, _LEVELS[level]), handlers=[handler], force=True)
+    logging.basicConfig(
+        level=max(logging.INFO, _LEVELS[others], _LEVELS[level]), handlers=[handler], force=True
+    )
     logging.getLogger("cema").setLevel(_LEVELS[level])
 
 

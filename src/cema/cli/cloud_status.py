@@ -61,6 +61,7 @@ def status_tables(found: Mapping[str, Any]) -> Group:
     now = found["time"]
     table = Table("cohort", "version", "published", "publishing", "samples", "waiting", "worker", "heard of")
     agreement = Table("cohort", "model", "agreement, %", "standard error", "samples")
+    at_random = Table("cohort", "model", "agreement on all, %", "95 % interval", "samples")
     told: list[str] = []
     for cohort in found["cohorts"]:
         name = cohort["cohort"]
@@ -70,11 +71,18 @@ def status_tables(found: Mapping[str, Any]) -> Group:
         table.add_row(name, *_cells(cohort, now))
         for model, share in cohort["agreement"].items():
             agreement.add_row(name, model, *_share_cells(share))
+        for model, share in cohort["random_agreement"].items():
+            at_random.add_row(name, model, *_interval_cells(share))
         told += _told(name, cohort)
     parts: list[Any] = [table]
     if agreement.row_count:
         parts.append(agreement)
         told.append("Agreement: on how many new samples a model chose the foundation model's label.")
+    if at_random.row_count:
+        parts.append(at_random)
+        told.append(
+            "Agreement on all: the same on all that devices see, from samples that were drawn at random."
+        )
     return Group(*parts, *told)
 
 
@@ -120,6 +128,11 @@ def _cells(cohort: Mapping[str, Any], now: float) -> Iterable[str]:
 
 def _share_cells(share: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{100 * share['share']:.1f}", f"{100 * share['standard_error']:.1f}", f"{share['samples']:,}"
+
+
+def _interval_cells(share: Mapping[str, Any]) -> tuple[str, str, str]:
+    interval = f"{100 * share['low']:.1f} to {100 * share['high']:.1f}"
+    return f"{100 * share['share']:.1f}", interval, f"{share['samples']:,}"
 
 
 def _rollout_lines(name: str, cohort: Mapping[str, Any]) -> Iterable[str]:

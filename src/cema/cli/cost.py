@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,6 +14,7 @@ from cema.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cema.edge.config import UploadConfig
     from cema.formats.bundle import Bundle
     from cema.formats.image import CodecConfig
 
@@ -33,7 +34,18 @@ def cost(
         float | None,
         typer.Option(min=0, help="Images per day that a device predicts.", show_default="see --rate"),
     ] = None,
-    share: Annotated[float, typer.Option(min=0, max=1, help="The share of the images that is sent.")] = 0.1,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of the images that is selected.")
+    ] = 0.1,
+    random_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The share of all images that is sent whatever is selected.",
+            show_default="0.01, or as --config says",
+        ),
+    ] = None,
     sample_bytes: Annotated[
         float | None,
         typer.Option(min=0, help="Bytes of one sample.", show_default="measured, see --bundle and --config"),
@@ -77,18 +89,25 @@ def cost(
         raise ConfigError(
             "expected exactly one of --sample-bytes, --bundle and --config: how large a sample is"
         )
-    for number in (rate, per_day, sample_bytes, update_bytes, updates_per_day, price):
+    for number in (rate, per_day, sample_bytes, update_bytes, updates_per_day, price, random_share):
         if number is not None and not math.isfinite(number):
             raise ConfigError(f"expected finite numbers, got {number}; correct the option")
     images = per_day if per_day is not None else DAY * (rate or 0.0)
     measured = None
+    settings = _device(bundle, config)
     if sample_bytes is None:
-        loaded, codec = _device(bundle, config)
+        from cema.formats.bundle import Bundle
+
+        loaded = Bundle.load(settings.bundle)
+        codec = settings.upload.image_codec(loaded.manifest.upload_side)
         measured, sample_bytes = len(loaded.golden_images), _sample_bytes(loaded, codec)
         update_bytes = _update_bytes(loaded) if update_bytes is None else update_bytes
+    drawn = settings.upload.random_share if random_share is None else random_share
+    samples = images * (share + drawn * (1 - share))  # one that is both is one
     found = {
         "images_per_day": images,
-        "samples_per_day": images * share,
+        "random_share": drawn,
+        "samples_per_day": samples,
         "sample_bytes": sample_bytes,
         "measured_on": measured,
         "update_bytes": update_bytes or 0.0,
@@ -96,7 +115,7 @@ def cost(
         "devices": devices,
         "price_per_gb": price,
         **costs(
-            images * share * sample_bytes,
+            samples * sample_bytes,
             updates_per_day * (update_bytes or 0.0),
             devices=devices,
             price_per_gb=price,
@@ -142,17 +161,20 @@ def costs(up: float, down: float, *, devices: int = 1, price_per_gb: float | Non
     }
 
 
-def _device(bundle: Path | None, config: Path | None) -> tuple[Bundle, CodecConfig]:
-    """Return a bundle, and how a device that has it encodes images."""
-    from cema.edge.config import EdgeConfig, UploadConfig
-    from cema.formats.bundle import Bundle
+class _Device(NamedTuple):
+    """A bundle's folder, and how a device that has it encodes and sends."""
 
-    path, upload = bundle, UploadConfig()
+    bundle: Path
+    upload: UploadConfig
+
+
+def _device(bundle: Path | None, config: Path | None) -> _Device:
+    from cema.edge.config import EdgeConfig, UploadConfig
+
     if config is not None:
         settings = EdgeConfig.load(config)
-        path, upload = Path(settings.bundle), settings.upload
-    loaded = Bundle.load(path or Path())
-    return loaded, upload.image_codec(loaded.manifest.upload_side)
+        return _Device(Path(settings.bundle), settings.upload)
+    return _Device(bundle or Path(), UploadConfig())
 
 
 def _sample_bytes(bundle: Bundle, codec: CodecConfig) -> float:

@@ -52,6 +52,7 @@ def run(
     ] = False,
 ) -> None:
     """Predict a source image by image and print what happens as JSON lines."""
+    from cema._util.logs import start_logging
     from cema.edge.config import EdgeConfig
     from cema.edge.program import run as run_program
 
@@ -64,6 +65,8 @@ def run(
         else:
             lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
+    # Libraries of HTTP log addresses, and in detail headers: only their warnings are of use here.
+    start_logging("edge", form=settings.log.format, level=settings.log.level, others="warning")
     status = run_program(
         settings,
         source,

@@ -222,6 +222,20 @@ SAMPLE_LOST = _event(
     "A sample that was to be replayed is damaged in the store.",
     _ERROR,
 )
+DRAWN_UNREADABLE = _event(
+    "drawn.unreadable",
+    WARNING,
+    "a sample of cohort %(cohort)r that was drawn at random cannot be read: %(error)s",
+    "The image is damaged inside. It is counted, and the agreement on all that devices see lacks it.",
+    {**_COHORT, "error": "what is wrong with it"},
+)
+DRAWN_NOT_MEASURED = _event(
+    "drawn.not_measured",
+    ERROR,
+    "cohort %(cohort)r: samples that were drawn at random could not be measured",
+    "They are tried again one by one, and each is given up after three tries. Nothing else depends on them.",
+    _COHORT,
+)
 DEVICE_QUARANTINED = _event(
     "device.quarantined",
     WARNING,

@@ -37,6 +37,7 @@ foundation = {foundation}
 """
 
 # The stream stands still while samples wait, those in a spool too: with the default it would wait for time to pass.
+# What is counted is the method's: nothing is sent at random.
 EDGE_TOML = """\
 bundle = "bundle"
 state = "edge-{index}"
@@ -48,6 +49,7 @@ token_file = "edge-{index}.token"
 
 [upload]
 linger_seconds = 0.25
+random_share = 0
 """
 
 

@@ -18,6 +18,7 @@ from cema.edge.config import CloudLink, EdgeConfig
 from cema.edge.device_model import DeviceModel, Serving
 from cema.edge.encoder import Capture, Encoder
 from cema.edge.fetched_bundles import FetchedBundles
+from cema.edge.random_share import RandomShare
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active
 from cema.edge.serving import Facts, ServingLog
@@ -28,6 +29,7 @@ from cema.edge.status import EdgeStatus, Prediction
 from cema.edge.system import return_free_memory, run_behind
 from cema.errors import CemaError
 from cema.formats.bundle import Bundle
+from cema.formats.draw import Draw
 from cema.formats.image import CodecConfig
 from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
@@ -92,6 +94,8 @@ class EdgeAgent:
         self._backoff = backoff or Backoff()
         self._changed = threading.Condition()
         self._exchanging = threading.Lock()
+        self._drawing = threading.Lock()
+        self._random_share = RandomShare(config.upload.random_share)
         self._closed = False
         self._swapped = False
         self._uploader: Uploader | None = None
@@ -182,14 +186,21 @@ class EdgeAgent:
         guarded = active is not installed
         selected = model.select(logits, entropy, guarded=guarded)
         self._log.note(installed.version, entropy, guarded=guarded)
+        with self._drawing:
+            drawn = self._random_share.draw(len(labels))
         self._spool.count("predicted", len(labels))
         self._spool.count("selected", int(selected.sum()))
+        self._spool.count("drawn", int(np.count_nonzero(drawn)))
         if guarded:
             self._spool.count("guarded", len(labels))
+        share = self._random_share.share
         self._recorder.offer(
             [
-                Capture(images[i], float(entropy[i]), int(labels[i]), active.version, captured_at)
-                for i in np.flatnonzero(selected).tolist()
+                Capture(
+                    *(images[i], float(entropy[i]), int(labels[i]), active.version, captured_at),
+                    Draw(share, bool(selected[i])) if drawn[i] else None,
+                )
+                for i in np.flatnonzero(selected | drawn).tolist()
             ]
         )
         manifest = model.bundle.manifest
@@ -201,6 +212,7 @@ class EdgeAgent:
             active.version,
             guarded,
             captured_at,
+            drawn,
             base=manifest.base,
             class_names=manifest.labels,
         )
@@ -227,6 +239,9 @@ class EdgeAgent:
             cohort=self._config.cloud.cohort if self._config.cloud else None,
             predicted=counters.get("predicted", 0),
             selected=counters.get("selected", 0),
+            drawn=counters.get("drawn", 0),
+            drawn_uploaded=counters.get("drawn_uploaded", 0),
+            drawn_lost=counters.get("drawn_lost", 0),
             guarded=counters.get("guarded", 0),
             queued=self._recorder.waiting,
             spooled=self._spool.samples,
@@ -249,7 +264,7 @@ class EdgeAgent:
         )
 
     def flush(self, timeout: float) -> bool:
-        """Wait until every selected sample is delivered (without a cloud: is in the spool).
+        """Wait until every selected or drawn sample is delivered (without a cloud: is in the spool).
 
         Parameters
         ----------

@@ -21,6 +21,7 @@ from cema.edge.background import Clock
 from cema.edge.proxy import environment_proxy, is_loopback, without_password
 from cema.edge.retry import LinkError, parse_retry_after
 from cema.errors import ConfigError
+from cema.formats.draw import HEADER
 
 __all__ = ["CloudClient", "Reply"]
 
@@ -93,7 +94,8 @@ class CloudClient:
             raise ConfigError(f"cloud.url: expected http://HOST[:PORT] or https://HOST[:PORT], got {url!r}")
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             logger.warning(
-                "cloud.url %s is not encrypted: the device's token and images can be read on the way", url
+                "cloud.url %s is not encrypted: the device's token and images can be read on the way",
+                without_password(url),
             )
         self._url, self._prefix = url.rstrip("/"), f"/v1/cohorts/{quote(cohort, safe='')}"
         self._token = token
@@ -101,7 +103,8 @@ class CloudClient:
         self._clock = clock
         proxy = environment_proxy(url)
         if proxy is not None:
-            logger.warning("requests to cloud.url %s go through the proxy %s", url, without_password(proxy))
+            shown = without_password(url), without_password(proxy)
+            logger.warning("requests to cloud.url %s go through the proxy %s", *shown)
         try:
             self._client = httpx2.Client(
                 timeout=timeout,
@@ -112,9 +115,8 @@ class CloudClient:
                 verify=_tls(needed=proxy is not None or parts.scheme == "https"),
             )
         except (ValueError, ImportError, httpx2.InvalidURL) as error:
-            shown = None if proxy is None else without_password(proxy)
             raise ConfigError(
-                f"cloud.url: the environment's proxy {shown} cannot be used: {error}; "
+                f"cloud.url: the environment's proxy {without_password(proxy or 'None')} cannot be used: {error}; "
                 "set https_proxy to http://HOST:PORT, or list the cloud in no_proxy"
             ) from error
         self._lock = threading.Lock()
@@ -123,13 +125,18 @@ class CloudClient:
         self.on_sent: Callable[[], None] = lambda: None
 
     def send_samples(
-        self, body: bytes, content_type: str, on_sending: Callable[[], None] = lambda: None
+        self,
+        body: bytes,
+        content_type: str,
+        on_sending: Callable[[], None] = lambda: None,
+        *,
+        drawn: str | None = None,
     ) -> Reply:
-        """Post a frame of samples; the reply is a 200.
+        """Post a frame of samples, and which of them were drawn at random; the reply is a 200.
 
         `on_sending` is called before the first byte of the body is sent: not where there is no connection.
         """
-        headers = {"Content-Type": content_type}
+        headers = {"Content-Type": content_type, **({HEADER: drawn} if drawn else {})}
         reply = self._request(
             "POST", "/samples", 1 << 20, headers=headers, content=body, on_sending=on_sending
         )
@@ -231,9 +238,10 @@ class CloudClient:
             **(headers or {}),
         }
         url = f"{self._url}{self._prefix}{path}"
+        shown = f"{method} {without_password(url)}"
         try:
             with (
-                self._limited(f"{method} {url}", len(content or b"")) as sent,
+                self._limited(shown, len(content or b"")) as sent,
                 self._client.stream(
                     method,
                     url,
@@ -248,7 +256,7 @@ class CloudClient:
                 return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
             what = str(error) or type(error).__name__
-            raise LinkError(f"{method} {url}: {what}; is the cloud running and reachable?") from error
+            raise LinkError(f"{shown}: {what}; is the cloud running and reachable?") from error
 
     @contextlib.contextmanager
     def _limited(self, request: str, size: int) -> Iterator[Callable[[], None]]:

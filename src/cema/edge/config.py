@@ -18,11 +18,13 @@ from typing import Literal
 
 import msgspec
 
-from cema._util.checks import require_at_least
+from cema._util.checks import require, require_at_least
+from cema._util.logs import Form, Level
 from cema._util.toml import load_toml, read_text, resolve_path
 from cema.edge.budget_config import BudgetConfig
 from cema.edge.spool import MIN_SPOOL_BYTES
 from cema.errors import ConfigError
+from cema.formats.draw import SMALLEST_SHARE
 from cema.formats.image import CodecConfig
 from cema.ondevice.adaptation import AdaptationConfig
 from cema.ondevice.own_statistics import StatisticsConfig
@@ -30,7 +32,7 @@ from cema.ondevice.recentre import RecentreConfig
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.unsure import ViewsConfig
 
-__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "UpdateConfig", "UploadConfig"]
+__all__ = ["CloudLink", "EdgeConfig", "GuardConfig", "LogConfig", "UpdateConfig", "UploadConfig"]
 
 
 class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +116,9 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Samples that may wait in memory for the spool; at least 1.
     queue_bytes : int
         Bytes that may wait in memory for the spool; at least 1.
+    random_share : float
+        The probability with which each prediction is sent whatever the selection says, from 0.000001 to 1; 0 for never.
+        From these samples the cloud tells how models do on all that devices see; it does not learn from them.
     """
 
     codec: Literal["auto", "jpeg", "png", "raw"] = "auto"
@@ -127,12 +132,16 @@ class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     spool_bytes: int = 64 << 20
     queue_samples: int = 256
     queue_bytes: int = 64 << 20
+    random_share: float = 0.01
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "quality", "batch_samples", "batch_bytes", "queue_samples", "queue_bytes")
         require_at_least(self, 0, "linger_seconds", finite=True)
         require_at_least(self, 0.1, "timeout_seconds", finite=True)
         require_at_least(self, MIN_SPOOL_BYTES, "spool_bytes")
+        share = self.random_share
+        allowed = share == 0 or SMALLEST_SHARE <= share <= 1
+        require(allowed, "random_share", f"0, or from {SMALLEST_SHARE:g} to 1", share)
         if self.quality > 100:
             raise ValueError(f"expected `quality` from 1 to 100, got {self.quality}")
         if self.max_side is not None:
@@ -194,6 +203,21 @@ class GuardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require_at_least(self, 0, "limit", "change_limit", finite=True)
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[log]``: what `cema edge run` logs, to standard error.
+
+    Attributes
+    ----------
+    format : {"text", "json"}
+        Lines for people, or one JSON object a line for programs.
+    level : {"debug", "info", "warning", "error"}
+        What is logged, at least. ``info`` has every new version. Other packages log warnings and errors only.
+    """
+
+    format: Form = "text"
+    level: Level = "warning"
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent needs to know.
 
@@ -210,7 +234,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Images that go through the model at once; at least 1.
     cloud : CloudLink or None
         The cloud that the device talks to. None: it selects and spools, and talks to nobody.
-    selection, upload, budget, update, guard, statistics, views, recentre
+    selection, upload, budget, update, guard, statistics, views, recentre, log
         See the sections' classes.
     """
 
@@ -227,6 +251,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     statistics: StatisticsConfig = StatisticsConfig()
     views: ViewsConfig = ViewsConfig()
     recentre: RecentreConfig = RecentreConfig()
+    log: LogConfig = LogConfig()
 
     @property
     def adaptation(self) -> AdaptationConfig:

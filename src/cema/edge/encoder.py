@@ -1,4 +1,4 @@
-"""From a selected image to the spool, on a thread of its own: predicting waits neither for codec nor disk."""
+"""From an image to the spool, on a thread of its own: predicting waits neither for codec nor disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.retry import Backoff
 from cema.edge.spool import Spool
+from cema.edge.spool_sqlite import DRAWN_LOST
 from cema.errors import ImageError
+from cema.formats.draw import Draw
 from cema.formats.image import CodecConfig, encode_image
 from cema.formats.sample import Sample, sample_id
 
@@ -26,17 +28,18 @@ _GROUP = 64
 
 
 class Capture(NamedTuple):
-    """A selected image on its way to the spool; the fields are :class:`cema.formats.sample.Sample`'s."""
+    """An image on its way to the spool: what :class:`cema.formats.sample.Sample` has, and how it was drawn."""
 
     image: npt.NDArray[np.uint8]
     entropy: float
     label: int
     version: int
     captured_at: float
+    draw: Draw | None = None  # None where it was selected and not drawn at random
 
 
 class Encoder(BackgroundThread):
-    """Encode selected images and put them into the spool, in groups that share one commit.
+    """Encode images that are to be sent and put them into the spool, in groups that share one commit.
 
     Parameters
     ----------
@@ -97,20 +100,17 @@ class Encoder(BackgroundThread):
         int
             How many were taken.
         """
-        taken = 0
+        lost = []
         for capture in captures:
-            if not self._has_room(capture):  # asked twice: a copy made only to be dropped would be a waste
-                continue
-            copy = Capture(np.array(capture.image), *capture[1:])
-            with self._lock:
-                if self._has_room(copy):
-                    self._queue.append(copy)
-                    self._queued_bytes += copy.image.nbytes
-                    taken += 1
-        self._spool.count("dropped.queue_full", len(captures) - taken)
-        if taken:
+            # Asked twice: a copy made only to be dropped would be a waste.
+            if not self._has_room(capture) or not self._append(
+                Capture(np.array(capture.image), *capture[1:])
+            ):
+                lost.append(capture)
+        self._lose(lost, "queue_full")
+        if len(lost) < len(captures):
             self.notify()
-        return taken
+        return len(captures) - len(lost)
 
     def step(self) -> Pause:
         """Record one group; save when it is time."""
@@ -133,10 +133,10 @@ class Encoder(BackgroundThread):
                 self._record_next()
         except Exception:
             with self._lock:
-                lost = len(self._queue)
+                lost = list(self._queue)
                 self._queue.clear()
                 self._queued_bytes = 0
-            self._spool.count("dropped.disk_error", lost)
+            self._lose(lost, "disk_error")
             raise
         finally:
             self._save()
@@ -144,6 +144,18 @@ class Encoder(BackgroundThread):
     def _has_room(self, capture: Capture) -> bool:
         size = self._queued_bytes + capture.image.nbytes
         return len(self._queue) < self._max_samples and (not self._queue or size <= self._max_bytes)
+
+    def _append(self, capture: Capture) -> bool:
+        with self._lock:
+            if not self._has_room(capture):
+                return False
+            self._queue.append(capture)
+            self._queued_bytes += capture.image.nbytes
+            return True
+
+    def _lose(self, captures: Sequence[Capture], reason: str) -> None:
+        self._spool.count(f"dropped.{reason}", len(captures))
+        self._spool.count(DRAWN_LOST, sum(capture.draw is not None for capture in captures))
 
     def _take(self) -> list[Capture]:
         with self._lock:
@@ -162,16 +174,17 @@ class Encoder(BackgroundThread):
                 self._busy = 0
 
     def _record(self, group: list[Capture]) -> None:
-        samples, problem = [], None
+        samples, draws, problem = [], [], None
         for capture in group:
             try:
                 samples.append(self._encode(capture))
+                draws.append(capture.draw)
             except Exception as error:  # a codec's bug costs its own image, never the others of the group
                 problem = f"recorder: {error or type(error).__name__}"
                 expected = isinstance(error, ImageError)
                 logger.warning("%s; the sample is dropped", problem, exc_info=None if expected else error)
-                self._spool.count("dropped.encode_error")
-        self._spool.put_many(samples)
+                self._lose([capture], "encode_error")
+        self._spool.put_many(samples, draws)
         self.succeeded()
         self.last_error = problem
 

@@ -7,10 +7,10 @@ event          further keys
 =============  ========================================================================================
 `started`      `source`, `images` (known number of images), `passed_over` (by ending, how many files of a folder
                  are no images by their names), and the agent's status
-`prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `version`, `guarded`,
-                 `seconds`; for each image of the batch its place in the source (`indices`) and the probability of
-                 its label (`probabilities`); of a folder also `files`, and where the bundle has names for its
-                 classes, `class_names`
+`prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `drawn`, `version`,
+                 `guarded`, `seconds`; for each image of the batch its place in the source (`indices`) and the
+                 probability of its label (`probabilities`); of a folder also `files`, and where the bundle has
+                 names for its classes, `class_names`
 `uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
 `error`        `file`, `message`, `index`: an image that cannot be read is reported and skipped, and keeps its place
                  in the source; for a folder that cannot be read, `index` is null
@@ -86,7 +86,7 @@ def run(
     batch : int, optional
         Images per prediction; `config.batch` when left out.
     linger : float, default 0.0
-        Seconds to wait, at most, after the last image until every selected sample is delivered.
+        Seconds to wait, at most, after the last image until every selected or drawn sample is delivered.
     follow : bool, default False
         Go on with files that come into the folder, each when it has not changed for a second, until a signal. A
         file that is written anew is predicted again. Batches are not waited for: what is there is predicted.
@@ -251,6 +251,7 @@ class _Session:
             labels=prediction.labels.tolist(),
             entropy=prediction.entropy.tolist(),
             selected=prediction.selected.tolist(),
+            drawn=prediction.drawn.tolist(),
             version=prediction.version,
             guarded=prediction.guarded,
             seconds=seconds,

@@ -48,9 +48,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def without_password(proxy: str) -> str:
-    """Return a proxy's address for a message: without the password that may be in it."""
-    return re.sub(r"//[^/]*@", "//***@", proxy)
+def without_password(address: str) -> str:
+    """Return an address for a message: without the password that may be in it."""
+    return re.sub(r"//[^/]*@", "//***@", address)
 
 
 def _covers(rule: str, url: SplitResult) -> bool:

@@ -1,4 +1,4 @@
-"""The device's durable queue of selected samples.
+"""The device's durable queue of samples that were selected, or drawn at random.
 
 One SQLite file in write-ahead mode with ``synchronous=FULL``: what :meth:`Spool.put_many` returned for
 survives ``kill -9`` and power loss, and the files together never pass the byte cap.
@@ -12,18 +12,21 @@ import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from typing import TypeAlias
 
 from cema.edge.spool_database import PAGE_BYTES
 from cema.edge.spool_order import SENT, SendOrder
-from cema.edge.spool_sqlite import SAMPLE_BYTES, SAMPLES, SpoolFile
+from cema.edge.spool_sqlite import DRAWN_LOST, SAMPLE_BYTES, SAMPLES, SpoolFile
 from cema.errors import SpoolError
+from cema.formats.draw import SMALLEST_SHARE, Draw
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["MIN_SPOOL_BYTES", "Spool"]
 
 _Data: TypeAlias = bytes  # in `Spool` that name is a property
+_Waiting: TypeAlias = deque[tuple[Sample, Draw | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +111,19 @@ class Spool:
         """Return the size of the spool's files together, in bytes."""
         return self._file.disk_bytes()
 
-    def put_many(self, samples: Iterable[Sample]) -> int:
+    def put_many(self, samples: Iterable[Sample], draws: Iterable[Draw | None] = repeat(None)) -> int:
         """Store samples; when this returns, they survive a crash of the process and of the device.
 
         The oldest samples make room for new ones (dropped, ``spool_full``). An image already waiting is not
         stored twice (``duplicate``), and one that no transaction could hold is not stored at all
-        (``too_large``).
+        (``too_large``). Of those that are dropped, the ones that were drawn count in ``drawn_lost`` too.
 
         Parameters
         ----------
         samples : iterable of Sample
+        draws : iterable of Draw or None, optional
+            How each was drawn at random; None for one that was selected only. An image already waiting is then one
+            sample in both roles, and stands for all predictions that it was drawn for.
 
         Returns
         -------
@@ -129,7 +135,7 @@ class Spool:
         SpoolError
             When the disk refuses; samples of earlier transactions of the same call stay stored.
         """
-        waiting = deque(samples)
+        waiting: _Waiting = deque(zip(samples, draws, strict=False))
         stored = 0
         try:
             while waiting:
@@ -139,6 +145,7 @@ class Spool:
                 waiting, stored = rest, stored + added
         except Exception:
             self.count("dropped.disk_error", len(waiting))
+            self.count(DRAWN_LOST, sum(draw is not None for _, draw in waiting))
             raise
         finally:
             self._on_change()
@@ -183,10 +190,24 @@ class Spool:
                 )
         return found
 
+    def draws(self, ids: Iterable[str]) -> dict[str, Draw]:
+        """Return how samples were drawn at random, by their ids; those that were not are left out.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refuses.
+        """
+        query = "SELECT drawn, selected FROM samples WHERE id = ? AND drawn > 0"
+        with self._file.reading() as db:
+            rows = ((each, db.execute(query, (_digest(each),)).fetchone()) for each in ids)
+            return {each: Draw(row[0], bool(row[1])) for each, row in rows if row is not None}
+
     def acknowledge(self, verdicts: Iterable[Verdict]) -> int:
         """Remove the samples the cloud has judged, and count them in the same transaction.
 
-        ``stored`` and ``duplicate`` count as ``uploaded`` (and ``uploaded_bytes``), ``rejected`` as dropped.
+        ``stored`` and ``duplicate`` count as ``uploaded`` (and ``uploaded_bytes``; ``drawn_uploaded`` for those that
+        were drawn at random), ``rejected`` as dropped.
         A verdict on a sample that is not here (a second one, for instance) changes nothing.
 
         Returns
@@ -280,10 +301,13 @@ class Spool:
                 for sample_id in ids[start : start + step]:
                     name = outcome[sample_id]
                     gone = db.execute(
-                        "DELETE FROM samples WHERE id = ? RETURNING bytes, label", (_digest(sample_id),)
+                        "DELETE FROM samples WHERE id = ? RETURNING bytes, label, drawn",
+                        (_digest(sample_id),),
                     )
-                    for size, label in gone.fetchall():
+                    for size, label, drawn in gone.fetchall():
                         changes.update({name: 1, SAMPLES: -1, SAMPLE_BYTES: -size})
+                        if drawn:
+                            changes["drawn_uploaded" if name == "uploaded" else DRAWN_LOST] += 1
                         if name == "uploaded":
                             changes["uploaded_bytes"] += size
                             if self._order.counts_classes:
@@ -292,36 +316,41 @@ class Spool:
         self._on_change()
         return removed
 
-    def _fill(self, db: sqlite3.Connection, changes: Counter[str], waiting: deque[Sample]) -> int:
+    def _fill(self, db: sqlite3.Connection, changes: Counter[str], waiting: _Waiting) -> int:
         """Move samples from `waiting` into one transaction until its share of the log is used up."""
         budget = self._file.budget - 8
         largest = min(self._file.budget, self._file.max_pages) // 2 - 8
         stored = 0
         while waiting:
-            pages = math.ceil(len(waiting[0].image) / (PAGE_BYTES - 4)) + 4
+            pages = math.ceil(len(waiting[0][0].image) / (PAGE_BYTES - 4)) + 4
             if pages > largest:
-                waiting.popleft()
-                changes["dropped.too_large"] += 1
+                _refuse(changes, waiting.popleft()[1])
                 continue
             while (short := self._file.free_pages(db) < pages + 4) and budget > pages:
                 budget -= 4
                 if not _evict(db, changes):
                     break
             if short and not self._file.counters().get(SAMPLES, 0) + changes[SAMPLES]:
-                waiting.popleft()  # even an empty spool has no room for it
-                changes["dropped.too_large"] += 1
+                _refuse(changes, waiting.popleft()[1])  # even an empty spool has no room for it
                 continue
             if short or budget < pages:
                 break
             budget -= pages
-            stored += _insert(db, changes, waiting.popleft())
+            stored += _insert(db, changes, *waiting.popleft())
         return stored
 
 
-def _insert(db: sqlite3.Connection, changes: Counter[str], sample: Sample) -> int:
+def _refuse(changes: Counter[str], draw: Draw | None) -> None:
+    changes["dropped.too_large"] += 1
+    if draw is not None:
+        changes[DRAWN_LOST] += 1
+
+
+def _insert(db: sqlite3.Connection, changes: Counter[str], sample: Sample, draw: Draw | None) -> int:
     size = len(sample.image)
+    role = Draw(0.0, True) if draw is None else draw
     done = db.execute(
-        f"INSERT OR IGNORE INTO samples ({_COLUMNS}, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT OR IGNORE INTO samples ({_COLUMNS}, drawn, selected, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (
             _digest(sample.id),
             sample.image,
@@ -329,22 +358,37 @@ def _insert(db: sqlite3.Connection, changes: Counter[str], sample: Sample) -> in
             sample.label,
             sample.version,
             sample.captured_at,
+            role.share,
+            role.selected,
             size,
         ),
     )
     if not done.rowcount:
         changes["dropped.duplicate"] += 1
+        _merge(db, _digest(sample.id), role)
         return 0
     changes.update({SAMPLES: 1, SAMPLE_BYTES: size})
     return 1
 
 
+def _merge(db: sqlite3.Connection, digest: bytes, role: Draw) -> None:
+    """Give a sample that waits another role; drawn twice, it stands for the predictions of both draws."""
+    share, selected = db.execute("SELECT drawn, selected FROM samples WHERE id = ?", (digest,)).fetchone()
+    shares = [each for each in (share, role.share) if each]
+    both = max(SMALLEST_SHARE, 1 / sum(1 / each for each in shares)) if shares else 0.0
+    if (both, selected) != (share, selected | role.selected):
+        change = "UPDATE samples SET drawn = ?, selected = ? WHERE id = ?"
+        db.execute(change, (both, selected | role.selected, digest))
+
+
 def _evict(db: sqlite3.Connection, changes: Counter[str]) -> bool:
     gone = db.execute(
-        "DELETE FROM samples WHERE seq = (SELECT min(seq) FROM samples) RETURNING bytes"
+        "DELETE FROM samples WHERE seq = (SELECT min(seq) FROM samples) RETURNING bytes, drawn"
     ).fetchall()
-    for (size,) in gone:
+    for size, drawn in gone:
         changes.update({"dropped.spool_full": 1, SAMPLES: -1, SAMPLE_BYTES: -size})
+        if drawn:
+            changes[DRAWN_LOST] += 1
     return bool(gone)
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from cema._util.files import keep_private, sync_folder
 
-__all__ = ["BROKEN", "PAGE_BYTES", "SUFFIXES", "connect", "error_code", "file_size", "first_page", "number"]
+__all__ = [
+    "BROKEN",
+    "PAGE_BYTES",
+    "SUFFIXES",
+    "column_names",
+    "connect",
+    "error_code",
+    "file_size",
+    "first_page",
+    "number",
+]
 
 PAGE_BYTES = 4096
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -20,10 +30,17 @@ SUFFIXES = ("", "-wal", "-shm", "-journal")
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS samples (seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,"
     " entropy REAL NOT NULL, label INTEGER NOT NULL, version INTEGER NOT NULL,"
-    " captured_at REAL NOT NULL, bytes INTEGER NOT NULL, image BLOB NOT NULL) STRICT",
+    " captured_at REAL NOT NULL, bytes INTEGER NOT NULL, image BLOB NOT NULL,"
+    " drawn REAL NOT NULL DEFAULT 0, selected INTEGER NOT NULL DEFAULT 1) STRICT",
     "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
     " STRICT, WITHOUT ROWID",
 )
+# Columns that spools from before lack: the probability with which a sample was drawn (0: it was not), and whether the
+# selection chose it. An older CEMA ignores them.
+_ADDED = {
+    "drawn": "ALTER TABLE samples ADD COLUMN drawn REAL NOT NULL DEFAULT 0",
+    "selected": "ALTER TABLE samples ADD COLUMN selected INTEGER NOT NULL DEFAULT 1",
+}
 _LAYOUT = (f"PRAGMA page_size={PAGE_BYTES}", "PRAGMA auto_vacuum=INCREMENTAL")
 _PRAGMAS = (
     "PRAGMA locking_mode=EXCLUSIVE",  # no reader can hold the log back, and no second agent can share the file
@@ -66,6 +83,10 @@ def connect(path: Path, max_pages: int) -> sqlite3.Connection:
         db.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA:
             db.execute(statement)
+        there = column_names(db)
+        for name, statement in _ADDED.items():
+            if name not in there:
+                db.execute(statement)
         db.execute("COMMIT")
         try:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -77,6 +98,11 @@ def connect(path: Path, max_pages: int) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def column_names(db: sqlite3.Connection) -> set[str]:
+    """Return the names of the columns that a spool's samples have."""
+    return {row[1] for row in db.execute("PRAGMA table_info(samples)").fetchall()}
 
 
 def first_page() -> bytes:

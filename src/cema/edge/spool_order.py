@@ -5,33 +5,45 @@ from __future__ import annotations
 import hashlib
 import heapq
 import sqlite3
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import chain
 
 from cema.edge.budget_config import First
 
-__all__ = ["SENT", "SendOrder"]
+__all__ = ["DRAWN_EVERY", "SENT", "SendOrder"]
 
 SENT = "sent_class."
 """What the counters begin with that count the samples sent of each class."""
 
+DRAWN_EVERY = 10
+"""Every so many samples, one that was drawn at random is sent, where the order goes by what is known of an image."""
+
+_PUT = "INSERT INTO waiting VALUES (send_rank(NEW.id, NEW.entropy, NEW.label, NEW.drawn), NEW.seq)"
+_TAKE = (
+    "DELETE FROM waiting WHERE rank = send_rank(OLD.id, OLD.entropy, OLD.label, OLD.drawn) AND seq = OLD.seq"
+)
 _INDEX = (
     "CREATE TEMP TABLE waiting (rank, seq INTEGER, PRIMARY KEY (rank, seq)) WITHOUT ROWID",
-    "INSERT INTO waiting SELECT send_rank(id, entropy, label), seq FROM main.samples",
-    "CREATE TEMP TRIGGER comes AFTER INSERT ON main.samples BEGIN"
-    " INSERT INTO waiting VALUES (send_rank(NEW.id, NEW.entropy, NEW.label), NEW.seq); END",
-    "CREATE TEMP TRIGGER goes AFTER DELETE ON main.samples BEGIN DELETE FROM waiting"
-    " WHERE rank = send_rank(OLD.id, OLD.entropy, OLD.label) AND seq = OLD.seq; END",
+    "INSERT INTO waiting SELECT send_rank(id, entropy, label, drawn), seq FROM main.samples",
+    f"CREATE TEMP TRIGGER comes AFTER INSERT ON main.samples BEGIN {_PUT}; END",
+    f"CREATE TEMP TRIGGER goes AFTER DELETE ON main.samples BEGIN {_TAKE}; END",
+    f"CREATE TEMP TRIGGER drawn AFTER UPDATE OF drawn ON main.samples BEGIN {_TAKE}; {_PUT}; END",
 )
+_DRAWN = "drawn"  # the rank of what was drawn at random: for SQLite, text comes after all numbers
 # One search in the index for each class, not one row for each sample.
 _CLASSES = (
-    "WITH RECURSIVE found(label) AS (SELECT min(rank) FROM waiting UNION ALL"
-    " SELECT (SELECT min(rank) FROM waiting WHERE rank > label) FROM found WHERE label IS NOT NULL)"
+    "WITH RECURSIVE found(label) AS (SELECT min(rank) FROM waiting WHERE rank < '' UNION ALL"
+    " SELECT (SELECT min(rank) FROM waiting WHERE rank > label AND rank < '') FROM found WHERE label IS NOT NULL)"
     " SELECT label FROM found WHERE label IS NOT NULL"
 )
 
 
 class SendOrder:
     """An order of a spool's samples; equal ones keep theirs, the oldest first.
+
+    Samples that were drawn at random tell of all that the device sees only where it does not depend on the image
+    whether they arrive. So with ``entropy`` and ``classes`` they wait in a queue of their own, the oldest first: one in
+    `DRAWN_EVERY` samples sent is one of them, more only where nothing else waits.
 
     It follows from what is on the disk with each sample. The index that finds the first ones without reading all is
     in memory (some 30 bytes for each sample), made when the spool is opened and kept by triggers: the file stays as it
@@ -64,12 +76,12 @@ class SendOrder:
         """
         if self._first == "oldest":
             return
-        ranks: dict[str, Callable[[bytes, float, int], float]] = {
+        ranks: dict[str, Callable[[bytes, float, int, float], float | str]] = {
             "random": self._random,
-            "entropy": lambda _id, entropy, _label: -entropy,
-            "classes": lambda _id, _entropy, label: label,
+            "entropy": lambda _id, entropy, _label, drawn: _DRAWN if drawn else -entropy,
+            "classes": lambda _id, _entropy, label, drawn: _DRAWN if drawn else label,
         }
-        db.create_function("send_rank", 3, ranks[self._first], deterministic=True)
+        db.create_function("send_rank", 4, ranks[self._first], deterministic=True)
         for statement in _INDEX:
             db.execute(statement)
 
@@ -84,14 +96,25 @@ class SendOrder:
         counters : mapping of str to int
             The spool's.
         """
-        if self._first == "classes":
-            yield from self._by_class(db, count, counters)
-            return
         if self._first == "oldest":
-            rows = db.execute("SELECT seq FROM samples ORDER BY seq LIMIT ?", (count,))
+            yield from _numbers(db, "SELECT seq FROM samples ORDER BY seq LIMIT ?", count)
+        elif self._first == "random":
+            yield from _numbers(db, "SELECT seq FROM waiting ORDER BY rank, seq LIMIT ?", count)
         else:
-            rows = db.execute("SELECT seq FROM waiting ORDER BY rank, seq LIMIT ?", (count,))
-        for (seq,) in rows.fetchall():
+            yield from self._in_turn(db, count, counters)
+
+    def _in_turn(self, db: sqlite3.Connection, count: int, counters: Mapping[str, int]) -> Generator[int]:
+        drawn = _numbers(db, f"SELECT seq FROM waiting WHERE rank = '{_DRAWN}' ORDER BY seq LIMIT ?", count)  # noqa: S608
+        if self._first == "classes":
+            ranked: Iterator[int] = self._by_class(db, count, counters)
+        else:
+            ranked = _numbers(db, "SELECT seq FROM waiting WHERE rank < '' ORDER BY rank, seq LIMIT ?", count)
+        sent = counters.get("uploaded", 0)
+        for place in range(sent, sent + count):
+            turns = (drawn, ranked) if place % DRAWN_EVERY == 0 else (ranked, drawn)
+            seq = next(chain(*turns), None)
+            if seq is None:
+                return
             yield seq
 
     def _by_class(self, db: sqlite3.Connection, count: int, counters: Mapping[str, int]) -> Generator[int]:
@@ -110,5 +133,9 @@ class SendOrder:
             count -= 1
             yield row[0]
 
-    def _random(self, digest: bytes, _entropy: float, _label: int) -> int:
+    def _random(self, digest: bytes, _entropy: float, _label: int, _drawn: float = 0.0) -> int:
         return int.from_bytes(hashlib.sha256(self._key + digest).digest()[:7], "big")
+
+
+def _numbers(db: sqlite3.Connection, query: str, count: int) -> Iterator[int]:
+    return iter([seq for (seq,) in db.execute(query, (count,)).fetchall()])

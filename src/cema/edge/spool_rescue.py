@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cema.edge.spool_database import PAGE_BYTES
+from cema.edge.spool_database import PAGE_BYTES, column_names
 
 __all__ = ["Row", "Wreck", "open_wreck", "pages_of", "put_first", "set_aside", "take_pages"]
 
@@ -35,6 +35,8 @@ class Row(NamedTuple):
     label: int
     version: int
     captured_at: float
+    drawn: float
+    selected: int
 
 
 def set_aside(path: Path, target: Path) -> None:
@@ -83,12 +85,13 @@ class Wreck:
 
     def newest_first(self) -> Iterator[Row]:
         """Yield the rows that can be read, the last that was stored first."""
+        roles = "0.0, 1"  # of a spool from before
+        with suppress(sqlite3.Error):
+            roles = "drawn, selected" if "drawn" in column_names(self._db) else roles
+        query = f"SELECT id, image, entropy, label, version, captured_at, {roles} FROM samples WHERE seq = ?"  # noqa: S608
         for seq in sorted(self._numbers(), reverse=True):
             try:
-                found = self._db.execute(
-                    "SELECT id, image, entropy, label, version, captured_at FROM samples WHERE seq = ?",
-                    (seq,),
-                ).fetchone()
+                found = self._db.execute(query, (seq,)).fetchone()
             except sqlite3.Error:
                 self.lost += 1
                 continue
@@ -116,8 +119,10 @@ def _is_whole(row: Row) -> bool:
     return (
         isinstance(row.image, bytes)
         and hashlib.sha256(row.image).digest() == row.id
-        and all(isinstance(value, float) for value in (row.entropy, row.captured_at))
+        and all(isinstance(value, float) for value in (row.entropy, row.captured_at, row.drawn))
         and all(isinstance(value, int) for value in (row.label, row.version))
+        and 0 <= row.drawn <= 1
+        and row.selected in (0, 1)
     )
 
 
@@ -207,8 +212,8 @@ def take_pages(rows: Iterator[Row], pages: int) -> Iterator[Row]:
 def put_first(db: sqlite3.Connection, row: Row) -> bool:
     """Insert a row before all others, unless its image waits already; return whether it did not."""
     done = db.execute(
-        "INSERT OR IGNORE INTO samples (seq, id, image, entropy, label, version, captured_at, bytes)"
-        " VALUES ((SELECT coalesce(min(seq), 1) - 1 FROM samples), ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO samples (seq, id, image, entropy, label, version, captured_at, drawn, selected, bytes)"
+        " VALUES ((SELECT coalesce(min(seq), 1) - 1 FROM samples), ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*row, len(row.image)),
     )
     return bool(done.rowcount)

@@ -30,12 +30,14 @@ from cema.edge.spool_database import (
 from cema.edge.spool_rescue import Wreck, open_wreck, pages_of, put_first, set_aside, take_pages
 from cema.errors import SpoolError
 
-__all__ = ["SAMPLES", "SAMPLE_BYTES", "SpoolFile"]
+__all__ = ["DRAWN_LOST", "SAMPLES", "SAMPLE_BYTES", "SpoolFile"]
 
 logger = logging.getLogger(__name__)
 
 _SPARE_PAGES = 8  # of the trees, that one more row may need
 _DAMAGED = "dropped.damaged"
+DRAWN_LOST = "drawn_lost"
+"""The counter of samples that were drawn at random and dropped, for whatever reason."""
 SAMPLES, SAMPLE_BYTES = ".samples", ".bytes"  # gauges: counted again at every start, never stored
 
 _FRAME_BYTES = PAGE_BYTES + 24  # a page and its header in the write-ahead log
@@ -304,7 +306,7 @@ class SpoolFile:
                                     changes.update({SAMPLES: 1, SAMPLE_BYTES: len(row.image)})
                                 saved += 1
                             else:
-                                changes["dropped.spool_full"] += 1
+                                changes.update(["dropped.spool_full", *([DRAWN_LOST] if row.drawn else [])])
                                 dropped += 1
                 lost = max(wreck.lost, expected - saved - dropped) or int(not saved)
             if lost:
@@ -326,9 +328,11 @@ class SpoolFile:
         if number(db, "PRAGMA page_count") <= self.max_pages:
             return 0
         dropped, step = 0, max(1, self.budget // 4)
-        oldest = "DELETE FROM samples WHERE seq IN (SELECT seq FROM samples ORDER BY seq LIMIT ?) RETURNING 1"
+        oldest = "DELETE FROM samples WHERE seq IN (SELECT seq FROM samples ORDER BY seq LIMIT ?) RETURNING drawn > 0"
         while self.free_pages(db) < 0 and (gone := db.execute(oldest, (step,)).fetchall()):
             dropped += len(gone)
+            if lost := sum(drawn for (drawn,) in gone):
+                self.count(DRAWN_LOST, lost)
             self._shorten_log(db)
         while number(db, "PRAGMA page_count") > self.max_pages and number(db, "PRAGMA freelist_count"):
             db.execute(f"PRAGMA incremental_vacuum({step})").fetchall()

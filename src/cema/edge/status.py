@@ -29,6 +29,8 @@ class Prediction:
         Whether that is so because the inputs are not what the installed update was made for.
     captured_at : float
         Unix seconds; the samples of this prediction that are sent carry it too.
+    drawn : ndarray of bool (N,)
+        Whether the sample is sent whatever its entropy, by chance alone.
     base : str
         The base model that predicted, of the bundle that served.
     class_names : tuple of str or None
@@ -42,6 +44,7 @@ class Prediction:
     version: int
     guarded: bool
     captured_at: float
+    drawn: npt.NDArray[np.bool_]
     base: str = ""
     class_names: tuple[str, ...] | None = None
 
@@ -103,6 +106,11 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     model, cohort : str, str or None
     predicted, selected, guarded : int
         Images: all, those worth sending, and those that the source model predicted in an update's place.
+    drawn : int
+        Images that were drawn at random, to be sent whatever the selection says; some of them are selected too.
+    drawn_uploaded, drawn_lost : int
+        Samples of those that the cloud answered ``stored`` or ``duplicate`` on, and those that were dropped. An image
+        that is drawn again while it waits is one sample.
     queued, spooled : int
         Samples waiting for the spool, and in it.
     uploaded : int
@@ -114,7 +122,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests : int
         Uploads tried.
     dropped : dict of str to int
-        Selected samples that were lost, by reason.
+        Samples that were lost, by reason.
     rejected_updates : dict of str to int
         By reason.
     rejected_bundles : dict of str to int
@@ -148,6 +156,9 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     predicted: int
     selected: int
     guarded: int
+    drawn: int
+    drawn_uploaded: int
+    drawn_lost: int
     queued: int
     spooled: int
     uploaded: int

@@ -13,6 +13,7 @@ from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.budget import Budget
 from cema.edge.client import CloudClient
 from cema.edge.near_duplicates import NearDuplicates
+from cema.edge.outgoing import Outgoing
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.spool import Spool
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, encode_samples
@@ -55,7 +56,8 @@ class Uploader(BackgroundThread):
     budget : Budget, optional
         What may be sent; everything when left out.
     near_duplicates : NearDuplicates, optional
-        What looks like something that was sent, and is dropped (``near_duplicate``); nothing when left out.
+        What looks like something that was sent, and is dropped (``near_duplicate``) unless it was drawn at random;
+        nothing when left out.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Uploader(BackgroundThread):
         self._on_delivered = on_delivered
         self._spool, self._link, self._budget = spool, link, budget
         self._near_duplicates = near_duplicates
+        self._outgoing = Outgoing(spool, near_duplicates)
         self._limits = self._configured = (batch_samples, batch_bytes)
         self._patience, self._good = _PATIENCE, 0
         self._raised = False  # whether the limits were doubled since the last 413
@@ -119,13 +122,10 @@ class Uploader(BackgroundThread):
 
     def _peek(self, samples: int, size: int) -> list[Sample]:
         """Return the first samples without near-duplicates; none where all of them were."""
-        batch = self._spool.peek(samples, size)
-        if self._near_duplicates is None:
-            return batch
-        fresh, twins = self._near_duplicates.split(batch)
+        batch, twins = self._outgoing.peek(samples, size)
         if twins:
             self._drop(twins, "near_duplicate")
-        return fresh
+        return batch
 
     def _send_within(self, budget: Budget, now: float) -> Pause:
         """Send as much of a batch as the budget allows now, or say how long it has to wait."""
@@ -172,7 +172,9 @@ class Uploader(BackgroundThread):
     ) -> None:
         self._spool.count("requests")
         try:
-            reply = self._link.send_samples(body, CONTENT_TYPE, on_sending)
+            reply = self._link.send_samples(
+                body, CONTENT_TYPE, on_sending, drawn=self._outgoing.header(batch)
+            )
         except LinkError as error:
             if error.status != _TOO_LARGE:
                 raise

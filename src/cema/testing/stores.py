@@ -28,6 +28,7 @@ from cema.testing.store_bases import BaseTests
 from cema.testing.store_case import MANY, PATIENCE, ROOMY, StoreCase, put, together
 from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
+from cema.testing.store_draws import DrawTests
 from cema.testing.store_fleet import FleetTests
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_offers import OfferTests
@@ -61,6 +62,7 @@ class StoreSuite(
     BaseTests,
     ControlTests,
     DeviceTests,
+    DrawTests,
     FleetTests,
     OfferTests,
     OptionalTests,

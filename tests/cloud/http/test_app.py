@@ -17,9 +17,11 @@ from cloud_support import StillEngine, make_samples, samples_of, serving, write_
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
+from cema._util.proportion import Weighted
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.metrics import FAMILIES, METRICS
 from cema.cloud.store.agreements import AgreementCount
+from cema.cloud.store.draws import RandomCount
 from cema.cloud.store.sqlite_database import PAGE
 from cema.cloud.store.sqlite_samples import ROW_BYTES
 from cema.formats.sample import CONTENT_TYPE, Sample, encode_samples
@@ -154,7 +156,7 @@ def test_a_full_backlog_is_429_with_retry_after_and_nothing_is_stored(cloud: Clo
 
 
 def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
-    cloud.store.database.max_bytes = cloud.store.used_bytes() + 200_000  # as if its owner had configured less
+    cloud.store.database.max_bytes = 420_000  # as if its owner had configured less
     rng = np.random.default_rng(0)
     response = None
     for _ in range(10):
@@ -175,7 +177,7 @@ def test_a_full_store_is_429_with_retry_after(cloud: Cloud) -> None:
 
 
 def test_what_could_never_fit_is_413_and_not_429_for_ever(cloud: Cloud) -> None:
-    cloud.store.database.max_bytes = cloud.store.used_bytes() + 127_000  # as if its owner had configured less
+    cloud.store.database.max_bytes = 350_000  # as if its owner had configured less
     pieces = samples_of(np.random.default_rng(0).integers(0, 256, (2, 82, 200, 3), dtype=np.uint8))
     error = refused(cloud.post(encode_samples(pieces[:2])), 413, "too_large")
     assert "empty store" in error["message"]
@@ -372,6 +374,8 @@ def test_the_metrics_that_are_served_are_those_that_are_described(cloud: Cloud) 
     cloud.store.count("north", {f"{prefix}x": 1 for prefix in FAMILIES} | {"steps.count": 1})
     epoch, counts = cloud.store.claim("north").epoch, [AgreementCount(1, "running", 4, 3)]
     cloud.store.commit_step("north", 0, b"", epoch=epoch, now=1.0, measured=counts)
+    at_random = [RandomCount(1, "running", Weighted.of([(0.5, True)]))]
+    cloud.store.measured_draws("north", [], at_random, now=1.0)
     with cloud.store.database.write() as connection:
         connection.execute("UPDATE cohorts SET committed_at = 1.0")
     text = cloud.get("/metrics", token=cloud.operator).text

@@ -20,6 +20,7 @@ from cema.cloud.http.readiness import Readiness
 from cema.cloud.http.records import RequestRecord
 from cema.cloud.store.agreements import agreement_members
 from cema.cloud.store.base import Store
+from cema.cloud.store.draws import random_agreement_members
 from cema.cloud.store.fleet import FleetRegister
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ FAMILIES = {
     "updates.": "cema_updates",
     "bytes.": "cema_image_bytes",
     "reports.": "cema_reports",
+    "drawn.": "cema_drawn_samples",
 }
 # Gauges that are members of a cohort's status.
 GAUGES = {
@@ -75,6 +77,13 @@ AGREEMENT = {
     "samples": "cema_agreement_samples",
     "share": "cema_agreement_share",
     "standard_error": "cema_agreement_standard_error",
+}
+RANDOM_AGREEMENT = {
+    "samples": "cema_random_agreement_samples",
+    "share": "cema_random_agreement_share",
+    "standard_error": "cema_random_agreement_standard_error",
+    "low": "cema_random_agreement_low",
+    "high": "cema_random_agreement_high",
 }
 METRICS = (
     Described(
@@ -113,6 +122,12 @@ METRICS = (
         ("cohort", "outcome"),
         "Reports of devices that came, and those that devices have numbered and that did not.",
     ),
+    Described(
+        "cema_drawn_samples",
+        "counter",
+        ("cohort", "event"),
+        "Samples that devices drew at random, by what became of them.",
+    ),
     Described("cema_step_seconds", "summary", ("cohort",), "Time of the worker's steps."),
     Described("cema_stored_samples", "gauge", ("cohort",), "Samples in the store."),
     Described("cema_backlog_samples", "gauge", ("cohort",), "Samples that wait for the worker."),
@@ -137,6 +152,33 @@ METRICS = (
         "Share of them on which a model chose the foundation model's label.",
     ),
     Described("cema_agreement_standard_error", "gauge", ("cohort", "model"), "Standard error of that share."),
+    Described(
+        "cema_random_agreement_samples",
+        "gauge",
+        ("cohort", "model"),
+        "Samples drawn at random that the agreement on all that devices see is of, the newest.",
+    ),
+    Described(
+        "cema_random_agreement_share",
+        "gauge",
+        ("cohort", "model"),
+        "Share of all that devices see on which a model chose the foundation model's label, estimated.",
+    ),
+    Described(
+        "cema_random_agreement_standard_error", "gauge", ("cohort", "model"), "Standard error of that share."
+    ),
+    Described(
+        "cema_random_agreement_low",
+        "gauge",
+        ("cohort", "model"),
+        "Lower end of that share's interval of 95 %.",
+    ),
+    Described(
+        "cema_random_agreement_high",
+        "gauge",
+        ("cohort", "model"),
+        "Upper end of that share's interval of 95 %.",
+    ),
     Described("cema_store_bytes", "gauge", (), "Bytes of the store in use."),
     Described("cema_ready", "gauge", ("check",), "1 where a check of /readyz is well, else 0."),
 )
@@ -210,10 +252,15 @@ class _StoreCollector(Collector):
         agreement = {key: _gauge(name) for key, name in AGREEMENT.items()}
         register = self._store.devices(())
         by_operators = register.quarantined() if isinstance(register, FleetRegister) else {}
+        at_random = {key: _gauge(name) for key, name in RANDOM_AGREEMENT.items()}
         for cohort in self._cohorts:
-            for model, found in agreement_members(self._store, cohort).items():
-                for key, gauge in agreement.items():
-                    gauge.add_metric((cohort, model), found[key])
+            for known, told_of in (
+                (agreement_members(self._store, cohort), agreement),
+                (random_agreement_members(self._store, cohort), at_random),
+            ):
+                for model, found in known.items():
+                    for key, gauge in told_of.items():
+                        gauge.add_metric((cohort, model), found[key])
             status = self._store.status(cohort)
             counts = status["counts"]
             for key, gauge in gauges.items():
@@ -235,6 +282,7 @@ class _StoreCollector(Collector):
             steps,
             *gauges.values(),
             *agreement.values(),
+            *at_random.values(),
             quarantined,
             since,
             used,

@@ -267,6 +267,9 @@ class Status(BaseModel):
     agreement: dict[str, Agreement] = Field(
         description="By who answered (`device`, `running`, `adapted`, `source`), where anything is known."
     )
+    random_agreement: dict[str, Agreement] = Field(
+        description="The same on all that devices see, from samples that were drawn at random."
+    )
     publishing: Literal["on", "paused", "pinned", "stopped"] = "on"
     act: ActRecord | None = Field(None, description="The first act that the worker has still to do.")
     rollout: dict[str, Any] | None = Field(

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -25,9 +26,11 @@ from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Verdicts
 from cema.cloud.http.service import Service
-from cema.cloud.store.base import BacklogFull, UploadTooLarge
+from cema.cloud.store.base import BacklogFull, Store, UploadTooLarge
 from cema.cloud.store.devices import Device
+from cema.cloud.store.draws import draws_of
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
+from cema.formats.draw import HEADER, MAX_BYTES, Draw, decode_draws
 from cema.formats.image import decode_image
 from cema.formats.image_check import Inspected
 from cema.formats.sample import CONTENT_TYPE, Sample, Verdict, check_sample, decode_samples
@@ -48,6 +51,15 @@ router = APIRouter(tags=["samples"], route_class=DirectRoute)
 # Read by hand, within limits, and so described by hand.
 _BODY: dict[str, Any] = {
     **BY_TOKEN,
+    "parameters": [
+        {
+            "name": HEADER,
+            "in": "header",
+            "required": False,
+            "description": "Which samples were drawn at random (docs/protocol.md, section 2.2).",
+            "schema": {"type": "string", "maxLength": MAX_BYTES},
+        }
+    ],
     "requestBody": {
         "required": True,
         "description": "An upload frame (docs/protocol.md, section 1.4), without Content-Encoding.",
@@ -88,8 +100,9 @@ async def upload_samples(cohort: CohortName, request: Request) -> Response:
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
+        drawn = request.headers.get(HEADER, "")
         async with service.storing():
-            verdicts = await run_in_threadpool(_ingest, service, cohort, device, body)
+            verdicts = await run_in_threadpool(_ingest, service, cohort, device, body, drawn)
     service.rates.keep_soon()
     content = msgspec.json.encode({"verdicts": verdicts})
     return Response(content, media_type="application/json", headers=NO_STORE)
@@ -106,17 +119,20 @@ def _check_media_type(request: Request) -> None:
         )
 
 
-def _ingest(service: Service, cohort: str, device: Device, body: bytes) -> list[Verdict]:
+def _ingest(service: Service, cohort: str, device: Device, body: bytes, drawn: str) -> list[Verdict]:
     """Check and store one request's samples, as far as the device may send them now."""
     samples = _decode(body, service.limits.batch_samples)
+    draws = _draws(drawn, len(samples))
     with service.rates.charged(device, len(samples), len(body)) as refusal:
         if refusal is None:
-            return _store(service, cohort, device.name, samples)
+            return _store(service, cohort, device.name, samples, draws)
     service.metrics.limited(cohort, refusal.limit)
     raise service.later("too_fast", refusal.message, seconds=refusal.seconds)
 
 
-def _store(service: Service, cohort: str, device: str, samples: list[Sample]) -> list[Verdict]:
+def _store(
+    service: Service, cohort: str, device: str, samples: list[Sample], draws: Mapping[int, Draw]
+) -> list[Verdict]:
     """Check and store samples; whatever gets a verdict is on disk."""
     good, rejected, reasons = _check(samples, service.limits)
     try:
@@ -128,6 +144,7 @@ def _store(service: Service, cohort: str, device: str, samples: list[Sample]) ->
                 now=time.time(),
                 max_backlog=service.limits.backlog_samples,
                 rejected=reasons,
+                **_good_draws(service.store, draws, rejected),
             )
         )
     except UploadTooLarge as error:
@@ -158,6 +175,28 @@ def _decode(body: bytes, most: int) -> list[Sample]:
             "send fewer samples in a request",
         )
     return samples
+
+
+def _draws(header: str, samples: int) -> dict[int, Draw]:
+    """Return how samples were drawn at random, by position."""
+    if not header:
+        return {}
+    try:
+        return decode_draws(header, samples=samples)
+    except FormatError as error:
+        raise ApiError(
+            "malformed",
+            str(error),
+            f"send {HEADER} as cema.formats.draw.encode_draws makes it, or leave it out",
+        ) from error
+
+
+def _good_draws(store: Store, draws: Mapping[int, Draw], rejected: Collection[int]) -> dict[str, Any]:
+    """Return the draws of those samples that go to the store, by their positions there, if it keeps draws."""
+    if not draws or draws_of(store) is None:
+        return {}
+    good = {at: draw for at, draw in draws.items() if at not in rejected}
+    return {"draws": {at - sum(bad < at for bad in rejected): draw for at, draw in good.items()}}
 
 
 def _check(

@@ -33,6 +33,7 @@ from cema.cloud.store.sqlite_space import make_room, shrink
 from cema.cloud.store.sqlite_tallies import moved, recount, tally
 from cema.cloud.store.sqlite_traces import dump_trace
 from cema.errors import StoreError
+from cema.formats.draw import Draw
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["SqliteStore"]
@@ -63,7 +64,9 @@ class SqliteStore(OptionalMembers):
         self.database = Database(path, max_bytes=max_bytes)
         shrink(self.database)
         self._make_optional()
-        self._samples = sqlite_samples.SampleTable(self.database, self._activity, self._deletions.identities)
+        self._samples = sqlite_samples.SampleTable(
+            self.database, self._activity, self._draws, self._deletions.identities
+        )
 
     @classmethod
     def open(cls, address: str, *, max_bytes: int) -> SqliteStore:
@@ -89,10 +92,11 @@ class SqliteStore(OptionalMembers):
         now: float,
         max_backlog: int,
         rejected: Mapping[str, int] | None = None,
+        draws: Mapping[int, Draw] | None = None,
     ) -> list[Verdict]:
         """Store what is new, durably: every verdict returned is on disk."""
         return self._samples.put(
-            cohort, samples, device=device, now=now, max_backlog=max_backlog, rejected=rejected
+            cohort, samples, device=device, now=now, max_backlog=max_backlog, rejected=rejected, draws=draws
         )
 
     def fresh(self, cohort: str, *, after: int, limit: int) -> list[StoredSample]:

@@ -19,6 +19,7 @@ from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_data import FROM, LabelTables, conditions
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
+from cema.cloud.store.sqlite_draws import DrawTable
 from cema.cloud.store.sqlite_erase import erase
 from cema.cloud.store.sqlite_space import EVICTED_BYTES, forget_oldest_evicted, make_room
 from cema.cloud.store.sqlite_tallies import removed
@@ -57,10 +58,13 @@ class DeletionTables:
         The tables that say which samples are meant.
     audit
         Where it is written who deletes.
+    draws
+        Where further samples are that were drawn at random, until they are measured.
     """
 
-    def __init__(self, database: Database, labels: LabelTables, audit: AuditTable) -> None:
+    def __init__(self, database: Database, labels: LabelTables, audit: AuditTable, draws: DrawTable) -> None:
         self._database = database
+        self._draws = draws
         self._labels = labels
         self._audit = audit
         self._there = make_tables(database, TABLES, what="deletions of samples")
@@ -94,6 +98,7 @@ class DeletionTables:
             (cohort, now, actor, told, last),
         ).fetchone()[0]
         _note_removed(connection, cohort, number, actor, found)
+        self._remove_draws(connection, cohort, which, number, actor)
         if actor != RETENTION:
             detail = {"deletion": number, **msgspec.to_builtins(which)}
             self._audit.record(connection, AuditedAct(actor, "data.delete", cohort, detail), now=now)
@@ -117,6 +122,22 @@ class DeletionTables:
         cap = self._database.max_bytes
         make_room(connection, len(found) * RECORD_BYTES + 4 * PAGE, cap, cap=cap)
         return found
+
+    def _remove_draws(
+        self, connection: sqlite3.Connection, cohort: str, which: DataFilter, number: int, actor: str
+    ) -> None:
+        """Remove what was drawn at random, too; it is not known when it arrived, and seconds later it has gone."""
+        before = which.until if actor == RETENTION else None
+        gone = self._draws.remove(connection, cohort, device=which.device, label=which.label, before=before)
+        cursor = connection.executemany(
+            "INSERT OR IGNORE INTO deleted (cohort, id, seq, number) SELECT ?1, ?2, 0, ?3 WHERE NOT EXISTS "
+            "(SELECT 1 FROM samples WHERE cohort = ?1 AND id = ?2)",
+            [(cohort, key, number) for key in gone],
+        )
+        connection.execute(
+            "UPDATE deletions SET samples = samples + ?, bytes = bytes + ? WHERE number = ?",
+            (max(0, cursor.rowcount), sum(gone.values()), number),
+        )
 
     def _go_on(self, number: int) -> None:
         """Delete what is left, some samples at a time, until the deletion waits for the worker."""

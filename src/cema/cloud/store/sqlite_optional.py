@@ -14,6 +14,7 @@ from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.draws import DrawnSample, RandomCount, RandomPoint, VersionRandomAgreement
 from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
@@ -21,6 +22,7 @@ from cema.cloud.store.sqlite_agreements import AgreementTable
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_bases import BaseTable
 from cema.cloud.store.sqlite_control import ControlTable
+from cema.cloud.store.sqlite_draws import DrawTable
 from cema.cloud.store.sqlite_fleet import SqliteFleet, make_fleet_columns
 from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_offers import OfferTable
@@ -40,6 +42,7 @@ class OptionalMembers(RightsMembers):
         self._activity = ActivityTable(self.database)
         self._traces = TraceTable(self.database)
         self._agreements = AgreementTable(self.database)
+        self._draws = DrawTable(self.database)
         self._audit = AuditTable(self.database)
         self._offers = OfferTable(self.database)
         self._control = ControlTable(self.database, self._audit, self._offers)
@@ -47,7 +50,7 @@ class OptionalMembers(RightsMembers):
         self._reports = ReportTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         self._fleet_there = make_fleet_columns(self.database)
-        self._make_rights(self._audit)
+        self._make_rights(self._audit, self._draws)
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -239,6 +242,32 @@ class OptionalMembers(RightsMembers):
     ) -> list[AgreementPoint]:
         """Return the agreement with the foundation model by minute and model, oldest first."""
         return self._agreements.over_time(cohort, since=since, newest=newest)
+
+    def take_draws(self, cohort: str, limit: int) -> list[DrawnSample]:
+        """Return the first samples to be measured that were drawn at random, and note that it was tried."""
+        return self._draws.take(cohort, limit)
+
+    def measured_draws(
+        self,
+        cohort: str,
+        numbers: Sequence[int],
+        counts: Sequence[RandomCount],
+        *,
+        now: float,
+        unreadable: int = 0,
+    ) -> bool:
+        """Let drawn samples go and keep what was found of them, both or neither."""
+        return self._draws.measured(cohort, numbers, counts, now=now, unreadable=unreadable)
+
+    def random_agreement_by_version(self, cohort: str) -> list[VersionRandomAgreement]:
+        """Return the agreement on all that devices see by version, in ascending order."""
+        return self._draws.by_version(cohort)
+
+    def random_agreement_over_time(
+        self, cohort: str, *, since: float = 0.0, newest: int | None = None
+    ) -> list[RandomPoint]:
+        """Return the sums of drawn samples by minute and model, oldest first."""
+        return self._draws.over_time(cohort, since=since, newest=newest)
 
 
 def path_of(address: str) -> Path:

@@ -10,6 +10,7 @@ from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_data import LabelTables
 from cema.cloud.store.sqlite_database import Database
 from cema.cloud.store.sqlite_deletions import DeletionTables
+from cema.cloud.store.sqlite_draws import DrawTable
 
 __all__ = ["RightsMembers"]
 
@@ -19,10 +20,10 @@ class RightsMembers:
 
     database: Database
 
-    def _make_rights(self, audit: AuditTable) -> None:
+    def _make_rights(self, audit: AuditTable, draws: DrawTable) -> None:
         self._audit_of_data = audit
         self._labels = LabelTables(self.database)
-        self._deletions = DeletionTables(self.database, self._labels, audit)
+        self._deletions = DeletionTables(self.database, self._labels, audit, draws)
 
     def data_groups(self, cohort: str, which: DataFilter) -> list[DataGroup]:
         """Return samples counted by device and labels."""

@@ -17,10 +17,12 @@ from cema.cloud.store.base import (
 )
 from cema.cloud.store.sqlite_activity import ActivityTable
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
+from cema.cloud.store.sqlite_draws import Arrived, DrawTable
 from cema.cloud.store.sqlite_group import GroupCommit
 from cema.cloud.store.sqlite_space import live_bytes, make_room
 from cema.cloud.store.sqlite_tallies import came, tally
 from cema.errors import ConfigError
+from cema.formats.draw import Draw
 from cema.formats.sample import Sample, Verdict
 
 __all__ = ["SampleTable", "check_limits"]
@@ -30,7 +32,7 @@ ROW_BYTES = 512
 # Pages that a transaction may need beside its rows: new index leaves and their parents.
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
-EMPTY_BYTES = 40 * PAGE
+EMPTY_BYTES = 56 * PAGE
 # Identities looked up by one query; SQLite takes so many parameters everywhere.
 KEYS_AT_ONCE = 500
 # In the order of StoredSample.
@@ -55,12 +57,17 @@ def check_limits(limits: Limits) -> None:
 
 
 class _Upload(NamedTuple):
-    """What one request brings: samples with their identities, whose they are, and when they came."""
+    """What one request brings: samples with their identities, whose they are, when they came, and how some were drawn.
+
+    What was drawn and not selected is in `alone`, by position; `drawn` has all that were drawn.
+    """
 
     cohort: str
     samples: list[tuple[bytes, Sample]]
     device: str
     now: float
+    drawn: Sequence[Arrived] = ()
+    alone: Collection[int] = ()
 
 
 class SampleTable:
@@ -72,14 +79,19 @@ class SampleTable:
         The store's database; its cap is the store's.
     activity
         Where it is noted who sends.
-    identities
+    draws
+        Where samples go that were drawn at random.
+    deleted
         Further tables of what was stored once and is not to be stored again, beside that of evicted samples.
     """
 
-    def __init__(self, database: Database, activity: ActivityTable, identities: Sequence[str] = ()) -> None:
+    def __init__(
+        self, database: Database, activity: ActivityTable, draws: DrawTable, deleted: Sequence[str] = ()
+    ) -> None:
         self._database = database
         self._activity = activity
-        self._known_in = ("samples", "evicted", *identities)
+        self._draws = draws
+        self._deleted = tuple(deleted)
         self._group = GroupCommit(database)
 
     def put(
@@ -91,9 +103,14 @@ class SampleTable:
         now: float,
         max_backlog: int,
         rejected: Mapping[str, int] | None = None,
+        draws: Mapping[int, Draw] | None = None,
     ) -> list[Verdict]:
         """Store what is new, all or nothing, and count what came; uploads that wait at one time share a commit."""
-        upload = _Upload(cohort, [(bytes.fromhex(sample.id), sample) for sample in samples], device, now)
+        keyed = [(bytes.fromhex(sample.id), sample) for sample in samples]
+        roles = sorted((draws or {}).items()) if self._draws.there else []
+        drawn = [Arrived(*keyed[at], draw.share) for at, draw in roles]
+        alone = {at for at, draw in roles if not draw.selected}
+        upload = _Upload(cohort, keyed, device, now, drawn, alone)
 
         def write(connection: sqlite3.Connection) -> list[Verdict]:
             return self._put(connection, upload, max_backlog, rejected or {})
@@ -103,12 +120,20 @@ class SampleTable:
     def _put(
         self, connection: sqlite3.Connection, upload: _Upload, max_backlog: int, rejected: Mapping[str, int]
     ) -> list[Verdict]:
-        cohort, device, fresh = upload.cohort, upload.device, dict(upload.samples)
-        for key in _known(connection, self._known_in, cohort, list(fresh)):
-            fresh.pop(key, None)
+        cohort, device = upload.cohort, upload.device
+        fresh = {key: sample for at, (key, sample) in enumerate(upload.samples) if at not in upload.alone}
+        keys = [key for key, _ in upload.samples]
+        gone = set(_known(connection, self._deleted, cohort, keys))
+        known = gone | set(_known(connection, ("samples", "evicted"), cohort, keys))
+        fresh = {key: sample for key, sample in fresh.items() if key not in known}
+        known |= {one.key for one in upload.drawn if self._draws.holds(connection, cohort, one.key)}
+        drawn = self._draws.new(connection, cohort, device, upload.drawn) if upload.drawn else []
+        drawn = [one for one in drawn if one.key not in gone]
+        if fresh or drawn:
+            beside = self._draws.waiting(connection, cohort) if drawn else 0
+            self._check_backlog(connection, cohort, len(fresh) + len(drawn), max_backlog, beside=beside)
+            self._make_room_for(connection, [*fresh.values(), *(one.sample for one in drawn)])
         if fresh:
-            self._check_backlog(connection, cohort, len(fresh), max_backlog)
-            self._make_room_for(connection, fresh.values())
             connection.executemany(
                 "INSERT INTO samples (cohort, id, device, entropy, label, version, captured_at, "
                 "received_at, image) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -118,9 +143,12 @@ class SampleTable:
                 ],
             )
             came(connection, cohort, len(fresh))
+        if drawn:
+            self._draws.insert(connection, cohort, device, drawn)
         stored, verdicts = 0, []
-        for key, sample in upload.samples:
-            new = fresh.pop(key, None) is not None
+        for at, (key, sample) in enumerate(upload.samples):
+            new = key not in known if at in upload.alone else fresh.pop(key, None) is not None
+            known.add(key)
             stored += new * len(sample.image)
             verdicts.append(Verdict(id=sample.id, verdict="stored" if new else "duplicate"))
         bump(connection, cohort, _counts(upload, verdicts, stored, rejected))
@@ -128,8 +156,10 @@ class SampleTable:
         return verdicts
 
     @staticmethod
-    def _check_backlog(connection: sqlite3.Connection, cohort: str, more: int, most: int) -> None:
-        waiting = tally(connection, cohort).waiting
+    def _check_backlog(
+        connection: sqlite3.Connection, cohort: str, more: int, most: int, *, beside: int
+    ) -> None:
+        waiting = tally(connection, cohort).waiting + beside
         if waiting + more > most:
             raise BacklogFull(
                 f"{waiting} samples of cohort {cohort!r} wait for the worker and {most} may "

@@ -10,6 +10,7 @@ import msgspec
 from cema.cloud.store.agreements import agreement_members, agreements_of
 from cema.cloud.store.base import Store
 from cema.cloud.store.control import ControlStore, control_of
+from cema.cloud.store.draws import random_agreement_members
 from cema.cloud.store.offers import Rollout, offers_of
 from cema.cloud.store.reports import reports_of
 from cema.cloud.store.traces import TraceStore
@@ -23,11 +24,14 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``agreement``, by who answered; for a store that takes acts, ``publishing`` and ``act``, the first that waits
-        for the worker or None; and for one that keeps offers ``rollout``, the newest one or None, and ``pinned``, the
-        devices that are pinned.
+        ``agreement`` and ``random_agreement``, by who answered; for a store that takes acts, ``publishing`` and
+        ``act``, the first that waits for the worker or None; and for one that keeps offers ``rollout``, the newest one
+        or None, and ``pinned``, the devices that are pinned.
     """
-    found: dict[str, Any] = {"agreement": agreement_members(store, cohort)}
+    found: dict[str, Any] = {
+        "agreement": agreement_members(store, cohort),
+        "random_agreement": random_agreement_members(store, cohort),
+    }
     if isinstance(store, ControlStore):
         waiting = store.waiting_act(cohort)
         found["publishing"] = store.control(cohort).publishing

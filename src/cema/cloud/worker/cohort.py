@@ -27,6 +27,7 @@ from cema.cloud.worker.attempts import Attempts, WorkerFailed
 from cema.cloud.worker.bases import replay_stored, resume_publisher
 from cema.cloud.worker.batch_size import BatchSize
 from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpoint
+from cema.cloud.worker.drawn import DrawnSamples
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
 from cema.cloud.worker.images import DecodedImages, most_pixels
@@ -107,7 +108,9 @@ class CohortWorker:
         self._rollouts = Rollouts(store, cohort.name, cohort.rollout, base=base)
         self._quarantine = OperatorQuarantine(store, cohort.name)
         self._rights = RightsOfData(store, cohort)
-        self._images = DecodedImages(most_pixels(edge.preprocessing, foundation.preprocessing))
+        most = most_pixels(edge.preprocessing, foundation.preprocessing)
+        self._images = DecodedImages(most)
+        self._drawn = DrawnSamples(store, cohort.name, most)
         self._claim()
 
     def _claim(self) -> None:
@@ -175,7 +178,9 @@ class CohortWorker:
             Three samples in a row failed, each on its own.
         """
         try:
-            return self._run_once()
+            newest = self._rollouts.newest
+            measured = self._drawn.measure(self.learner, self.publisher, self._clock(), newest=newest)
+            return self._run_once() or measured
         except ControlChanged as error:
             report(log, events.STEP_MADE_AGAIN, cohort=self.cohort.name, error=str(error))
             self.rewind()
