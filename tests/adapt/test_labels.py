@@ -214,11 +214,24 @@ def test_what_a_learner_reports_stays_the_foundation_models_label(
     np.testing.assert_array_equal(reports[0].labels, reports[1].labels)
 
 
+def test_what_is_no_class_of_the_models_is_no_label(edge: Model, foundation: Model, photos: Photos) -> None:
+    asked, plain = (Cohort(edge, foundation, photos) for _ in range(2))
+    asked.truth = {i: (-1, CLASSES, 700)[i % 3] for i in range(40)}
+    for cohort in (asked, plain):
+        cohort.feed(range(4))
+        cohort.learner.replay()
+    assert asked.learner.dumps() == plain.learner.dumps()
+    asked.truth[3] = 1
+    labels = asked.learner._truth.of([2, 3, 4])
+    assert labels is not None
+    assert labels.tolist() == [UNLABELLED, 1, UNLABELLED]
+
+
 def test_no_chance_is_used_where_all_labelled_samples_fit() -> None:
     buffer = ReplayBuffer[int](10)
     buffer.add(range(10))
     images = [np.full((4, 4, 3), i, np.uint8) for i in range(10)]
-    labels = TrueLabels(buffer, lambda items: [images[item] for item in items])
+    labels = TrueLabels(buffer, 10, lambda items: [images[item] for item in items])
     labels.source = lambda items: [item if item % 2 else None for item in items]
     rng = np.random.default_rng(0)
     state = rng.bit_generator.state
