@@ -11,9 +11,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from file_bytes import found_in
 from recorded_folders import RECORDED, recorded
 
 from cema.cloud.config import CloudConfig
+from cema.cloud.store.data import DataFilter
+from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker.rounds import open_cohort
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
@@ -68,6 +71,25 @@ def test_a_cloud_goes_on(recorded: Path) -> None:
     assert worker.progress.rejected_in_a_row == expected["worker"]["held_back"]
     window = [msgspec.to_builtins(batch) for batch in worker.progress.window.batches]
     assert window == expected["worker"]["evidence_batches"]
+    store.close()
+
+
+def test_a_clouds_samples_can_be_deleted(recorded: Path) -> None:
+    """The file is written anew, and what the old checkpoint keeps of them without their names goes too."""
+    config = CloudConfig.load(recorded / "cloud.toml")
+    store = config.open_store()
+    assert isinstance(store, SqliteStore)
+    images = [sample.image for sample in store.fresh("north", after=0, limit=1000)]
+    assert len(images) == 123
+    receipt = store.delete_data("north", DataFilter(device="camera"), actor="os:ann", now=1.0)
+    assert receipt.samples == 123
+    worker = open_cohort(store, config, config.cohort[0])
+    learner: Any = worker.learner
+    assert learner.changes.rows() is not None
+    assert worker.run_once()
+    assert (learner.replayable, learner.changes.rows()) == (0, None)
+    assert store.receipts("north")[0].state == "done"
+    assert found_in(recorded / "cloud", images) == set()
     store.close()
 
 

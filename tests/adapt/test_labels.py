@@ -79,21 +79,23 @@ def test_a_corrected_teacher_says_the_true_class_and_is_as_sure_as_before(data: 
 @pytest.mark.parametrize(
     "weights", [AdaptConfig().loss_weights, AdaptConfig(preset="reference").loss_weights]
 )
-def test_a_labelled_sample_has_the_full_weight(weights: LossWeights) -> None:
+def test_a_labelled_sample_weighs_one_at_least(weights: LossWeights) -> None:
     rng = torch.Generator().manual_seed(0)
     edge, teacher = (3 * torch.randn(6, CLASSES, generator=rng, dtype=torch.float64) for _ in range(2))
     labelled = torch.tensor([True, False, True, False, False, True])
     e_max = 0.4 * math.log(CLASSES)
     terms = distillation_loss(edge, teacher, weights, e_max, labelled=labelled)
-    expected = {"kl": 0.0, "ce": 0.0, "entropy": 0.0}
+    expected, raised = {"kl": 0.0, "ce": 0.0, "entropy": 0.0}, 0
     for g, f, known in zip(edge, teacher, labelled.tolist(), strict=True):
         p, q = g.softmax(0), f.softmax(0)
         entropy = {"edge": float(-(p * p.log()).sum()), "foundation": float(-(q * q.log()).sum())}
-        h = {side: math.exp(e_max - (0.0 if known else value)) for side, value in entropy.items()}
+        h = {side: max(math.exp(e_max - value), float(known)) for side, value in entropy.items()}
+        raised += known and h[weights.teaching_weight] == 1.0
         first, second = (p, q) if weights.divergence == "edge||foundation" else (q, p)
         expected["kl"] += h[weights.teaching_weight] * float((first * (first / second).log()).sum()) / 6
         expected["ce"] -= h[weights.teaching_weight] * float(p[f.argmax()].log()) / 6
         expected["entropy"] += h[weights.entropy_weight] * entropy["edge"] / 6
+    assert raised, "some sample would have weighed less"
     assert float(terms.kl) == pytest.approx(weights.kl * expected["kl"], rel=1e-9)
     assert float(terms.ce) == pytest.approx(weights.ce * expected["ce"], rel=1e-9)
     assert float(terms.entropy) == pytest.approx(weights.entropy * expected["entropy"], rel=1e-9)
@@ -104,7 +106,7 @@ def test_the_foundation_model_learns_a_label_by_cross_entropy() -> None:
     logits, e_max = torch.randn(3, CLASSES, generator=rng, dtype=torch.float64), 0.5
     p = logits.softmax(1)
     entropy = -(p * p.log()).sum(1)
-    expected = (math.exp(e_max) * -p[0, 2].log() + (torch.exp(e_max - entropy) * entropy)[1:].sum()) / 3
+    expected = (-p[0, 2].log() + (torch.exp(e_max - entropy) * entropy)[1:].sum()) / 3
     labels = torch.tensor([2, UNLABELLED, UNLABELLED])
     assert float(entropy_loss(logits, e_max, labels)) == pytest.approx(float(expected), rel=1e-12)
 
@@ -214,11 +216,24 @@ def test_what_a_learner_reports_stays_the_foundation_models_label(
     np.testing.assert_array_equal(reports[0].labels, reports[1].labels)
 
 
+def test_what_is_no_class_of_the_models_is_no_label(edge: Model, foundation: Model, photos: Photos) -> None:
+    asked, plain = (Cohort(edge, foundation, photos) for _ in range(2))
+    asked.truth = {i: (-1, CLASSES, 700)[i % 3] for i in range(40)}
+    for cohort in (asked, plain):
+        cohort.feed(range(4))
+        cohort.learner.replay()
+    assert asked.learner.dumps() == plain.learner.dumps()
+    asked.truth[3] = 1
+    labels = asked.learner._truth.of([2, 3, 4])
+    assert labels is not None
+    assert labels.tolist() == [UNLABELLED, 1, UNLABELLED]
+
+
 def test_no_chance_is_used_where_all_labelled_samples_fit() -> None:
     buffer = ReplayBuffer[int](10)
     buffer.add(range(10))
     images = [np.full((4, 4, 3), i, np.uint8) for i in range(10)]
-    labels = TrueLabels(buffer, lambda items: [images[item] for item in items])
+    labels = TrueLabels(buffer, 10, lambda items: [images[item] for item in items])
     labels.source = lambda items: [item if item % 2 else None for item in items]
     rng = np.random.default_rng(0)
     state = rng.bit_generator.state

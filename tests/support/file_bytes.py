@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-
-__all__ = ["found_in", "marked_sample"]
-
-import hashlib
 
 import numpy as np
 
 from cema.formats.sample import Sample
+
+__all__ = ["found_in", "marked_sample"]
 
 PIECE = 32
 

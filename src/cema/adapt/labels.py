@@ -50,12 +50,15 @@ class TrueLabels(Generic[T]):
     ----------
     buffer : ReplayBuffer
         The samples that may be replayed.
+    classes : int
+        Of the models; a label that is no class of theirs is none.
     recall : callable
         Returns the images of items, and None for one whose image is gone.
     """
 
-    def __init__(self, buffer: ReplayBuffer[T], recall: Recall[T]) -> None:
+    def __init__(self, buffer: ReplayBuffer[T], classes: int, recall: Recall[T]) -> None:
         self._buffer = buffer
+        self._classes = classes
         self._recall = recall
         self.source: LabelsOf[T] | None = None
 
@@ -64,7 +67,9 @@ class TrueLabels(Generic[T]):
         found = self.source(items) if self.source is not None else ()
         if all(label is None for label in found):
             return None
-        return torch.tensor([UNLABELLED if label is None else label for label in found])
+        known = range(self._classes)
+        labels = torch.tensor([label if label in known else UNLABELLED for label in found])
+        return labels if (labels != UNLABELLED).any() else None
 
     def joined(self, truth: torch.Tensor | None, count: int, items: Sequence[T]) -> torch.Tensor | None:
         """Return labels `truth` of `count` new uploads, then those of replayed items; None where none has one."""

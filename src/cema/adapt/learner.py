@@ -102,7 +102,7 @@ class CemaLearner(Generic[T]):
         self.replay_buffer: ReplayBuffer[T] = ReplayBuffer(self.config.capacity)
         self._recall = recall
         self._taught = TaughtReplay(self.replay_buffer, edge.classes, recall, self.config.refreshed)
-        self._truth = TrueLabels(self.replay_buffer, recall)
+        self._truth = TrueLabels(self.replay_buffer, edge.classes, recall)
         self._since_change = 0
         self._mixed = 0
         self._begin()

@@ -6,7 +6,6 @@ finite logits.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ def entropy_loss(logits: torch.Tensor, e_max: float, labels: torch.Tensor | None
         E_max^0 in nats.
     labels : torch.Tensor, optional
         Shape (N,), int64: the true classes, below 0 where they are not known. Where they are, the loss of a sample is
-        exp(E_max^0) CE(x, label) in its place.
+        CE(x, label) in its place.
 
     Returns
     -------
@@ -80,7 +79,7 @@ def entropy_loss(logits: torch.Tensor, e_max: float, labels: torch.Tensor | None
     losses = sample_weights(entropy, e_max) * entropy
     if labels is not None:
         truth = -_log_softmax(logits).gather(-1, labels.clamp_min(0)[:, None]).squeeze(-1)
-        losses = torch.where(labels >= 0, math.exp(e_max) * truth, losses)
+        losses = torch.where(labels >= 0, truth, losses)
     return losses.mean()
 
 
@@ -121,8 +120,8 @@ def distillation_loss(
     e_max : float
         E_max^0 in nats.
     labelled : torch.Tensor, optional
-        Shape (N,), bool: for which samples the foundation model's logits say what a person has said. Nothing is in
-        doubt there, whatever a model's entropy is: H(x) is exp(E_max^0), its largest value.
+        Shape (N,), bool: for which samples the foundation model's logits say what a person has said. Whatever a model's
+        entropy is there, H(x) is at least 1, its value at E_max^0.
 
     Returns
     -------
@@ -136,7 +135,7 @@ def distillation_loss(
         "foundation": sample_weights(softmax_entropy(foundation_logits), e_max),
     }
     if labelled is not None:
-        h = {name: torch.where(labelled, math.exp(e_max), weight) for name, weight in h.items()}
+        h = {name: torch.where(labelled, weight.clamp_min(1.0), weight) for name, weight in h.items()}
     if weights.divergence == "edge||foundation":
         divergence = (log_g.exp() * (log_g - log_f)).sum(dim=-1)
     else:

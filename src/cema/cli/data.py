@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="List, show, export, delete and label the samples that a cloud keeps.",
+    help="List, show, export, delete and label stored samples.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -54,7 +54,7 @@ Wait = Annotated[
 
 @app.callback()
 def data() -> None:
-    """List, show, export, delete and label the samples that a cloud keeps."""
+    """List, show, export, delete and label stored samples."""
 
 
 @app.command(name="list")
@@ -112,7 +112,10 @@ def export(
     until: Until = None,
     json: JsonNotText = False,
 ) -> None:
-    """Write images into folders by the foundation model's label, with a table whose last column is for the truth."""
+    """Write images into folders, with a table to label them.
+
+    There is a folder for each label of the foundation model; the table's last column is for the true class.
+    """
     from cema.cli.data_acts import export as run
 
     with opened(config) as (settings, store):
@@ -140,7 +143,10 @@ def delete(
     wait: Wait = True,
     json: JsonNotText = False,
 ) -> None:
-    """Delete samples from the store, and have the worker forget them; prints the receipt."""
+    """Delete samples, and have the worker forget them.
+
+    Prints the receipt.
+    """
     from cema.cli.data_acts import delete as run
 
     with opened(config) as (settings, store):
@@ -162,7 +168,7 @@ def receipts(
     limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
     json: AsJson = False,
 ) -> None:
-    """List deletions: who asked for what and when, and whether everything is gone."""
+    """List deletions, and whether they are done."""
     from cema.cli.data_tables import print_receipts
     from cema.cloud.store.data import data_of
 
@@ -179,9 +185,10 @@ def label(
     cohort: OneCohort = None,
     json: JsonNotText = False,
 ) -> None:
-    """Give samples their true classes: the worker learns them in place of the foundation model's.
+    """Give samples their true classes.
 
-    Lines that cannot be used are told one by one, and the status is 1 then; all others are taken.
+    The worker learns them in place of the foundation model's. Lines that cannot be used are told one by one, and the
+    status is 1 then; all others are taken.
     """
     from cema.cli.actor import command_line_actor
     from cema.cli.data_tables import print_labels
