@@ -53,6 +53,7 @@ REJECTION_REASONS: Final = frozenset(
         "malformed",
         "old",
         "payload_mismatch",
+        "returned",
         "revoked_key",
         "unknown_key",
         "unsigned",

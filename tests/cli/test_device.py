@@ -15,8 +15,10 @@ from cema.cli.app import app
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.activity import Poll
 from cema.cloud.store.devices import Device
+from cema.cloud.store.reports import Reported
 from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import CemaError, ConfigError, StoreError
+from cema.formats.report import DeviceReport, Refused, Served
 from cema.testing.store_data import numbered_sample
 
 
@@ -126,3 +128,34 @@ def test_the_list_tells_what_is_known_of_each_device(config: Path) -> None:
     camera, silent = json.loads(device("list", "--json", config=config))
     assert (camera["name"], camera["seen_at"], camera["has"], camera["ran"]) == ("camera", 1e9, 5, 2)
     assert (silent["seen_at"], silent["samples"]) == (None, None)
+
+
+def test_the_list_tells_what_each_device_has_reported(config: Path) -> None:
+    device("add", "camera", "--cohort", "yard", config=config)
+    device("add", "other", "--cohort", "yard", config=config)
+    report = DeviceReport(
+        boot="0" * 16,
+        number=3,
+        serving=Served(version=4, predicted=70),
+        refused=Refused(version=5, reason="returned"),
+        counts={"predicted": 400, "selected": 100, "guarded": 10},
+        problem="no link",
+        sent_at=1e9 - 90,
+    )
+    on_time = DeviceReport(boot="1" * 16, number=1, serving=Served(version=4), sent_at=1e9 - 1)
+    with closing(CloudConfig.load(config).open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        store.open_cohort("yard", base="b")
+        store.note_reports([Reported("yard", "camera", 1e9, report), Reported("yard", "other", 1e9, on_time)])
+    rows = {
+        line.split()[1]: " ".join(line.replace("│", " ").split())
+        for line in device("list", config=config).splitlines()
+        if "yard" in line
+    }
+    expected = "25.0% 2.5% its clock is 90 s behind; does not run version 5: returned; no link"
+    assert rows["camera"].endswith(expected)
+    assert "clock" not in rows["other"]
+    camera, other = json.loads(device("list", "--json", config=config))
+    assert (camera["clock_offset"], camera["reports"]) == (-90.0, {"received": 1, "lost": 2})
+    assert camera["report"]["serving"]["predicted"] == 70
+    assert other["clock_offset"] == -1.0

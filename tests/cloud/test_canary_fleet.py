@@ -28,6 +28,9 @@ mode = "canary"
 first = 0.3
 wait = 4.0
 least = 40
+
+[limits]
+device_samples = 0
 """
 
 

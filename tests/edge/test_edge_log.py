@@ -61,7 +61,7 @@ def test_lines_for_programs_tell_of_versions_and_failures_and_no_secret(
     tmp_path: Path, cloud: Cloud, bundle: Bundle, key: Ed25519PrivateKey, level: str
 ) -> None:
     cloud.publish(make_update(bundle, key, 3))
-    cloud.script.extend([Answer(status=500), Answer(status=401), Answer(status=503)])
+    cloud.script.extend([Answer(status=500), Answer(status=502), Answer(status=503)])
     log, output = run_until_swap(
         tmp_path, cloud, bundle, f'[log]\nformat = "json"\nlevel = "{level}"', password="someone:hidden@"
     )

@@ -44,6 +44,7 @@ REPORTS = st.builds(
     | st.builds(Refused, version=COUNTS, reason=st.sampled_from(["old", "golden_mismatch"])),
     counts=st.dictionaries(st.text("abc_", min_size=1, max_size=12), COUNTS, max_size=8),
     problem=st.none() | st.text(max_size=LONGEST_TEXT),
+    sent_at=st.none() | st.floats(0, 1e12),
 )
 
 
@@ -81,6 +82,7 @@ def test_members_of_newer_devices_are_ignored() -> None:
         ({"serving": {"version": -1}}, "version"),
         ({"refused": {"version": 1, "reason": "No words"}}, "reason"),
         ({"counts": {str(i) * 3: 1 for i in range(9)}}, "counts"),
+        ({"sent_at": -1.0}, "sent_at"),
         ({"counts": {"a" * (i + 1): 1 for i in range(33)}}, "counts"),
     ],
 )

@@ -43,9 +43,9 @@ class _State(StateFolder):
         self.meanwhile("payload")
         return super().load_payload(digest)
 
-    def save_update(self, *args: Any) -> None:
+    def save_update(self, *args: Any, **named: Any) -> None:
         self.meanwhile("save")
-        super().save_update(*args)
+        super().save_update(*args, **named)
 
 
 @dataclass

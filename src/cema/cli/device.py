@@ -220,7 +220,8 @@ def list_(config: Config, json: AsJson = False) -> None:
     table.columns[0].no_wrap = True
     now = time.time()
     for entry, row in zip(known, told, strict=True):
-        notes = [*_notes(entry, activity.get(entry.name), now), *_problems(reports.get(entry.name))]
+        found = activity.get(entry.name)
+        notes = [*_notes(entry, found, now, offset=row["clock_offset"]), *_problems(reports.get(entry.name))]
         if row["quarantined_by_worker"]:
             notes.append("quarantined by the worker: unlike all others")
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
@@ -258,7 +259,7 @@ def _cells(found: DeviceActivity | None, now: float) -> Iterator[str]:
     yield "" if found is None else human_bytes(found.bytes)
 
 
-def _notes(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[str]:
+def _notes(entry: Device, found: DeviceActivity | None, now: float, *, offset: float | None) -> Iterator[str]:
     if entry.role != "device":
         yield entry.role
     if entry.revoked_at is not None:
@@ -279,8 +280,10 @@ def _notes(entry: Device, found: DeviceActivity | None, now: float) -> Iterator[
         yield f"limits: {told}"
     # A sample may be old, but none is captured after it came.
     ahead = 0.0 if found is None else (found.captured_at or 0.0) - (found.received_at or 0.0)
-    if ahead > _CLOCK_SLACK:
+    if offset is None and ahead > _CLOCK_SLACK:
         yield f"its clock is {ahead:.0f} s ahead"
+    if offset is not None and abs(offset) > _CLOCK_SLACK:
+        yield f"its clock is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}"
 
 
 @app.command()

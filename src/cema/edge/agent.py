@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cema.edge.background import BackgroundThread, Clock
 from cema.edge.config import CloudLink, EdgeConfig
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from cema.edge.client import CloudClient
     from cema.edge.near_duplicates import NearDuplicates
     from cema.edge.own_model import OwnModel
+    from cema.edge.probation import Probation
+    from cema.edge.updater import Updater
     from cema.edge.uploader import Uploader
 
 __all__ = ["EdgeAgent"]
@@ -99,8 +102,10 @@ class EdgeAgent:
         self._closed = False
         self._swapped = False
         self._uploader: Uploader | None = None
+        self._updater: Updater
         self._link: CloudClient | None = None
         self._budget: Budget | None = None
+        self._probation: Probation | None = None
         provisioned = Bundle.load(Path(config.bundle))
         self._state = StateFolder(Path(config.state))
         with ExitStack() as undo:
@@ -186,6 +191,8 @@ class EdgeAgent:
         guarded = active is not installed
         selected = model.select(logits, entropy, guarded=guarded)
         self._log.note(installed.version, entropy, guarded=guarded)
+        if self._probation is not None:
+            self._probation.note(installed, labels, entropy, images, guarded=guarded)
         with self._drawing:
             drawn = self._random_share.draw(len(labels))
         self._spool.count("predicted", len(labels))
@@ -253,6 +260,7 @@ class EdgeAgent:
             rejected_updates=self._spool.grouped("rejected_update."),
             rejected_bundles=self._spool.grouped("rejected_bundle."),
             swaps=counters.get("swaps", 0),
+            on_trial=self._probation is not None and self._probation.on_trial,
             own_statistics=model.adaptation.own_statistics,
             read=counters.get("read", 0),
             domain_changes=model.adaptation.changes,
@@ -395,6 +403,7 @@ class EdgeAgent:
             backoff=self._own_backoff(),
             on_change=self._notify,
         )
+        self._probation = self._make_probation(cloud.cohort) if self._config.probation.images else None
         updater = Updater(
             self._link,
             self.bundle,
@@ -413,10 +422,44 @@ class EdgeAgent:
             backoff=self._own_backoff(),
             on_change=self._updater_stepped,
             check=self._serving.model.check,
+            probation=self._probation,
             migrator=migrator,
             exchange=self._exchange,
         )
+        self._updater = updater
         self._threads += [self._uploader, updater, migrator]
+        if self._probation is not None:
+            self._threads.append(self._probation)
+            if resumed.on_trial:
+                self._probation.begin(self._active, resumed=True)
+
+    def _make_probation(self, cohort: str) -> Probation:
+        from cema.edge.probation import Probation  # noqa: PLC0415
+
+        def before() -> Active:
+            model = self._serving.model
+            keyring = self._state.keyring(model.bundle, cohort)
+            found = self._state.load_before(
+                model.bundle, keyring, threads=self._config.threads, check=model.check
+            )
+            return found or model.fresh_source()
+
+        def answer(active: Active, images: Images) -> npt.NDArray[np.float32]:
+            return self._serving.model.answer(active, images)
+
+        def verdict(version: int, reason: str | None, active: Active | None) -> None:
+            self._updater.tried(version, reason, active)
+
+        return Probation(
+            self._config.probation,
+            self.bundle.manifest.classes,
+            answer=answer,
+            before=before,
+            verdict=verdict,
+            clock=self._clock,
+            backoff=self._own_backoff(),
+            on_change=self._notify,
+        )
 
     def _make_near_duplicates(self) -> NearDuplicates | None:
         budget = self._config.budget

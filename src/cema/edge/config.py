@@ -218,6 +218,31 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     level: Level = "warning"
 
 
+class ProbationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[probation]``: when a device goes back from a version by itself; see :mod:`cema.edge.probation`.
+
+    Attributes
+    ----------
+    images : int
+        Images for which a version is on trial after it was swapped in; 0: no trial.
+    entropy : float
+        How many times as high as before the mean entropy may be; at least 1. 0: as high as it is.
+    classes : float
+        To which part of before the number of classes that are chosen may fall, from 0 to 1; 0: to any.
+    """
+
+    images: int = 256
+    entropy: float = 1.5
+    classes: float = 0.25
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "images", "classes", finite=True)
+        if self.entropy != 0:
+            require_at_least(self, 1, "entropy", finite=True)
+        if self.classes > 1:
+            raise ValueError(f"expected `classes` from 0 to 1, got {self.classes}")
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent needs to know.
 
@@ -234,7 +259,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Images that go through the model at once; at least 1.
     cloud : CloudLink or None
         The cloud that the device talks to. None: it selects and spools, and talks to nobody.
-    selection, upload, budget, update, guard, statistics, views, recentre, log
+    selection, upload, budget, update, guard, probation, statistics, views, recentre, log
         See the sections' classes.
     """
 
@@ -248,6 +273,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     budget: BudgetConfig = BudgetConfig()
     update: UpdateConfig = UpdateConfig()
     guard: GuardConfig = GuardConfig()
+    probation: ProbationConfig = ProbationConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     views: ViewsConfig = ViewsConfig()
     recentre: RecentreConfig = RecentreConfig()

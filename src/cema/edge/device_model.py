@@ -138,6 +138,14 @@ class DeviceModel:
             logits = [np.empty((0, self.bundle.manifest.classes), np.float32)]
         return active or installed, logits[0] if len(logits) == 1 else np.concatenate(logits)
 
+    def answer(self, active: Active, images: Images) -> npt.NDArray[np.float32]:
+        """Return the logits (N, classes) of a version for at least one image, as it serves; nothing is read of them."""
+        preprocess = self.bundle.manifest.preprocessing
+        own, affine = self.own, active.affine
+        run = active.model.run if own is None or affine is None else partial(own.again, affine)
+        # One by one: the memory of a larger batch would stay with the session.
+        return np.concatenate([run(preprocess(images[i : i + 1])) for i in range(len(images))])
+
     def select(
         self, logits: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64], *, guarded: bool
     ) -> npt.NDArray[np.bool_]:

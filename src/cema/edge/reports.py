@@ -67,6 +67,7 @@ class Reporter:
             refused=self.refused,
             counts=dict(facts.counts),
             problem=facts.problem,
+            sent_at=max(0.0, self._clock.now()),
         )
         self._waits = False
         self._next = now + self._seconds

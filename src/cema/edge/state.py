@@ -2,7 +2,8 @@
 
 ::
 
-    update.json             the signed envelope, its cohort, and when it was verified
+    update.json             the signed envelope, its cohort, when it was verified, and how it did
+    before.json             the same of the last good update, while that in ``update.json`` is on trial or did badly
     update-<digest>.bin     its payload
     floor-<line>.json       the last envelope of another cohort or model that the device was used for before
     keys-<cohort>.json      the keys documents that were accepted for a cohort
@@ -26,7 +27,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -34,6 +35,7 @@ from cema._util.files import keep_private, sync_folder, write_atomic
 from cema.edge.runtime import Active, Check, build_active, pack_payload
 from cema.errors import CemaError, ConfigError, FormatError, UpdateRejected
 from cema.formats.bundle import Bundle
+from cema.formats.envelope import content_of
 from cema.formats.keyring import Keyring, decode_documents, encode_documents
 from cema.formats.update import UpdateManifest, verify_payload, verify_update
 from cema.ondevice.selection.base import Selector
@@ -43,10 +45,11 @@ __all__ = ["Resumed", "StateFolder"]
 logger = logging.getLogger(__name__)
 
 _LEFT_OVER = re.compile(
-    r"\.(update|floor|keys|selector|budget|bundle)\b.*\.[0-9a-f]{12}\.tmp"
+    r"\.(update|before|floor|keys|selector|budget|bundle)\b.*\.[0-9a-f]{12}\.tmp"
 )  # as `write_atomic` calls them
 _OURS = (
     "update.json",
+    "before.json",
     "update-*.bin",
     "floor-*.json",
     "keys-*.json",
@@ -69,11 +72,21 @@ class Resumed:
         The newest version that was ever accepted: nothing older will run.
     error : str or None
         Why something that was remembered cannot be used.
+    on_trial : bool
+        Whether `active` has still to show that it is good here.
+    returned : str or None
+        The payload's digest of a newer version that the device has gone back from.
     """
 
     active: Active | None = None
     floor: int = 0
     error: str | None = None
+    on_trial: bool = False
+    returned: str | None = None
+
+
+Standing: TypeAlias = Literal["good", "trial", "returned"]
+"""How an update did on this device; ``returned``: the device went back from it."""
 
 
 class _Remembered(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +94,7 @@ class _Remembered(msgspec.Struct, frozen=True, kw_only=True):
     cohort: str
     accepted_at: Any = None  # unix seconds of its verification; whatever stands there, the floor is kept
     base: str = ""  # older files do not have it
+    standing: Standing = "good"
     format: str = "cema.state/1"
 
     @property
@@ -154,12 +168,18 @@ class StateFolder:
             if _LEFT_OVER.fullmatch(file.name):
                 _remove(file)
         if digest is not None:
-            self._remove_payloads_but(self._payload_path(digest))
+            self._remove_payloads_but(digest)
 
     def save_update(
-        self, envelope: bytes, manifest: UpdateManifest, payload: bytes, verified_at: float
+        self,
+        envelope: bytes,
+        manifest: UpdateManifest,
+        payload: bytes,
+        verified_at: float,
+        *,
+        on_trial: bool = False,
     ) -> None:
-        """Remember a verified update durably, then forget the one before.
+        """Remember a verified update durably, then forget the one before, unless this one is on trial.
 
         Parameters
         ----------
@@ -168,20 +188,60 @@ class StateFolder:
         payload : bytes
         verified_at : float
             The moment, in unix seconds, with which `cema.formats.update.verify_update` found it right.
+        on_trial : bool, default False
+            Whether it has still to show that it is good here.
 
         Raises
         ------
         OSError
             When the disk refuses; the one before is still remembered.
         """
-        name = self._payload_path(manifest.payload)
         record = _Remembered(
-            envelope=envelope, cohort=manifest.cohort, accepted_at=verified_at, base=manifest.base
+            envelope=envelope,
+            cohort=manifest.cohort,
+            accepted_at=verified_at,
+            base=manifest.base,
+            standing="trial" if on_trial else "good",
         )
         self._put_aside(record.line)
-        self._write(name, payload)
+        self._write(self._payload_path(manifest.payload), payload)
+        self._keep_before(record.line)
         self._write(self._record_path, msgspec.json.encode(record))
-        self._remove_payloads_but(name)
+        if not on_trial:
+            _remove(self._before_path)
+        self._remove_payloads_but(manifest.payload)
+
+    def settle(self, standing: Standing) -> None:
+        """Remember durably how the remembered update did; the one before is forgotten once it is good.
+
+        Raises
+        ------
+        OSError
+            When the disk refuses.
+        """
+        try:
+            record = _read_record(self._record_path)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return  # what it says of itself at the next start counts
+        if record is None:
+            return
+        self._write(
+            self._record_path, msgspec.json.encode(msgspec.structs.replace(record, standing=standing))
+        )
+        if standing == "good":
+            _remove(self._before_path)
+            self._remove_payloads_but(_digest(record))
+
+    def _keep_before(self, line: tuple[str, str]) -> None:
+        """Keep the last good update, before another one takes its place."""
+        try:
+            record = _read_record(self._record_path)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            record = None
+        if record is None or record.line != line:
+            _remove(self._before_path)
+        elif record.standing == "good":
+            self._write(self._before_path, msgspec.json.encode(record))
 
     def put_update_aside(self, base: str) -> None:
         """Forget the remembered update, except for its floor, unless it is for that base.
@@ -199,6 +259,7 @@ class StateFolder:
             return
         self._put_aside((record.cohort, base))
         self._record_path.unlink()
+        _remove(self._before_path)
         sync_folder(self.path)
         for payload in self._files("update-*.bin"):
             _remove(payload)
@@ -242,18 +303,39 @@ class StateFolder:
             behind, floor = manifest.version < floor, max(floor, manifest.version)
             if behind:
                 raise UpdateRejected("old", f"version {floor} was accepted once")
-            _verify(record, bundle, keyring, now=record.verified_at)
-            payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
-            norm = pack_payload(bundle, payload)
-            active = build_active(bundle, manifest, payload, norm, threads=threads, behind=False, check=check)
-            return Resumed(active, floor)
+            if record.standing == "returned":
+                before = self.load_before(bundle, keyring, threads=threads, check=check)
+                return Resumed(before, floor, returned=manifest.payload)
+            active = self._build(record, bundle, keyring, threads=threads, check=check)
+            return Resumed(active, floor, on_trial=record.standing == "trial")
         except FileNotFoundError:
             error = f"state: the payload of version {floor} is missing; it will be downloaded again"
         except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             error = f"state: the remembered update cannot be used: {problem}"
             floor = max(floor, self._other_floor(bundle, keyring))
         logger.warning("%s", error)
-        return Resumed(None, floor, error)
+        return Resumed(self.load_before(bundle, keyring, threads=threads, check=check), floor, error)
+
+    def load_before(
+        self, bundle: Bundle, keyring: Keyring, *, threads: int = 1, check: Check | None = None
+    ) -> Active | None:
+        """Verify and build the last good update before the remembered one; None where none can be used."""
+        try:
+            record = _read_record(self._before_path)
+            if record is None:
+                return None
+            return self._build(record, bundle, keyring, threads=threads, check=check)
+        except (CemaError, OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+            logger.warning("state: the update before the remembered one cannot be used: %s", problem)
+            return None
+
+    def _build(
+        self, record: _Remembered, bundle: Bundle, keyring: Keyring, *, threads: int, check: Check | None
+    ) -> Active:
+        manifest = _verify(record, bundle, keyring, now=record.verified_at)
+        payload = verify_payload(manifest, self._payload_path(manifest.payload).read_bytes())
+        norm = pack_payload(bundle, payload)
+        return build_active(bundle, manifest, payload, norm, threads=threads, behind=False, check=check)
 
     def keyring(self, bundle: Bundle, cohort: str | None) -> Keyring:
         """Verify the remembered keys documents of a cohort; those that no longer verify are left out.
@@ -347,6 +429,10 @@ class StateFolder:
     def _record_path(self) -> Path:
         return self.path / "update.json"
 
+    @property
+    def _before_path(self) -> Path:
+        return self.path / "before.json"
+
     def _payload_path(self, digest: str) -> Path:
         return self.path / f"update-{digest}.bin"
 
@@ -367,9 +453,14 @@ class StateFolder:
         self._make()  # the disk may have refused it at the start
         write_atomic(path, data, mode=0o600)
 
-    def _remove_payloads_but(self, name: Path) -> None:
+    def _remove_payloads_but(self, digest: str) -> None:
+        """Remove payloads, except for one and that of the last good update before it."""
+        keep = {self._payload_path(digest)}
+        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            before = _read_record(self._before_path)
+            keep |= {self._payload_path(_digest(before))} if before else set()
         for old in self._files("update-*.bin"):
-            if old != name:
+            if old not in keep:
                 _remove(old)
 
     def _put_aside(self, line: tuple[str, str]) -> None:
@@ -389,6 +480,14 @@ def _read_record(path: Path) -> _Remembered | None:
     except FileNotFoundError:
         return None
     return msgspec.json.decode(data, type=_Remembered)
+
+
+def _digest(record: _Remembered) -> str:
+    """Return the digest of a record's payload, unverified."""
+    try:
+        return msgspec.json.decode(content_of(record.envelope), type=UpdateManifest).payload
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ""
 
 
 def _verify(record: _Remembered, bundle: Bundle, keyring: Keyring, *, now: float) -> UpdateManifest:

@@ -129,6 +129,8 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
         Bundles that were offered and refused, by reason.
     swaps : int
         Updates that came to serve while the agent ran.
+    on_trial : bool
+        Whether the newest one has still to show that it is good here (:mod:`cema.edge.probation`).
     own_statistics : bool
         Whether the device's own statistics are used, where an update allows it.
     read : int
@@ -169,6 +171,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     rejected_updates: dict[str, int]
     rejected_bundles: dict[str, int]
     swaps: int
+    on_trial: bool
     own_statistics: bool
     read: int
     domain_changes: int

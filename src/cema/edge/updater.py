@@ -13,6 +13,7 @@ from cema.edge.background import BackgroundThread, Clock, Pause
 from cema.edge.client import CloudClient, Reply
 from cema.edge.device_model import DeviceModel
 from cema.edge.migrator import Migrator
+from cema.edge.probation import Probation
 from cema.edge.reports import Reporter
 from cema.edge.retry import Backoff, LinkError
 from cema.edge.runtime import Active, Check, build_active, pack_payload
@@ -86,6 +87,8 @@ class Updater(BackgroundThread):
         For the sessions that are built.
     check : callable or None
         See `cema.edge.runtime.build_active`.
+    probation : Probation, optional
+        Told of every version that is swapped in; calls :meth:`tried`.
     migrator : Migrator, optional
         Told of the base that the cloud names; what it has prepared comes to serve here. Without one no base is named.
     exchange : callable, optional
@@ -112,6 +115,7 @@ class Updater(BackgroundThread):
         backoff: Backoff,
         on_change: Callable[[], None],
         check: Check | None = None,
+        probation: Probation | None = None,
         migrator: Migrator | None = None,
         exchange: Callable[[DeviceModel], None] = lambda _: None,
     ) -> None:
@@ -126,6 +130,11 @@ class Updater(BackgroundThread):
         self._poll_seconds = poll_seconds
         self._threads = threads
         self._check = check
+        self._probation = probation
+        self._swapping = (
+            threading.Lock()
+        )  # this thread swaps versions in, and that of the probation goes back
+        self._on_trial, self._returned = resumed.on_trial, resumed.returned
         self._migrator, self._exchange = migrator, exchange
         if migrator is not None:
             migrator.on_ready = self.notify
@@ -191,6 +200,7 @@ class Updater(BackgroundThread):
     def _begin_with(self, model: DeviceModel, migrator: Migrator) -> None:
         """Let the model of another bundle serve, and go on with the updates that are for it."""
         self._bundle, self._check, self._active = model.bundle, model.check, None
+        self._on_trial, self._returned = False, None
         self._etag, self._settled, self._verdict, self._unsaved = None, "", None, None
         base = model.bundle.manifest.base
         try:
@@ -199,6 +209,8 @@ class Updater(BackgroundThread):
             logger.warning("state: the update for the base of before stays: %s", error)
         self._floor = self._state.floor(model.bundle, self._trust.keyring)
         self._exchange(model)
+        if self._probation is not None:
+            self._probation.restart(model.bundle.manifest.classes)
         migrator.taken(base)
         logger.info("the bundle with base %s serves", base[:12])
 
@@ -237,8 +249,11 @@ class Updater(BackgroundThread):
                 logger.warning(
                     "version %d is of a revoked key; the source model serves", self._active.version
                 )
-                self._active = None
-                self._activate(self._source())
+                with self._swapping:
+                    self._active, self._on_trial = None, False
+                    self._activate(self._source())
+                    if self._probation is not None:
+                        self._probation.end()
         return True
 
     def _verify(self, envelope: bytes, now: float, *, retired: bool = False) -> UpdateManifest:
@@ -278,6 +293,10 @@ class Updater(BackgroundThread):
                 raise
             manifest = self._verify(envelope, now)
         offer = _Offer(envelope, manifest, now)
+        if manifest.payload == self._returned:
+            raise UpdateRejected(
+                "returned", f"this device went back from the content of version {manifest.version} by itself"
+            )
         running = self._active
         if running is not None and manifest.version == running.version:
             if manifest.payload != running.digest:
@@ -302,7 +321,7 @@ class Updater(BackgroundThread):
         if data is None:  # lost on the disk since; what serves must be remembered whole
             data = self._download(manifest)
         verify_payload(manifest, data)
-        self._accept(offer, data, replace(running, version=manifest.version))
+        self._accept(offer, data, replace(running, version=manifest.version), on_trial=self._on_trial)
         logger.info("version %d serves, with the content of %d", manifest.version, running.version)
 
     def _install(self, offer: _Offer, data: bytes) -> None:
@@ -319,13 +338,61 @@ class Updater(BackgroundThread):
             )
         except LogitsError as error:
             raise UpdateRejected("golden_mismatch", str(error)) from error
-        self._accept(offer, data, active, swaps=1)
+        self._accept(offer, data, active, swaps=1, on_trial=self._probation is not None)
         logger.info("version %d serves (%.3f s to build)", manifest.version, self.clock.monotonic() - started)
 
-    def _accept(self, offer: _Offer, data: bytes, active: Active, *, swaps: int = 0) -> None:
+    def _accept(
+        self, offer: _Offer, data: bytes, active: Active, *, swaps: int = 0, on_trial: bool = False
+    ) -> None:
+        with self._swapping:
+            self._remember(offer, data, on_trial=on_trial)
+            self._floor = offer.manifest.version
+            self._active, self._on_trial, self._returned = active, on_trial, None
+            self._counters.count("swaps", swaps)  # before anybody can see that it serves
+            if self._probation is not None and on_trial:
+                (self._probation.begin if swaps else self._probation.renumber)(active)
+            self._activate(active)
+
+    def tried(self, version: int, reason: str | None, before: Active | None) -> None:
+        """Do what the trial of a version calls for: keep it, or go back; called by the thread of the probation.
+
+        Parameters
+        ----------
+        version : int
+            What was on trial; if another one serves by now, nothing is done.
+        reason : str or None
+            How it is worse than the one before; None where it is not.
+        before : Active or None
+            What is to serve in its place then.
+        """
+        with self._swapping:
+            running = self._active
+            if running is None or running.version != version:
+                return
+            self._on_trial = False
+            try:
+                self._state.settle("good" if reason is None else "returned")
+            except OSError as error:
+                logger.warning("state: how version %d did cannot be remembered: %s", version, error)
+            if reason is None or before is None:
+                return
+            rejection = UpdateRejected(
+                "returned", f"version {version} has {reason}; the version before serves"
+            )
+            logger.warning("%s", rejection)
+            self._returned, self._verdict = running.digest, f"updater: {rejection}"
+            self.last_error = self._verdict
+            self._active = before if before.version else None
+            self._reports.refused = Refused(version=version, reason=rejection.reason)
+            self._counters.count("rejected_update.returned")
+            self._activate(before)
+
+    def _remember(self, offer: _Offer, data: bytes, *, on_trial: bool) -> None:
         # Remembered first: what has served is never followed by something older, even after a power loss.
         try:
-            self._state.save_update(offer.envelope, offer.manifest, data, offer.verified_at)
+            self._state.save_update(
+                offer.envelope, offer.manifest, data, offer.verified_at, on_trial=on_trial
+            )
         except OSError as error:
             self._unsaved = (offer.manifest.payload, data)  # a full disk is no reason to fetch it again
             raise CemaError(
@@ -333,10 +400,6 @@ class Updater(BackgroundThread):
                 "check the disk's space and health"
             ) from error
         self._unsaved = None
-        self._floor = offer.manifest.version
-        self._active = active
-        self._counters.count("swaps", swaps)  # before anybody can see that it serves
-        self._activate(self._active)
 
     def _count(self, digest: str, rejection: UpdateRejected, version: int) -> None:
         """Count and report a rejection once for as long as the envelope stays, not once a poll."""

@@ -86,6 +86,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         Counters of the device's whole life, of the names of `cema.edge.status.EdgeStatus`.
     problem : str, optional
         What is wrong on the device right now, in its own words.
+    sent_at : float, optional
+        When it was sent by the device's clock, unix seconds.
     format : str
     """
 
@@ -96,6 +98,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     refused: Refused | None = None
     counts: Annotated[dict[_Name, _Count], msgspec.Meta(max_length=32)] = {}
     problem: str | None = None
+    sent_at: float | None = None
     format: str = REPORT_FORMAT
 
 
@@ -143,4 +146,6 @@ def decode_report(data: bytes) -> DeviceReport:
                 f"version {served.version}: expected a finite entropy of at least 0 and at most {served.predicted} "
                 f"guarded images, got {served.entropy} and {served.guarded}"
             )
+    if report.sent_at is not None and not 0 <= report.sent_at < math.inf:
+        raise FormatError(f"sent_at: expected a finite time of at least 0, got {report.sent_at}")
     return msgspec.structs.replace(report, problem=report.problem and report.problem[:LONGEST_TEXT])

@@ -161,6 +161,7 @@ class Report(BaseModel):
     refused: Refused | None = Field(None, description="The last version that it does not run.")
     counts: dict[str, int] = Field({}, description="Counters of the device's whole life.", max_length=32)
     problem: str | None = Field(None, description="What is wrong on the device right now, in its own words.")
+    sent_at: float | None = Field(None, ge=0, description="Unix time in seconds, by the device's clock.")
 
 
 class VersionlessAct(BaseModel):

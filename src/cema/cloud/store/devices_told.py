@@ -61,9 +61,10 @@ def devices_told(store: Store, known: Collection[Device], cohorts: Collection[st
 def _reported(told: DeviceReports | None) -> dict[str, Any]:
     """Return what a device has last reported."""
     if told is None:
-        return {"reported_at": None, "reports": None, "report": None}
+        return {"reported_at": None, "clock_offset": None, "reports": None, "report": None}
     return {
         "reported_at": told.at,
+        "clock_offset": told.clock_offset,
         "reports": {"received": told.received, "lost": told.lost},
         "report": msgspec.to_builtins(told.report),
     }

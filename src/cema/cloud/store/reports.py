@@ -45,6 +45,11 @@ class DeviceReports(NamedTuple):
     lost: int
     report: DeviceReport
 
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds by which the device's clock is ahead of the cloud's, with the way of the report; None: not told."""
+        return None if self.report.sent_at is None else self.report.sent_at - self.at
+
 
 @runtime_checkable
 class ReportStore(Protocol):
