@@ -48,7 +48,10 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Serve the HTTP API and run the worker that adapts; stops on SIGTERM or Ctrl-C."""
+    """Serve the HTTP API and run the worker.
+
+    It stops on SIGTERM or Ctrl-C.
+    """
     from cema.cloud.http.server import serve as run
 
     if stop_on_eof:
@@ -69,7 +72,10 @@ def status(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Tell where cohorts stand and whether adaptation helps, from the store of a cloud that runs or not."""
+    """Tell where cohorts stand and whether it helps.
+
+    It reads the store of a cloud that runs or not.
+    """
     from cema.cli.cloud_status import read_status, status_tables, watched
     from cema.cli.cohorts import opened
 
@@ -79,7 +85,10 @@ def status(
 
 @app.command()
 def versions(config: Config, cohort: OneCohort = None, json: AsJson = False) -> None:
-    """List the versions that are kept: when and how they came about, and how well they do."""
+    """List the versions that are kept.
+
+    It tells when and how they came about, and how well they do.
+    """
     from cema.cli.cloud_acts import print_versions
 
     print_versions(config, cohort, json=json)
@@ -89,7 +98,10 @@ def versions(config: Config, cohort: OneCohort = None, json: AsJson = False) -> 
 def rollback(
     to: To, config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False
 ) -> None:
-    """Give devices the content of an earlier version, signed anew; forget what was learned, and go on learning."""
+    """Give devices the content of an earlier version.
+
+    It is signed anew. What was learned is forgotten, and learning goes on.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Rollback
 
@@ -105,7 +117,10 @@ def pin(
     wait: Wait = True,
     json: JsonNotText = False,
 ) -> None:
-    """Give devices the content of a version, and publish nothing else until resume; or one device alone."""
+    """Give devices one version, and nothing else.
+
+    Nothing else is published until resume. With --device, one device alone keeps the content of the version.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Pin
 
@@ -114,7 +129,10 @@ def pin(
 
 @app.command()
 def release(to: To, config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
-    """Let a version that is for canary devices, or for none yet, be for all devices."""
+    """Let a version that waits be for all devices.
+
+    It was for canary devices, or for none yet.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Release
 
@@ -123,7 +141,10 @@ def release(to: To, config: Config, cohort: OneCohort = None, json: JsonNotText 
 
 @app.command()
 def pause(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
-    """Publish nothing until resume; devices keep the newest version."""
+    """Publish nothing until resume.
+
+    Devices keep the newest version.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Pause
 
@@ -138,7 +159,10 @@ def resume(
     wait: Wait = True,
     json: JsonNotText = False,
 ) -> None:
-    """Publish again what is learned: the end of pause, pin and stop; or give one device what all others have."""
+    """Publish again what is learned.
+
+    It is the end of pause, pin and stop. With --device, one device gets again what all others have.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Resume
 
@@ -147,7 +171,10 @@ def resume(
 
 @app.command()
 def stop(config: Config, cohort: OneCohort = None, wait: Wait = True, json: JsonNotText = False) -> None:
-    """In an emergency: give devices the source model, and publish nothing else until resume."""
+    """In an emergency: give devices the source model.
+
+    Nothing else is published until resume.
+    """
     from cema.cli.cloud_acts import do
     from cema.cloud.store.control import Stop
 
@@ -161,7 +188,10 @@ def acts(
     limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
     json: AsJson = False,
 ) -> None:
-    """List what operators had a cohort do: when, who, what, and the version that came of it."""
+    """List what operators had a cohort do.
+
+    It tells when, who, what, and the version that came of it.
+    """
     from cema.cli.cloud_acts import print_acts
 
     print_acts(config, cohort, limit=limit, json=json)

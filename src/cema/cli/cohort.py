@@ -51,7 +51,9 @@ def migrate(
     days: Annotated[float, typer.Option(min=1, help="How long devices may begin to fetch it.")] = 365.0,
     json: JsonNotText = False,
 ) -> None:
-    """Bring a cohort's devices to another base model; devices, tokens, samples and version numbers stay.
+    """Bring a cohort's devices to another base model.
+
+    Devices, tokens, samples and version numbers stay.
 
     Devices fetch the new bundle, verify it under a key that they trust, and swap while they predict. Then change the
     configuration: this command says which line. For the bundle that the cohort has already, devices are told anew.
@@ -82,7 +84,10 @@ def migrate(
 
 @app.command()
 def bases(config: Config, cohort: OneCohort = None, json: AsJson = False) -> None:
-    """List the base models of a cohort, and how many devices have which: how far a migration is."""
+    """List base models, and how far a migration is.
+
+    It tells how many devices have which.
+    """
     from cema.cloud.store.told_bases import bases_told
 
     with opened(config) as (settings, store):

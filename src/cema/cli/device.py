@@ -94,7 +94,10 @@ def add(
     ] = None,
     json: JsonNotText = False,
 ) -> None:
-    """Register devices and give out their tokens, this once: the cloud keeps only a token's hash."""
+    """Register devices and give out their tokens.
+
+    Tokens are given out this once: the cloud keeps only a token's hash.
+    """
     if file is not None:
         given = {"a name": name, "--cohort": cohort, "--expires": expires}
         given["--role"] = None if role is _Role.DEVICE else role
@@ -149,7 +152,10 @@ def _add_all(config: Path, file: Path, out: Path | None, *, json: bool) -> None:
 
 @app.command()
 def renew(name: Name, config: Config, out: Out = None, json: JsonNotText = False) -> None:
-    """Give a device a new token; the old one stops working at once."""
+    """Give a device a new token.
+
+    The old one stops working at once.
+    """
     with opened_register(config) as devices:
         if not hasattr(devices, "renew"):
             raise StoreError(
@@ -174,7 +180,9 @@ def token(
     out: Out = None,
     json: JsonNotText = False,
 ) -> None:
-    """Exchange a device's token while the old one stays good for a time, or say which are good.
+    """Exchange a token; the old one stays good a while.
+
+    Without --renew it says which tokens are good.
 
     At most two are good at one time. Renewed again before the device has used the new one, that one is replaced; after
     that, the one from before ends.
@@ -198,7 +206,10 @@ def token(
 
 @app.command(name="list")
 def list_(config: Config, json: AsJson = False) -> None:
-    """List the devices, revoked ones too: when each was last heard of, which version it runs, what it sent."""
+    """List the devices, and how each is doing.
+
+    Revoked ones too: when each was last heard of, which version it runs, what it sent.
+    """
     from cema.cloud.store.activity import activity_of
     from cema.cloud.store.devices_told import devices_told
     from cema.cloud.store.reports import reports_of
@@ -288,7 +299,10 @@ def _notes(entry: Device, found: DeviceActivity | None, now: float, *, offset: f
 
 @app.command()
 def revoke(name: Name, config: Config, json: JsonNotText = False) -> None:
-    """End a device's tokens, at once and for ever; the name stays taken."""
+    """End a device's tokens, at once and for ever.
+
+    The name stays taken.
+    """
     from cema.cloud.store.devices_told import device_told
 
     with opened_register(config) as devices:

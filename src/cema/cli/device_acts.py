@@ -96,7 +96,9 @@ def move(
     to: Annotated[str, typer.Option(help="The cohort that it belongs to from now on.")],
     json: JsonNotText = False,
 ) -> None:
-    """Move a device to another cohort, at once; its token stays.
+    """Move a device to another cohort, at once.
+
+    Its token stays.
 
     Its configuration names the cohort, too: until that is changed, the cloud refuses it and says so.
     """
@@ -111,7 +113,10 @@ def move(
 
 
 def remove(name: Name, config: Config, json: JsonNotText = False) -> None:
-    """Forget a device: its tokens end at once, and its name is free again. Its samples stay."""
+    """Forget a device; its samples stay.
+
+    Its tokens end at once, and its name is free again.
+    """
     from cema.cloud.store.fleet import Remove
 
     _act(config, name, Remove(), f"removed {name}; the samples that it has sent stay", json=json)
@@ -125,7 +130,10 @@ def expire(
     ],
     json: JsonNotText = False,
 ) -> None:
-    """Say from when a device may do nothing any more, until it is said anew."""
+    """Say when a device's tokens expire.
+
+    From then on it may do nothing any more, until it is said anew.
+    """
     from cema.cloud.store.fleet import Expire
 
     when = moment(at, option="--at")
@@ -134,7 +142,9 @@ def expire(
 
 
 def quarantine(name: Name, config: Config, json: JsonNotText = False) -> None:
-    """Learn nothing from a device from now on; it may go on sending samples and gets updates.
+    """Learn nothing from a device from now on.
+
+    It may go on sending samples, and gets updates.
 
     It holds from the worker's next step on. What was learned from it before, and is kept for replay, stays.
     """
@@ -147,7 +157,10 @@ def quarantine(name: Name, config: Config, json: JsonNotText = False) -> None:
 
 
 def release(name: Name, config: Config, json: JsonNotText = False) -> None:
-    """Learn from a device again that an operator has quarantined."""
+    """Learn from a quarantined device again.
+
+    An operator had quarantined it.
+    """
     from cema.cloud.store.fleet import Release
 
     told = f"released {name}: the samples that wait, and those that it sends, are learned from"
@@ -166,7 +179,10 @@ def limit(
     ] = False,
     json: JsonNotText = False,
 ) -> None:
-    """Say what one device may send, in place of the limits of the configuration; at once."""
+    """Say what one device may send.
+
+    At once, and in place of the limits of the configuration.
+    """
     from cema.cloud.store.devices_told import device_told
     from cema.cloud.store.fleet import Limit
 
