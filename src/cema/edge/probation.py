@@ -235,7 +235,7 @@ class Probation(BackgroundThread):
             self._verdict(trial.version, reason, before if reason else None)
         with self._lock:
             if self._trial is trial:
-                good, self._images = self._latest, []
+                good = self._latest
                 self._begin_anew(self._classes)
                 self._full = good if passed else None
         self.succeeded()

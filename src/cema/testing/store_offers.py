@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from cema.cloud.store.base import UPDATES_KEPT, Store, UpdateTag
-from cema.cloud.store.control import SOURCE, ActRefused, ControlStore, Pin, Release, Resume, Stop
+from cema.cloud.store.control import (
+    SOURCE,
+    ActRefused,
+    ControlChanged,
+    ControlStore,
+    Pause,
+    Pin,
+    Release,
+    Resume,
+    Stop,
+)
 from cema.cloud.store.offers import Offer, Offers, OfferStore, PinnedDevice, Rollout
 from cema.testing.store_case import StoreCase
 from cema.testing.store_data import numbered_update
@@ -88,6 +98,20 @@ class OfferTests(StoreCase):
             store.act("north", Release(to=1), actor="ann", now=6.0)
         with pytest.raises(ActRefused, match="keeps no version 9"):
             store.act("north", Release(to=9), actor="ann", now=6.0)
+
+    def test_a_pause_that_comes_first_keeps_a_release_back(self, store: Store, offering: OfferStore) -> None:
+        assert isinstance(store, ControlStore)
+        tried = _canary(2, "cam")
+        self._commit(store, 2, Offer(audience=("cam",), rollout=tried))
+        serial = store.control("north").serial
+        store.act("north", Pause(), actor="ann", now=5.0)
+        released = Offer(release=2, rollout=_canary(2, "cam", state="released", ended=6.0))
+        for offer in (released, Offer(rollout=_canary(2, "cam", "far"), also=("far",))):
+            with pytest.raises(ControlChanged):
+                self._commit(store, None, offer, control=serial)
+        assert self._offered(offering, "cam", "far") == [2, 1]
+        assert offering.rollout("north") == tried
+        self._commit(store, None, Offer(rollout=_canary(2, "cam", agreement={"cam": (3, 2)})), control=serial)
 
     def test_a_newer_rollout_closes_the_one_before(self, store: Store, offering: OfferStore) -> None:
         assert offering.rollout("north") is None

@@ -229,6 +229,27 @@ def test_while_publishing_is_paused_nothing_is_released_but_all_the_same_taken_b
     assert rollout(cloud).state == "taken_back"
 
 
+def test_a_pause_in_the_middle_of_a_release_keeps_it_back(cloud: Cloud) -> None:
+    worker, device = tried(cloud)
+    tell(cloud, device, 1)
+    cloud.now += 61
+    commit = worker.commit
+
+    def act_first(*arguments: Any, **named: Any) -> None:
+        worker.commit = commit  # type: ignore[method-assign]
+        cloud.store.act("north", Pause(), actor="ann", now=cloud.now)
+        commit(*arguments, **named)
+
+    worker.commit = act_first  # type: ignore[method-assign]
+    drain(worker)
+    assert (rollout(cloud).state, offered(cloud)[device]) == ("open", 1)
+    assert set(offered(cloud).values()) == {0, 1}
+    cloud.store.act("north", Resume(), actor="ann", now=cloud.now)
+    cloud.now += 5
+    drain(worker)
+    assert (rollout(cloud).state, set(offered(cloud).values())) == ("released", {1})
+
+
 @pytest.mark.parametrize("bad", [False, True], ids=["release", "take-back"])
 @pytest.mark.parametrize("after", [False, True], ids=["before-the-commit", "after-the-commit"])
 def test_a_rollout_survives_a_kill(cloud: Cloud, bad: bool, after: bool) -> None:

@@ -191,8 +191,8 @@ class ControlStore(Protocol):
     """The part of a store that keeps acts; see `cema.cloud.store.base.Store` for what every method may raise.
 
     Its `commit_step` takes two arguments more. ``control``, the serial that the step was made under: when an operator
-    has acted since, and the step has an update, it raises `ControlChanged` and commits nothing. ``acted``, the act that
-    the step has done, as it is to be written down: with the step or not at all.
+    has acted since, and the step has an update or offers one to more devices, it raises `ControlChanged` and commits
+    nothing. ``acted``, the act that the step has done, as it is to be written down: with the step or not at all.
     """
 
     def act(self, cohort: str, act: Act, *, actor: str, now: float) -> Acted:

@@ -79,6 +79,11 @@ class Offer(NamedTuple):
     rollout: Rollout | None = None
     also: tuple[str, ...] = ()
 
+    @property
+    def offers_more(self) -> bool:
+        """Whether devices are offered a version that was published before: acts of operators may forbid that too."""
+        return self.release is not None or bool(self.also)
+
 
 class Offers(NamedTuple):
     """What the devices of a cohort are offered: the newest version for all, and by name those that have another one."""

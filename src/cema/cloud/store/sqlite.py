@@ -183,9 +183,8 @@ class SqliteStore(OptionalMembers):
             ).rowcount
             if changed != 1:
                 raise self._refusal(connection, cohort, cursor, epoch)
-            self._control.commit(
-                connection, cohort, control=control, acted=acted, publishes=update is not None
-            )
+            publishes = update is not None or (offer is not None and offer.offers_more)
+            self._control.commit(connection, cohort, control=control, acted=acted, publishes=publishes)
             moved(connection, cohort, before[0], cursor)
             # After the cursor: what this step has processed, and the checkpoint before, make room for the new one.
             trace = dump_trace(update.trace if update else None)

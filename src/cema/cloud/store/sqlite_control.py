@@ -200,7 +200,7 @@ class ControlTable:
         acted
             The act that it has done, if any, as it is to be written down.
         publishes
-            Whether the step has an update.
+            Whether the step has an update, or offers one to more devices.
         """
         if not self._there:
             return

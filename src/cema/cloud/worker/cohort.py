@@ -124,7 +124,6 @@ class CohortWorker:
         self._saved = state.checkpoint
         self._size = BatchSize(self.settings.fresh, self._attempts.halvings)
         self._restore()
-        self._rollouts.resume()
         resume_publisher(self.publisher, store, name)
         store.put_report(name, self.report(), now=self._clock())
 
@@ -153,6 +152,7 @@ class CohortWorker:
     def _restore(self) -> None:
         """Go back to the last committed step."""
         self._rights.undo()
+        self._rollouts.resume()
         self.learner = self._rights.ready(self._new_learner())
         self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
@@ -471,7 +471,6 @@ class CohortWorker:
         self._last["error"] = f"{type(error).__name__}: {error}"[:500]
         self._counts = {k: v for k, v in self._counts.items() if not k.startswith(("steps.", "updates."))}
         self._measured = []
-        self._rollouts.resume()
         self._count("worker.failed_steps", 1)
         self._restore()
 
