@@ -18,7 +18,10 @@ from cema.cloud.store.control import (
     Resume,
     Stop,
 )
+from cema.cloud.store.fleet import FleetRegister, Move, Remove
 from cema.cloud.store.offers import Offer, Offers, OfferStore, PinnedDevice, Rollout
+from cema.cloud.store.reports import Reported, ReportStore, reports_of
+from cema.formats.report import DeviceReport, Served
 from cema.testing.store_case import StoreCase
 from cema.testing.store_data import numbered_update
 
@@ -166,6 +169,26 @@ class OfferTests(StoreCase):
         assert (store.waiting_act("north"), stop.content) == (stop, SOURCE)
         assert offering.pinned("north") == [], "in an emergency all devices get the source model"
         assert again.number < stop.number
+
+    def test_a_device_that_leaves_the_cohort_is_pinned_no_more(
+        self, store: Store, offering: OfferStore
+    ) -> None:
+        register = store.devices(["north", "south"])
+        if not isinstance(register, FleetRegister):
+            pytest.skip("the register of this store takes no acts on devices")
+        assert isinstance(store, ControlStore)
+        for device, act in (("cam", Remove()), ("far", Move(to="south"))):
+            store.act("north", Pin(to=1, device=device), actor="ann", now=5.0)
+            if isinstance(store, ReportStore):
+                report = DeviceReport(boot="0" * 16, number=1, serving=Served(version=1))
+                store.note_reports([Reported("north", device, 5.0, report)])
+            register.act(device, Move(to="north"))
+            assert [each.device for each in offering.pinned("north")] == [device]
+            register.act(device, act)
+            assert offering.pinned("north") == []
+        assert "cam" not in reports_of(store), "its name is free again, and nothing is known of it"
+        register.add("cam", cohort="north")
+        assert (offering.pinned("north"), self._offered(offering, "cam")) == ([], [1])
 
     def test_only_a_device_of_the_cohort_is_pinned(self, store: Store, offering: OfferStore) -> None:
         assert isinstance(store, ControlStore)

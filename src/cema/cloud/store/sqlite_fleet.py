@@ -59,7 +59,8 @@ BESIDE = {
     "at REAL NOT NULL, PRIMARY KEY (device, name)) WITHOUT ROWID",
 }
 # Where else a device is known by its name; a store from before may have no such table.
-KNOWN_IN = frozenset({"device_usage", "device_activity", "fetches"})
+OFFERED_IN = frozenset({"device_pins", "version_audience"})
+KNOWN_IN = OFFERED_IN | {"device_usage", "device_activity", "device_reports", "device_bases", "fetches"}
 # What a device takes in all tables, at most.
 ROOM = 4 * PAGE
 
@@ -217,6 +218,8 @@ class SqliteFleet(SqliteDevices):
             case Move(to=cohort):
                 check_device(device.name, cohort, device.role, self._cohorts)
                 connection.execute("UPDATE devices SET cohort = ? WHERE name = ?", (cohort, device.name))
+                if cohort != device.cohort:  # what it was pinned to is the other cohort's
+                    _forget(connection, device.name, OFFERED_IN)
                 detail = {"from": device.cohort, "to": cohort}
             case Expire(at=at):
                 _expire(connection, device.name, at)
@@ -311,11 +314,11 @@ def _named(connection: sqlite3.Connection, name: str, now: float) -> Device:
     return _device(row, now)
 
 
-def _forget(connection: sqlite3.Connection, name: str) -> None:
-    """Delete all that is known of a device beside the register and the record of acts."""
+def _forget(connection: sqlite3.Connection, name: str, tables: Collection[str] = KNOWN_IN) -> None:
+    """Delete what is known of a device beside the register and the record of acts: all, or what is in some tables."""
     there = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     for (table,) in there:
-        if table in KNOWN_IN:
+        if table in tables:
             connection.execute(f"DELETE FROM {table} WHERE device = ?", (name,))  # noqa: S608
 
 
