@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
+from cema._util.moments import ago
 from cema._util.units import human_bytes
 from cema.cli import device_acts
-from cema.cli.cohorts import AsJson, Config, JsonNotText, ago, opened, utc
+from cema.cli.cohorts import AsJson, Config, JsonNotText, opened, utc
 from cema.cli.device_acts import Name, limits_told, opened_register, tokens_told
 from cema.cli.moments import duration, moment
 from cema.errors import ConfigError, StoreError

@@ -75,6 +75,13 @@ VERSIONS_NOT_READ = _event(
     "Devices that wait for a version learn of it later.",
     _ERROR,
 )
+OVERVIEW_NOT_READ = _event(
+    "overview.not_read",
+    WARNING,
+    "where the cohorts stand cannot be read: %(error)s",
+    "The page shows what it showed before.",
+    _ERROR,
+)
 POLLS_NOT_NOTED = _event(
     "polls.not_noted",
     WARNING,

@@ -36,6 +36,7 @@ from cema.testing.store_optional import OptionalTests
 from cema.testing.store_reports import ReportTests
 from cema.testing.store_rights import RightsTests
 from cema.testing.store_samples import SampleTests
+from cema.testing.store_sessions import SessionTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
 __all__ = ["StoreSuite"]
@@ -68,6 +69,7 @@ class StoreSuite(
     OptionalTests,
     ReportTests,
     RightsTests,
+    SessionTests,
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

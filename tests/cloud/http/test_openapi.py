@@ -23,7 +23,8 @@ from openapi import Declared
 
 from cema._util.version import __version__
 from cema.cloud.config import CloudConfig, LimitsConfig
-from cema.cloud.http import body, service
+from cema.cloud.http import body, service, sessions
+from cema.cloud.http import overview as http_overview
 from cema.cloud.http.app import create_app
 from cema.cloud.http.rate import DeviceRates
 from cema.cloud.store.base import PublishedUpdate
@@ -54,6 +55,9 @@ DATA = "/v1/cohorts/{cohort}/data"
 SAMPLE = "/v1/cohorts/{cohort}/data/{id}"
 DELETIONS = "/v1/cohorts/{cohort}/deletions"
 LABELS = "/v1/cohorts/{cohort}/labels"
+SESSION = "/v1/session"
+OVERVIEW = "/v1/overview"
+EVENTS = "/v1/events"
 KNOWN = make_samples(1, seed=500)[0]
 TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
@@ -140,6 +144,7 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     good_acts(api)
     acts_on_devices(api, monkeypatch)
     good_data(api)
+    page(api, monkeypatch)
     good_requests(api)
     full(api)
     faults(api)
@@ -188,9 +193,52 @@ def wrong_senders(api: Api) -> None:
         api("GET", "/metrics", who=who)
     for path in TOLD_TO_OPERATORS:
         api("GET", path, who="device")
+    for path in (SESSION, OVERVIEW, EVENTS):
+        for who in (None, "revoked", "expired", "device"):
+            api("GET", path, who=who)
     for who in ("device", "operator", "chief"):
         for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
             api("POST", path, who=who)
+
+
+def page(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    from_page = {"CEMA-Page": "1"}
+
+    def sign_in(who: str, **more: Any) -> httpx2.Response:
+        sent = {"content": json.dumps({"token": api.tokens.get(who, who)}).encode(), "headers": from_page}
+        return api("POST", SESSION, who=None, **sent | more)
+
+    sign_in("operator", headers={})
+    for who in ("nobody", "revoked", "expired", "device"):
+        sign_in(who)
+    sign_in("operator", content=b"{}")
+    sign_in("operator", content=bytes(5000))
+    with monkeypatch.context() as patch:
+        patch.setattr(body, "FIRST_SECONDS", 0.01)
+        sign_in("operator", content=never())
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "sessions_of", lambda store: None)
+        sign_in("operator")
+    cookie = {"Cookie": sign_in("operator").headers["set-cookie"].partition(";")[0]}
+    assert api("GET", SESSION, who=None, headers=cookie).json()["cohorts"] == ["north"]
+    boss = {"Cookie": sign_in("admin").headers["set-cookie"].partition(";")[0]}
+    for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+        api("POST", path, who=None, headers=boss, content=b"{}")
+    api("DELETE", SESSION, who=None, headers=cookie)
+    api("DELETE", SESSION, who=None, headers=cookie | from_page)
+    api("GET", SESSION, who=None, headers=cookie)
+    api("GET", OVERVIEW, who="operator")
+    with monkeypatch.context() as patch:
+        patch.setattr(http_overview, "QUIET_SECONDS", 0.01)
+        patch.setattr(http_overview, "_still_may", lambda request, service: False)
+        api("GET", EVENTS, who="operator")
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.service.live, "most", 0)
+        api("GET", EVENTS, who="operator")
 
 
 def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +520,13 @@ def faults(api: Api) -> None:
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
+        connection.execute("ALTER TABLE sessions RENAME TO lost_sessions")
+    for path in (SESSION, OVERVIEW, EVENTS):
+        assert api("GET", path, who="operator").status_code == 500
+    from_page = {"CEMA-Page": "1"}
+    for method, sent in (("POST", {"content": b'{"token": "a"}'}), ("DELETE", {})):
+        found = from_page | {"Cookie": "cema_session=a"}
+        assert api(method, SESSION, who=None, headers=found, **sent).status_code == 500
     for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
         api("POST", path, who="admin", content=b"")
     api("POST", SAMPLES, content=b"")
@@ -520,7 +575,7 @@ BODIES = st.one_of(
     method_path=st.sampled_from(
         [("POST", path) for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
-        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, "/metrics")]
+        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, SESSION, OVERVIEW, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

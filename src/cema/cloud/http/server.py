@@ -19,7 +19,7 @@ from cema._util.logs import start_logging
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
 from cema.cloud.http.connections import Connections, guarded_protocol, most_connections
-from cema.cloud.http.waiting import Announcements
+from cema.cloud.http.service import Service
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import CemaError, ConfigError
 
@@ -69,9 +69,16 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
 
     app = create_app(LocalEngine(config, path.resolve(), on_misconfigured=give_up))
     connections = Connections(most_connections())
-    announcements: Announcements = app.state.service.announcements
-    # A connection that waits for an update is not closed for a new one: the other half is for everybody.
-    announcements.most = min(announcements.most, connections.most // 2)
+    service: Service = app.state.service
+    # A connection that waits for an update, or a page that is told what happens, is not closed for a new one: the rest
+    # is for everybody.
+    service.announcements.most = min(service.announcements.most, connections.most // 2)
+    service.live.most = min(service.live.most, connections.most // 4)
+
+    def stop_waiting() -> None:
+        service.announcements.end()
+        service.live.end()
+
     server = _Server(
         uvicorn.Config(
             app,
@@ -84,7 +91,7 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
             backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         ),
-        on_stop=announcements.end,
+        on_stop=stop_waiting,
     )
     with _stopped_by_signals(server):
         server.run(sockets=[listener])

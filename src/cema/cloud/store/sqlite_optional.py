@@ -14,6 +14,7 @@ from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.devices import Device
 from cema.cloud.store.draws import DrawnSample, RandomCount, RandomPoint, VersionRandomAgreement
 from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
@@ -28,6 +29,7 @@ from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_offers import OfferTable
 from cema.cloud.store.sqlite_reports import ReportTable
 from cema.cloud.store.sqlite_rights import RightsMembers
+from cema.cloud.store.sqlite_sessions import SessionTable
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -51,6 +53,7 @@ class OptionalMembers(RightsMembers):
         self._keys = KeysTable(self.database, self._audit)
         self._fleet_there = make_fleet_columns(self.database)
         self._make_rights(self._audit, self._draws)
+        self._sessions = SessionTable(self.database, self.devices(()))
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -97,6 +100,18 @@ class OptionalMembers(RightsMembers):
     def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteFleet:
         """Return the register of devices that keeps who does what with them."""
         return SqliteFleet(self.database, cohorts, acts=self._audit, actor=actor, there=self._fleet_there)
+
+    def open_session(self, token: str, *, now: float) -> str | None:
+        """Open a session for the holder of a token."""
+        return self._sessions.open(token, now)
+
+    def session(self, secret: str, *, now: float) -> Device | None:
+        """Return whose session this is; None where it is none, or has ended."""
+        return self._sessions.find(secret, now)
+
+    def end_session(self, secret: str) -> None:
+        """End a session."""
+        self._sessions.end(secret)
 
     def record_act(self, act: AuditedAct, *, now: float | None = None) -> None:
         """Keep an act, durably."""
