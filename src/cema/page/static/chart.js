@@ -2,7 +2,7 @@
  * Lines over time (or over a number), drawn by uPlot, with what a canvas lacks: a legend that tells the values at a
  * place, keys that move the place, a sentence for screen readers, and a table of the same numbers.
  *
- * @typedef {{name: string, values: (number|null)[], low?: (number|null)[], high?: (number|null)[], style?: string}} Line
+ * @typedef {{name: string, values: (number|null)[], low?: (number|null)[], high?: (number|null)[], style?: string, sparse?: boolean}} Line
  * @typedef {{at: number[], lines: Line[], title: string, x?: {time?: boolean, name?: string, from?: number, until?: number},
  *   y?: {share?: boolean, name?: string, format?: (value: number|null|undefined) => string, range?: any},
  *   versions?: {at: number, version: number, kind?: string}[], domains?: {at: number, until?: number, name?: string}[],
@@ -26,7 +26,7 @@ const STYLES = {
   dots: { colour: "ink", width: 1.5, dash: [1, 3] },
   faint: { colour: "muted", width: 1, dash: [2, 4] },
 };
-const SHADES = [0.9, 0.62, 0.4, 0.24, 0.14];
+const SHADES = [0.95, 0.7, 0.48, 0.32, 0.2];
 const MOST_POINTS = 2000;
 const MOST_ROWS = 48;
 
@@ -51,9 +51,9 @@ function series(/** @type {Drawing} */ { lines, stack }) {
   lines.forEach((line, i) => {
     const { colour: name, width, dash } = style(line);
     all.push({
-      label: line.name, width: stack ? 1 : width, dash: stack ? undefined : dash, spanGaps: false,
+      label: line.name, width: stack ? 1 : width, dash: stack ? undefined : dash, spanGaps: Boolean(line.sparse),
       stroke: stack ? () => faded("accent", Math.min(1, shade(i) + 0.15)) : () => colour(name),
-      points: stack ? { show: false } : { size: 4, stroke: () => colour(name), fill: () => colour(name) },
+      points: stack ? { show: false } : { show: true, filter: alone, size: 4, stroke: () => colour(name), fill: () => colour(name) },
     });
     if (stack && i) bands.push({ series: [i + 1, i], fill: () => faded("accent", shade(i)) });
     else if (stack) all[1].fill = () => faded("accent", shade(0));
@@ -67,6 +67,16 @@ function series(/** @type {Drawing} */ { lines, stack }) {
     next += 2;
   }
   return { series: all, bands };
+}
+
+/** The places of a series without a neighbour: no line shows them. */
+function alone(/** @type {any} */ u, /** @type {number} */ which, /** @type {boolean} */ show) {
+  const values = u.data[which];
+  const empty = (/** @type {any} */ value) => value === null || value === undefined;
+  if (!show) return [];
+  /** @type {number[]} */ const found = [];
+  for (let i = 0; i < values.length; i++) if (!empty(values[i]) && empty(values[i - 1]) && empty(values[i + 1])) found.push(i);
+  return found;
 }
 
 /** @param {Drawing} drawing @param {{current: any}} latest @param {(u: any) => void} told */
@@ -100,7 +110,7 @@ function options(drawing, latest, told) {
     ],
     hooks: {
       drawClear: [(/** @type {any} */ u) => drawDomains(u, latest.current.domains ?? [])],
-      draw: [(/** @type {any} */ u) => drawVersions(u, latest.current.versions ?? [])],
+      draw: [(/** @type {any} */ u) => drawVersions(u, latest.current.versions ?? [], !latest.current.stack)],
       setCursor: [told],
     },
   };

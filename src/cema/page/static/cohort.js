@@ -6,12 +6,14 @@ import { ActDialog } from "cema/dialog.js";
 import { Domains } from "cema/domains.js";
 import { Bytes, Entropy, Losses, Reasons } from "cema/why.js";
 import { Chart } from "cema/chart.js";
-import { bytes, count, money, percent, version } from "cema/format.js";
+import { bytes, count, money, percent, plural, version } from "cema/format.js";
 import { CohortHead } from "cema/head.js";
 import { MODELS, agreementLines, timeOf } from "cema/lines.js";
 import { useCohort, useMayAct } from "cema/live.js";
 import { Problems, publishing } from "cema/overview.js";
+import { Bars } from "cema/plots.js";
 import { readable } from "cema/stats.js";
+import { LatestActs } from "cema/record.js";
 import { Act, Ago, Empty, Facts, Loaded, Panel, Segmented, html } from "cema/ui.js";
 import { Versions } from "cema/versions.js";
 import { Wall } from "cema/wall.js";
@@ -42,6 +44,7 @@ export function Cohort({ cohort: name }) {
       <${Loaded} from=${history}>${(/** @type {any} */ data) => html`<${Why} history=${data} name=${name} />`}<//>
       <${Versions} cohort=${name} from=${versions} history=${history.data} chosen=${chosen} choose=${choose} ask=${ask} />
       <${Domains} cohort=${name} newest=${cohort?.version} choose=${choose} chosen=${chosen} />
+      <${LatestActs} cohort=${name} />
       <${Wall} cohort=${name} on=${cohort?.samples ?? null} />
     </div>
     ${asked ? html`<${ActDialog} cohort=${cohort ?? { cohort: name }} asked=${asked} versions=${versions.data?.versions ?? []} onClose=${() => ask(null)} />` : null}`;
@@ -56,11 +59,11 @@ function Now({ cohort, ask }) {
   const useless = (/** @type {string} */ type) => {
     if (why) return why;
     if (type === "resume" && cohort.publishing === "on") return "It publishes already.";
-    if (type === "pause" && cohort.publishing !== "on") return `It is ${publishing(cohort)} already.`;
+    if (type === "pause" && cohort.publishing !== "on") return `Nothing is published already: it is ${publishing(cohort)}.`;
     if (["rollback", "pin"].includes(type) && !cohort.version) return "There is no version yet.";
     return "";
   };
-  return html`<${Problems} problems=${cohort.problems} />
+  return html`<${Problems} problems=${cohort.problems} level=${cohort.level} />
     <${Facts} large facts=${[
       ["Version", version(cohort.version), html`<${Ago} at=${cohort.version_at} />`],
       ["Publishing", publishing(cohort), act ? `${act.act.type} waits` : null],
@@ -80,23 +83,26 @@ function Now({ cohort, ask }) {
 }
 
 function Agreement({ history, name }) {
-  const shown = useMemo(() => readable(history, "agreement.running"), [history]);
+  const shown = useMemo(() => readable(history, "agreement.running", { least: 60 }), [history]);
   const lines = useMemo(() => agreementLines(shown, { models: ["running", "adapted", "device", "source"] }), [shown]);
   if (!lines.length) return html`<${Empty} title="No agreement is known in this time.">Choose a longer time. If there are no samples at all: is a device running, and does it select any? Its status says so.<//>`;
   return html`<${Chart} title=${`Agreement with the foundation model in ${name}`} at=${shown.at} lines=${lines} x=${timeOf(shown)} y=${SHARE}
     versions=${shown.versions} domains=${shown.domains} height=${260} sync=${`cohort-${name}`} gap=${shown.seconds * 3.5} />`;
 }
 
-/** The agreement of the newest samples, with its uncertainty, as a small table. */
+const share = (/** @type {any} */ value) => percent(value);
+
+/** The agreement of the newest samples, with its uncertainty. */
 function Newest({ cohort }) {
   const { agreement = {}, random_agreement: random = {} } = cohort;
   const models = Object.keys(MODELS).filter((model) => agreement[model] || random[model]);
   if (!models.length) return null;
-  const told = (/** @type {any} */ one) => (one ? html`${percent(one.share)} <small>${percent(one.low)} to ${percent(one.high)} of ${count(one.samples)}</small>` : "–");
-  const drawn = Object.keys(random).length > 0;
-  return html`<table class="newest"><caption>Newest samples, with the interval of 95 %</caption>
-    <thead><tr><th scope="col">Model</th><th scope="col" class="number">On samples that devices chose</th>${drawn ? html`<th scope="col" class="number">On all that devices see</th>` : null}</tr></thead>
-    <tbody>${models.map((model) => html`<tr key=${model}><th scope="row">${MODELS[model]}</th><td class="number">${told(agreement[model])}</td>${drawn ? html`<td class="number">${told(random[model])}</td>` : null}</tr>`)}</tbody></table>`;
+  const bars = (/** @type {any} */ of) => models.filter((model) => of[model]).map((model) => ({ key: model, name: MODELS[model], value: of[model].share, low: of[model].low, high: of[model].high, main: model === "running" }));
+  const size = (/** @type {any} */ of) => plural(Math.max(...Object.values(of).map((one) => one.samples)), "sample");
+  return html`<div class="pair newest">
+    <div><h3>Now, on samples that devices chose</h3><p class="note">The newest ${size(agreement)}.</p>${Object.keys(agreement).length ? html`<${Bars} caption="Agreement on samples that devices chose" most=${1} format=${share} bars=${bars(agreement)} />` : null}</div>
+    ${Object.keys(random).length ? html`<div><h3>Now, on all that devices see</h3><p class="note">Estimated from ${size(random)} that were drawn by chance.</p><${Bars} caption="Agreement on all that devices see" most=${1} format=${share} bars=${bars(random)} /></div>` : null}
+  </div>`;
 }
 
 /** What explains a change: how sure devices are, what they select, what is learned, what it costs. */

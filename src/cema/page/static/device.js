@@ -8,7 +8,6 @@ import { bytes, capital, count, decimal, duration, moment, percent, short, versi
 import { CohortHead } from "cema/head.js";
 import { useCohort, useMayAct } from "cema/live.js";
 import { Problems } from "cema/overview.js";
-import { Bars } from "cema/plots.js";
 import { Act, Ago, Empty, Facts, Level, Loaded, Panel, html } from "cema/ui.js";
 import { Wall } from "cema/wall.js";
 
@@ -30,7 +29,7 @@ export function Device({ cohort: name, device: of }) {
 
 function Whole({ cohort, device, ask }) {
   const { report } = device;
-  return html`<${Problems} problems=${device.problems} />
+  return html`<${Problems} problems=${device.problems} level=${device.level} />
     <${Facts} large facts=${[
       ["Last seen", html`<${Ago} at=${device.seen_at} />`, device.reported_at ? html`reported <${Ago} at=${device.reported_at} />` : null],
       ["Has", version(device.has)],
@@ -42,9 +41,8 @@ function Whole({ cohort, device, ask }) {
     <div class="panels">
       <${Serving} report=${report} />
       <${Counts} report=${report} device=${device} />
-      <${Telemetry} device=${device} />
       <${Adopted} adopted=${device.adopted} />
-      <${Token} device=${device} />
+      <div class="stack"><${Telemetry} device=${device} /><${Token} device=${device} /></div>
       <${Wall} cohort=${cohort} device=${device.name} samples=${{ private: device.private ?? false, samples: device.uploads ?? [] }} />
     </div>`;
 }
@@ -87,7 +85,7 @@ function Counts({ report, device }) {
   const { selected = 0, uploaded = 0, dropped = 0 } = report.counts;
   const waiting = Math.max(0, selected - uploaded - dropped);
   return html`<${Panel} title="Counters and spool" note=${`Of its whole life. ${count(waiting)} selected samples were neither uploaded nor dropped when it last reported.`}>
-    <${Bars} caption="Counters of the device" format=${count} bars=${counts.map(([name, value]) => ({ key: name, name: capital(words(name)), value: /** @type {number} */ (value), main: name === "dropped" }))} />
+    <${Facts} facts=${counts.map(([name, value]) => [capital(words(name)), count(/** @type {number} */ (value))])} />
     ${device.reports ? html`<p class="note">${count(device.reports.received)} reports came, ${count(device.reports.lost)} were lost.</p>` : null}
   <//>`;
 }

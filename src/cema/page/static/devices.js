@@ -56,7 +56,7 @@ function Rows({ cohort, data, search, old }) {
       : html`<${Empty} title="This cohort has no device yet.">Add one where the cloud runs: <code>cema device add NAME --cohort ${cohort}</code>. It prints the token that goes into the device's edge.toml.<//>`;
   }
   return html`<table class=${old ? "devices old" : "devices"}><caption class="unseen">Devices of ${cohort}</caption>
-    <thead><tr><th scope="col">Device</th><th scope="col">State</th><th scope="col" class="wide-only">What is wrong</th><th scope="col">Seen</th><th scope="col" class="number">Has</th><th scope="col" class="number">Runs</th><th scope="col" class="number wide-only">Samples</th><th scope="col" class="number wide-only">Sent</th></tr></thead>
+    <thead><tr><th scope="col">Device</th><th scope="col">State</th><th scope="col" class="wide-only">What is wrong</th><th scope="col">Seen</th><th scope="col" class="number wide-only">Has</th><th scope="col" class="number wide-only">Runs</th><th scope="col" class="number wide-only">Samples</th><th scope="col" class="number wide-only">Sent</th></tr></thead>
     <tbody>${data.devices.map((/** @type {any} */ device) => html`<${Row} key=${device.name} cohort=${cohort} device=${device} />`)}</tbody></table>`;
 }
 
@@ -76,7 +76,7 @@ function Row({ cohort, device }) {
     <td><${Level} level=${device.level ?? "ok"} />${special ? html` <span class="tag">${special}</span>` : null}</td>
     <td class="wide-only why">${problems.join("; ")}</td>
     <td><${Ago} at=${device.seen_at} /></td>
-    <td class="number">${version(device.has)}</td><td class="number">${version(device.ran)}</td>
+    <td class="number wide-only">${version(device.has)}</td><td class="number wide-only">${version(device.ran)}</td>
     <td class="number wide-only">${count(device.samples)}</td><td class="number wide-only">${bytes(device.bytes)}</td>
   </tr>`;
 }

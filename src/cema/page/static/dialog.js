@@ -107,7 +107,7 @@ function Result({ cohort, deed, first }) {
     }, AGAIN);
     return () => clearInterval(timer);
   }, [act]);
-  if (deed.path === "device") return html`<p class="done" role="status"><strong>Done.</strong> It holds from the device's next request on.</p>`;
-  if (deed.path === "deletions") return html`<p class="done" role="status"><strong>Deletion ${act.number} is written down.</strong> ${act.samples} samples are gone from the store. The worker still forgets what it learned from them: see Acts.</p>`;
-  return html`<p class="done" role="status"><strong>Act ${act.number} is written down.</strong> ${outcome(act)}.${act.state === "waiting" ? " You may close this: it goes on." : ""}</p>`;
+  if (deed.path === "device") return html`<p class="outcome" role="status"><strong>Done.</strong> It holds from the device's next request on.</p>`;
+  if (deed.path === "deletions") return html`<p class="outcome" role="status"><strong>Deletion ${act.number} is written down.</strong> ${act.samples} samples are gone from the store. The worker still forgets what it learned from them: see Acts.</p>`;
+  return html`<p class="outcome" role="status"><strong>Act ${act.number} is written down.</strong> ${outcome(act)}.${act.state === "waiting" ? " You may close this: it goes on." : ""}</p>`;
 }

@@ -31,7 +31,7 @@ export function agreementLines(history, { of = "agreement", models = ["running",
   for (const name of labelled.sort()) {
     const kind = name.slice("labelled.".length);
     const [told, style] = LABELLED[kind] ?? [`True accuracy, ${kind}`, "inkdashed"];
-    lines.push({ name: told, style, values: means(measures[name]) });
+    lines.push({ name: told, style, sparse: true, values: means(measures[name]) });
   }
   return lines;
 }

@@ -50,7 +50,7 @@ function useRoute() {
   return useMemo(() => route(hash), [hash]);
 }
 
-const THEMES = { auto: "Automatic", light: "Light", dark: "Dark" };
+const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 
 /** Light, dark, or as the system says; kept in this browser. */
 function Theme() {
@@ -67,7 +67,7 @@ function Theme() {
     setTheme(chosen);
     themeChanged();
   };
-  return html`<label class="theme"><span class="unseen">Colours</span>
+  return html`<label class="theme"><span>Theme</span>
     <select value=${theme} onChange=${choose}>${Object.entries(THEMES).map(([key, label]) => html`<option value=${key} key=${key}>${label}</option>`)}</select>
   </label>`;
 }
@@ -78,7 +78,7 @@ function Bar() {
   const session = useLive((live) => live.session);
   const connection = useLive((live) => live.connection);
   const out = () => request("DELETE", "/v1/session").catch(() => {}).then(ended);
-  return html`<header class="bar">
+  return html`<header class="topbar">
     <a class="brand" href="#/"><svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true"><rect width="32" height="32" rx="7" /><path d="M6 20 12 20 16 9 20 23 23 16 26 16" /></svg>CEMA</a>
     ${session ? html`<span class="connection ${connection}"><i aria-hidden="true"></i>${CONNECTION[connection]}</span>` : null}
     <span class="space"></span>
@@ -147,7 +147,8 @@ function App({ problem }) {
 
 function Foot() {
   const version = useLive((live) => live.version);
-  return html`<footer>${version ? html`<span>CEMA ${version}</span>` : null}<a href="/openapi.json">API</a></footer>`;
+  const session = useLive((live) => live.session);
+  return html`<footer>${session ? html`<span>Signed in as ${session.name} (${session.role})</span>` : null}${version ? html`<span>CEMA ${version}</span>` : null}<a href="/openapi.json">API</a></footer>`;
 }
 
 async function start() {

@@ -109,8 +109,9 @@ function label(ctx, text, x, y, room) {
  *
  * @param {any} u the uPlot
  * @param {{at: number, version: number, kind?: string}[]} versions
+ * @param {boolean} numbered
  */
-export function drawVersions(u, versions) {
+export function drawVersions(u, versions, numbered) {
   if (!versions.length) return;
   const { left, top, width, height } = u.bbox;
   const ctx = u.ctx;
@@ -132,9 +133,15 @@ export function drawVersions(u, versions) {
       ctx.lineTo(x + 4 * scale, foot);
       ctx.lineTo(x - 4 * scale, foot);
     }
+    // A border in the colour of the ground: marks are read on filled charts too.
+    ctx.strokeStyle = colour("surface");
+    ctx.lineWidth = 2.5 * scale;
+    ctx.lineJoin = "round";
+    ctx.stroke();
     ctx.fill();
-    if (x - last < 34 * scale) continue;
+    if (!numbered || x - last < 34 * scale) continue;
     last = x;
+    ctx.strokeText(`v${version.version}`, x, foot - 10 * scale);
     ctx.fillText(`v${version.version}`, x, foot - 10 * scale);
   }
   ctx.restore();

@@ -32,7 +32,7 @@ function state(cohorts) {
   return `${plural(cohorts.length, "cohort")}: ${parts.join(", ")}. ${plural(devices, "device")}, ${count(silent)} silent.`;
 }
 
-const PUBLISHING = { on: "publishes", paused: "paused", pinned: "pinned", stopped: "stopped" };
+const PUBLISHING = { on: "on", paused: "paused", pinned: "pinned", stopped: "stopped" };
 
 /** What publishing is, in a word. @param {any} cohort */
 export const publishing = (cohort) => PUBLISHING[cohort.publishing] ?? cohort.publishing ?? "–";
@@ -44,7 +44,7 @@ function Card({ cohort }) {
     <div class="card-text">
       <header><h2><a href=${address}>${name}</a></h2><${Level} level=${cohort.level} /></header>
       <p class="sentence">${cohort.sentence}</p>
-      <${Problems} problems=${cohort.problems} />
+      <${Problems} problems=${cohort.problems} level=${cohort.level} />
       <${Facts} facts=${[
         ["Version", version(cohort.version), html`<${Ago} at=${cohort.version_at} />`],
         ["Publishing", publishing(cohort), cohort.act ? `${cohort.act.act.type} waits` : cohort.rollout?.state === "open" ? `${version(cohort.rollout.version)} on ${cohort.rollout.mode === "canary" ? "canary devices" : "no device yet"}` : null],
@@ -59,8 +59,8 @@ function Card({ cohort }) {
 }
 
 /** What is wrong, one line each. */
-export const Problems = ({ problems }) =>
-  problems?.length ? html`<ul class="problems">${problems.map((/** @type {string} */ text, /** @type {number} */ i) => html`<li key=${i}>${text}</li>`)}</ul>` : null;
+export const Problems = ({ problems, level = "bad" }) =>
+  problems?.length ? html`<ul class=${`problems ${level}`}>${problems.map((/** @type {string} */ text, /** @type {number} */ i) => html`<li key=${i}>${text}</li>`)}</ul>` : null;
 
 /** Agreement over the last day. */
 function DayChart({ cohort }) {
@@ -73,7 +73,7 @@ function DayChart({ cohort }) {
 }
 
 function Drawn({ history, name }) {
-  const shown = useMemo(() => readable(history, "agreement.running", { most: 144 }), [history]);
+  const shown = useMemo(() => readable(history, "agreement.running", { least: 120, most: 144 }), [history]);
   const lines = useMemo(() => agreementLines(shown), [shown]);
   if (!lines.length) {
     return html`<${Empty} title="No samples in the last 24 hours.">Agreement is drawn once devices send samples. Is a device set up? <code>cema device add</code> adds one.<//>`;

@@ -17,11 +17,11 @@ export function Bars({ bars, caption, format = short, most = 0 }) {
   const top = most || Math.max(1e-12, ...bars.map((bar) => Math.max(bar.value ?? 0, bar.high ?? 0)));
   return html`<table class="bars"><caption class="unseen">${caption}</caption>
     <tbody>${bars.map((bar) => html`<tr key=${bar.key ?? bar.name} class=${bar.main ? "main" : ""}>
-      <th scope="row">${bar.name}</th>
+      <th scope="row" title=${typeof bar.name === "string" ? bar.name : undefined}>${bar.name}</th>
       <td class="bar" aria-hidden="true"><span style=${{ width: wide((bar.value ?? 0) / top) }}></span>
         ${bar.low !== undefined && bar.high !== undefined ? html`<i style=${{ left: wide(bar.low / top), width: wide((bar.high - bar.low) / top) }}></i>` : null}
       </td>
-      <td class="number">${format(bar.value)}${bar.low !== undefined && bar.high !== undefined ? html`<small>${format(bar.low)} to ${format(bar.high)}</small>` : bar.note ? html`<small>${bar.note}</small>` : null}</td>
+      <td class="number">${format(bar.value)}${bar.low !== undefined && bar.high !== undefined ? html`<small>${format(bar.low)} to ${format(bar.high)}</small>` : bar.note ? html`<small class="inline">${bar.note}</small>` : null}</td>
     </tr>`)}</tbody>
   </table>`;
 }

@@ -3,7 +3,7 @@
 import { at, useData } from "cema/api.js";
 import { described, outcome } from "cema/acts.js";
 import { actor, bytes, count, moment, words } from "cema/format.js";
-import { CohortHead } from "cema/head.js";
+import { CohortHead, address } from "cema/head.js";
 import { useCohort } from "cema/live.js";
 import { Ago, Empty, Loaded, Panel, Scrolled, html } from "cema/ui.js";
 
@@ -27,6 +27,18 @@ function Acts({ acts }) {
     <thead><tr><th scope="col" class="number">No.</th><th scope="col">Act</th><th scope="col">Who</th><th scope="col">When</th><th scope="col">What came of it</th></tr></thead>
     <tbody>${acts.map((/** @type {any} */ act) => html`<tr key=${act.number}><td class="number">${act.number}</td><th scope="row">${described(act.act)}</th><td>${actor(act.actor)}</td>
       <td><${When} at=${act.at} /></td><td><span class=${`state ${LEVEL[act.state] ?? ""}`}>${outcome(act)}</span>${act.done_at ? html` <small><${Ago} at=${act.done_at} /></small>` : null}</td></tr>`)}</tbody></table><//>`;
+}
+
+const FEW = 6;
+
+/** The newest acts, beside what they may explain. */
+export function LatestActs({ cohort }) {
+  const changed = useCohort(cohort)?.changed ?? null;
+  const acts = useData(`${at(cohort, "acts")}?limit=${FEW}`, { every: 60, on: changed });
+  return html`<${Panel} title="Latest acts" aside=${html`<a href=${address(cohort, "acts")}>All acts</a>`}>
+    <${Loaded} from=${acts}>${(/** @type {any} */ data) => (data.acts.length ? html`<ul class="latest">${data.acts.slice(0, FEW).map((/** @type {any} */ act) => html`<li key=${act.number}>
+      <b>${described(act.act)}</b> <span class=${`state ${LEVEL[act.state] ?? ""}`}>${outcome(act)}</span><small>${actor(act.actor)}, <${Ago} at=${act.at} /></small></li>`)}</ul>` : html`<p class="note">Nobody has acted on this cohort yet.</p>`)}<//>
+  <//>`;
 }
 
 const When = ({ at }) => html`${moment(at)} <small><${Ago} at=${at} /></small>`;

@@ -90,8 +90,8 @@ export function readable(history, name, { least = 30, most = 400, fewest = 24 } 
   const samples = (history.measures[name]?.count ?? []).filter((value) => value).sort((a, b) => Number(a) - Number(b));
   const middle = Number(samples[samples.length >> 1] ?? least);
   const bins = (history.until - history.since) / history.seconds;
-  while (middle * factor < least && bins / (factor * 2) >= fewest) factor *= 2;
-  return coarsen(history, factor);
+  const wanted = Math.ceil(least / Math.max(1, middle));
+  return coarsen(history, Math.max(factor, Math.min(wanted, Math.floor(bins / fewest))));
 }
 
 /**

@@ -87,7 +87,7 @@ function Changed({ data }) {
         ${trace?.predictions ? html`<${Histogram} predictions=${trace.predictions} names=${names} />` : html`<p class="note">Not known for this version.</p>`}</div>
       <div><div class="heading-line"><h4>Parameters that moved most</h4>
         <${Segmented} legend="Compared with" name="since" options=${[["before", "since the version before"], ["source", "since the source"]]} value=${since} onChange=${setSince} /></div>
-        ${moved.length ? html`<${Bars} caption="Relative change of normalisation parameters" format=${(/** @type {any} */ value) => percent(value, 1)} bars=${moved.slice(0, 12).map((/** @type {any} */ one) => ({ name: one.name, value: one.relative, note: `rms ${short(one.rms)}` }))} />` : html`<p class="note">Not known for this version.</p>`}</div>
+        ${moved.length ? html`<${Bars} caption="Relative change of normalisation parameters" format=${(/** @type {any} */ value) => percent(value, 1)} bars=${moved.slice(0, 10).map((/** @type {any} */ one) => ({ name: one.name, value: one.relative, note: `rms ${short(one.rms)}` }))} />` : html`<p class="note">Not known for this version.</p>`}</div>
     </div>
     <${Agreements} agreement=${data.agreement} />`;
 }

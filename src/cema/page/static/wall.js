@@ -43,9 +43,9 @@ function Tile({ cohort, sample, hidden, named }) {
   return html`<li class=${different ? "tile differs" : "tile"}>
     ${hidden ? null : broken ? html`<span class="no-image">no image</span>` : html`<img src=${at(cohort, "samples", sample.id, "image")} alt=${`Sample of ${sample.device}`} loading="lazy" decoding="async" width="120" height="120" onError=${() => setBroken(true)} />`}
     <dl>
-      <div><dt>Edge</dt><dd>${edge}</dd></div>
-      <div class="teacher"><dt>${different ? html`<span aria-hidden="true">≠ </span>` : ""}Found.</dt><dd>${teacher}${different ? html`<span class="unseen">, they disagree</span>` : ""}</dd></div>
-      ${truth === null ? null : html`<div><dt>True</dt><dd>${truth}</dd></div>`}
+      ${different ? html`<div><dt>Edge</dt> <dd>${edge}</dd></div><div class="teacher"><dt>≠ Foundation</dt> <dd>${teacher}</dd></div>`
+        : html`<div><dt>${sample.teacher === null || sample.teacher === undefined ? "Edge alone" : "Both"}</dt> <dd>${edge}</dd></div>`}
+      ${truth === null ? null : html`<div><dt>True</dt> <dd>${truth}</dd></div>`}
     </dl>
     <p class="small"><span title="entropy in nats">H ${decimal(sample.entropy)}</span> · ${version(sample.version)}${sample.drawn ? html` · <span title="drawn by chance, not chosen">drawn</span>` : ""}<br />
       ${named ? html`<a href=${address(cohort, "d", sample.device)}>${sample.device}</a> · ` : ""}<${Ago} at=${sample.received_at} /></p>
