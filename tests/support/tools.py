@@ -1,0 +1,42 @@
+"""Programs from outside Python that some tests run: a browser, a proxy, Prometheus.
+
+On a developer's machine a test that needs an absent program is skipped, with a reason. Where `CEMA_TOOLS=required`
+is set, as `.ci/run` sets it, the same test fails: there a skip would hide that something is no longer tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+__all__ = ["absent", "tool"]
+
+PACKAGES = {
+    "caddy": "caddy",
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
+}
+"""Debian's package of each program."""
+
+
+def tool(name: str) -> str:
+    """Return the path of a program; skip the test, or fail it where tools are required, when it is absent."""
+    path = shutil.which(name)
+    if path is None:
+        package = PACKAGES.get(name)
+        absent(
+            f"no program {name} on the PATH" + (f"; install Debian's package {package}" if package else "")
+        )
+    return path
+
+
+def absent(reason: str) -> NoReturn:
+    """Skip the test, or fail it where `CEMA_TOOLS=required` says that all tools are there."""
+    if os.environ.get("CEMA_TOOLS") == "required":
+        pytest.fail(f"{reason} (CEMA_TOOLS=required: this test may not be skipped)", pytrace=False)
+    pytest.skip(reason)
