@@ -376,7 +376,12 @@ class EdgeAgent:
             self._budget = Budget(self._config.budget, self._state.budget_path, self._clock)
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(
-            cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock
+            cloud.url,
+            cloud.cohort,
+            cloud.read_token,
+            upload.timeout_seconds,
+            self._clock,
+            ca_file=cloud.ca_file,
         )
         self._uploader = Uploader(
             self._spool,
