@@ -260,6 +260,18 @@ def test_requests_in_progress_are_counted(cloud: Cloud) -> None:
     assert scraped(cloud)["cema_http_requests_in_progress"] == 1
 
 
+def test_errors_are_counted_by_their_code(cloud: Cloud) -> None:
+    before = scraped(cloud)
+    assert before['cema_http_errors_total{code="store_full"}'] == 0
+    cloud.http.get("/no/such/place")
+    cloud.post(b"no frame")
+    cloud.get("/v1/cohorts/north/updates/latest?wait=long")
+    after = scraped(cloud)
+    grown = {name for name in after if name.startswith("cema_http_errors") and after[name] > before[name]}
+    codes = ("not_found", "malformed", "invalid_request")
+    assert grown == {f'cema_http_errors_total{{code="{code}"}}' for code in codes}
+
+
 def test_a_scrape_reads_what_is_known_of_all_devices_once(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from cema._util.version import __version__
 from cema.cloud.config import LimitsConfig
+from cema.cloud.http.errors import ERRORS
 from cema.cloud.http.metrics_list import described
 from cema.cloud.http.metrics_read import ReadinessCollector, StoreCollector
 from cema.cloud.http.rate import LIMITS
@@ -62,6 +63,10 @@ class Metrics:
         for cohort in cohorts:
             for limit in LIMITS:  # a series that is there from the start shows its first increase
                 self._limited.labels(cohort, limit)
+        failed = described("cema_http_errors")
+        self._failed = Counter(failed.name, failed.text, failed.labels, registry=self._registry)
+        for code in (*ERRORS, "http_error"):
+            self._failed.labels(code)
         self._registry.register(StoreCollector(store, cohorts, limits))
         build = described("cema_build_info")
         Gauge(build.name, build.text, build.labels, registry=self._registry).labels(__version__).set(1)
@@ -74,6 +79,10 @@ class Metrics:
     def limited(self, cohort: str, limit: str) -> None:
         """Book one upload that was refused for a limit of its device."""
         self._limited.labels(cohort, limit).inc()
+
+    def failed(self, code: str) -> None:
+        """Book one request that was answered with an error."""
+        self._failed.labels(code).inc()
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type."""

@@ -36,6 +36,12 @@ METRICS = (
         "Time from request to the end of its answer, without what it waited for a new version.",
     ),
     Described(
+        "cema_http_errors",
+        "counter",
+        ("code",),
+        "Requests that were answered with an error, by its code; since the server was started.",
+    ),
+    Described(
         "cema_http_requests_in_progress",
         "gauge",
         (),
