@@ -32,6 +32,7 @@ from cema.errors import CemaError
 from cema.formats.bundle import Bundle
 from cema.formats.draw import Draw
 from cema.formats.image import CodecConfig
+from cema.formats.report import REPORTED_COUNTS
 from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
@@ -375,7 +376,12 @@ class EdgeAgent:
             self._budget = Budget(self._config.budget, self._state.budget_path, self._clock)
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(
-            cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock
+            cloud.url,
+            cloud.cohort,
+            cloud.read_token,
+            upload.timeout_seconds,
+            self._clock,
+            ca_file=cloud.ca_file,
         )
         self._uploader = Uploader(
             self._spool,
@@ -473,14 +479,8 @@ class EdgeAgent:
         """Return what reports say."""
         status = self.status()
         serving, before = self._log.read()
-        counts = {
-            "predicted": status.predicted,
-            "selected": status.selected,
-            "guarded": status.guarded,
-            "uploaded": status.uploaded,
-            "dropped": sum(status.dropped.values()),
-            "swaps": status.swaps,
-        }
+        counts = {name: getattr(status, name) for name in REPORTED_COUNTS}
+        counts["dropped"] = sum(status.dropped.values())
         return Facts(serving, before, counts, status.last_error)
 
     def _own_backoff(self) -> Backoff:

@@ -12,6 +12,7 @@ from cema.errors import FormatError
 
 __all__ = [
     "LARGEST_REPORT",
+    "REPORTED_COUNTS",
     "REPORT_FORMAT",
     "DeviceReport",
     "Refused",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 REPORT_FORMAT = "cema.report/1"
+REPORTED_COUNTS = ("predicted", "selected", "guarded", "uploaded", "dropped", "swaps")
+"""What a device counts in its reports, of its whole life: images and samples, and updates that came to serve."""
 LARGEST_REPORT = 4096
 """Bytes of an encoded report, at most."""
 # Characters of what a device says went wrong.

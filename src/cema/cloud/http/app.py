@@ -87,7 +87,7 @@ def create_app(engine: Engine) -> FastAPI:
         lifespan=lifespan, responses=EVERY_ENDPOINT, generate_unique_id_function=_operation_id,
     )  # fmt: skip
     app.state.service = service
-    install_errors(app)
+    install_errors(app, service.metrics.failed)
     app.add_middleware(RequestTimer, metrics=service.metrics)
     for part in (
         uploads,

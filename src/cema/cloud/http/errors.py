@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -100,22 +102,26 @@ class ApiError(Exception):
         return JSONResponse(body.model_dump(), self.status, {**NO_STORE, **(self.headers or {})})
 
 
-def install_errors(app: FastAPI) -> None:
-    """Make every error of the application an `ApiError`, those of the framework too."""
+def install_errors(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Make every error of the application an `ApiError`, those of the framework too, and count each by its code."""
+
+    def answer(error: ApiError) -> Response:
+        count(error.code)
+        return error.response()
 
     async def api_error(_: Request, error: Exception) -> Response:
-        return error.response() if isinstance(error, ApiError) else _internal()
+        return answer(error if isinstance(error, ApiError) else _internal())
 
     async def http_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return _internal()
-        return _of_framework(error, _methods(app, request)).response()
+            return answer(_internal())
+        return answer(_of_framework(error, _methods(app, request)))
 
     async def invalid(_: Request, error: Exception) -> Response:
-        return ApiError("invalid_request", str(error), "correct the request").response()
+        return answer(ApiError("invalid_request", str(error), "correct the request"))
 
     async def internal(_: Request, error: Exception) -> Response:
-        return _internal()
+        return answer(_internal())
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -144,9 +150,7 @@ def _of_framework(error: HTTPException, methods: set[str]) -> ApiError:
     return ApiError("http_error", str(error.detail), "correct the request", status=error.status_code)
 
 
-def _internal() -> Response:
+def _internal() -> ApiError:
     return ApiError(
-        "internal",
-        "the server failed on this request",
-        "send it again later; the server's log says more",
-    ).response()
+        "internal", "the server failed on this request", "send it again later; the server's log says more"
+    )

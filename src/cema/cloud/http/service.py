@@ -58,7 +58,7 @@ class Service:
         self.limits = engine.config.limits
         self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
         self.readiness = Readiness(engine)
-        self.metrics = Metrics(engine.store, sorted(self.cohorts), self.readiness)
+        self.metrics = Metrics(engine.store, sorted(self.cohorts), self.limits, self.readiness)
         self.rates = DeviceRates(self.limits, engine.devices)
         # What a store may have, see `cema.cloud.store.base.Store`.
         self._instant: bool = getattr(engine.store, "instant", False)
