@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["human_bytes"]
+__all__ = ["human_bytes", "human_seconds"]
 
 
 def human_bytes(count: float) -> str:
@@ -16,3 +16,17 @@ def human_bytes(count: float) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time of at least 0 s as people read it, in whole units, rounded down.
+
+    Examples
+    --------
+    >>> human_seconds(3.2), human_seconds(150), human_seconds(9000), human_seconds(400_000)
+    ('3 s', '2 min', '2 h', '4 days')
+    """
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"

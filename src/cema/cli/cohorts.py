@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cema._util.units import human_seconds
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +92,4 @@ def ago(seconds: float) -> str:
     """
     if seconds < 0:
         return "just now" if seconds > -1 else "in the future"
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return f"{human_seconds(seconds)} ago"
