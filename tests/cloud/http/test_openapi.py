@@ -413,7 +413,7 @@ def good_requests(api: Api) -> None:
 def full(api: Api) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (10, 150, 200, 3), dtype=np.uint8)
     limit = api.engine.store.database.max_bytes
-    api.engine.store.database.max_bytes = 420_000  # as if its owner had configured less
+    api.engine.store.database.max_bytes = 440_000  # as if its owner had configured less
     responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
     assert responses[-1].json()["error"]["code"] == "store_full"
     api.engine.store.database.max_bytes = 4096
