@@ -318,6 +318,7 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "acts": b'{"type": "pause"}',
         "deletions": b'{"device": "another"}',
         "labels": b'{"labels": {}}',
+        "measures": b'{"measures": {"labelled.adapted": [1, 1]}}',
     }
     for method, path, who, success in table("endpoints"):
         names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north"}

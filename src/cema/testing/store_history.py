@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ from cema.cloud.store.history import (
     HistoryBin,
     HistoryNote,
     HistoryStore,
+    Published,
     history_of,
 )
+from cema.errors import StoreError
 from cema.testing.store_case import ROOMY, StoreCase, together
+from cema.testing.store_data import numbered_update
 
 __all__ = ["HistoryTests"]
 
@@ -118,11 +122,28 @@ class HistoryTests(StoreCase):
         keeps.note_history([], [changes[1], DomainChange("south", NOW, 1.0)])
         assert keeps.domain_changes("north", 0, 2 * NOW) == changes
         assert keeps.domain_changes("north", NOW + 1, NOW + 2) == [changes[1]]
-        for i in range(30):
+        for i in range(90):
             keeps.note_history([], [DomainChange("north", NOW + 50 * i + k, 1.0) for k in range(50)])
         known = keeps.domain_changes("north", 0, 2 * NOW)
-        assert len(known) <= 1000
-        assert known[-1].at == NOW + 50 * 29 + 49
+        assert len(known) <= 4000
+        assert known[-1].at == NOW + 50 * 89 + 49
+
+    def test_versions_are_kept_with_the_step_that_published_them(
+        self, store: Store, keeps: HistoryStore
+    ) -> None:
+        epoch = store.claim("north").epoch
+        for number, kind in ((1, None), (2, "rollback")):
+            update = numbered_update(number)
+            if kind:
+                update = replace(update, trace={"kind": kind, "published_at": NOW + number})
+            store.commit_step("north", 0, b"", update, epoch=epoch, now=NOW + number)
+        with pytest.raises(StoreError):
+            store.commit_step("north", 0, b"", numbered_update(2), epoch=epoch, now=NOW + 3)
+        first, second = keeps.published("north", 0, 2 * NOW)
+        assert first == Published(1, numbered_update(1).created, "learned")
+        assert second == Published(2, NOW + 2, "rollback")
+        assert keeps.published("north", NOW, NOW + 3) == [second]
+        assert keeps.published("south", 0, 2 * NOW) == []
 
     def test_the_oldest_bins_go_where_the_cap_is_small(self, tmp_path: Path) -> None:
         store = self.open_north(tmp_path, max_bytes=self.cap)

@@ -54,8 +54,11 @@ DATA = "/v1/cohorts/{cohort}/data"
 SAMPLE = "/v1/cohorts/{cohort}/data/{id}"
 DELETIONS = "/v1/cohorts/{cohort}/deletions"
 LABELS = "/v1/cohorts/{cohort}/labels"
+HISTORY = "/v1/cohorts/{cohort}/history"
+MEASURES = "/v1/cohorts/{cohort}/measures"
 KNOWN = make_samples(1, seed=500)[0]
-TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS)
+TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS, HISTORY)
+ADMINISTRATORS_WRITE = (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS, MEASURES)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -141,6 +144,7 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     acts_on_devices(api, monkeypatch)
     good_data(api)
     good_requests(api)
+    good_history(api)
     full(api)
     faults(api)
     declared = {
@@ -177,7 +181,7 @@ def before_the_first_update(api: Api) -> None:
 def wrong_senders(api: Api) -> None:
     told = (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, *TOLD_TO_OPERATORS)
     reads = [("GET", path) for path in told]
-    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+    writes = [("POST", path) for path in (SAMPLES, REPORTS, *ADMINISTRATORS_WRITE)]
     for method, path in (*writes, *reads):
         for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
@@ -189,7 +193,7 @@ def wrong_senders(api: Api) -> None:
     for path in TOLD_TO_OPERATORS:
         api("GET", path, who="device")
     for who in ("device", "operator", "chief"):
-        for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+        for path in ADMINISTRATORS_WRITE:
             api("POST", path, who=who)
 
 
@@ -277,6 +281,16 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             b'{"from": 1e999}',
             b'{"camera": "cam"}',
         ),
+        MEASURES: (
+            b"{}",
+            b'{"measures": {}}',
+            b'{"measures": {"entropy": [1, 1]}}',
+            b'{"measures": {"labelled.A": [1, 1]}}',
+            b'{"measures": {"labelled.a": [1]}}',
+            b'{"measures": {"labelled.a": [1, 2]}}',
+            b'{"measures": {"labelled.a": [1, -1]}}',
+            b'{"measures": {"labelled.a": [1e999, 1]}}',
+        ),
         LABELS: (b"{}", b'{"labels": []}', b'{"labels": {"a": 1.5}}', b'{"labels": {"a": null}}'),
     }
     for path, bodies in wrong.items():
@@ -287,6 +301,8 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
     assert api("GET", DELETIONS, who="admin").json() == {"deletions": []}
+    for query in ("since=9&until=5", "points=0", "points=5000", "since=-1", "until=soon"):
+        assert api("GET", f"{HISTORY}?{query}", who="admin").status_code == 400
 
 
 def good_data(api: Api) -> None:
@@ -321,6 +337,17 @@ def good_data(api: Api) -> None:
     )
     acts = [one.act for one in api.engine.store.audit(limit=100)]
     assert [act.actor for act in acts if act.name.startswith("data.")] == ["token:boss"] * 4
+
+
+def good_history(api: Api) -> None:
+    given = b'{"measures": {"labelled.adapted": [8, 6]}}'
+    for _ in range(2):
+        assert api("POST", MEASURES, who="admin", content=given).status_code == 204
+    api.app.state.service.history.write()
+    told = api("GET", f"{HISTORY}?since=0&points=10", who="operator").json()
+    assert told["measures"]["labelled.adapted"] == {"count": [16.0], "total": [12.0]}
+    assert {"samples", "entropy", "bytes.up"} <= told["measures"].keys()
+    assert [known["version"] for known in told["versions"]] == [1]
 
 
 def good_acts(api: Api) -> None:
@@ -442,12 +469,14 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE true_labels RENAME COLUMN label TO lost")
         connection.execute("ALTER TABLE deletions RENAME TO lost_deletions")
+        connection.execute("ALTER TABLE history RENAME TO lost_history")
     for path, content in (
         (DELETIONS, b'{"all": true}'),
         (LABELS, f'{{"labels": {{"{KNOWN.id}": 1}}}}'.encode()),
+        (MEASURES, b'{"measures": {"labelled.adapted": [8, 6]}}'),
     ):
         assert api("POST", path, who="admin", content=content).status_code == 503
-    for path in (DATA, SAMPLE, DELETIONS):
+    for path in (DATA, SAMPLE, DELETIONS, HISTORY):
         assert api("GET", path, who="operator").status_code == 500
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
@@ -472,7 +501,7 @@ def faults(api: Api) -> None:
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
-    for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+    for path in (SAMPLES, *ADMINISTRATORS_WRITE):
         api("POST", path, who="admin", content=b"")
     api("POST", SAMPLES, content=b"")
     api("POST", REPORTS, content=b"")
@@ -508,6 +537,7 @@ ACT_BODIES = [
     b'{"devices": [{"name": "x"}]}',
     b'{"type": "renew", "overlap": 9}',
     b'{"type": "release"}',
+    b'{"measures": {"labelled.a": [1, 1]}}',
     *(b'{"all": true}', b'{"class": 2, "to": 1e9}', b'{"labels": {"a": 1}}'),
 ]
 BODIES = st.one_of(
@@ -518,9 +548,9 @@ BODIES = st.one_of(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     method_path=st.sampled_from(
-        [("POST", path) for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+        [("POST", path) for path in (SAMPLES, *ADMINISTRATORS_WRITE)]
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
-        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, "/metrics")]
+        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, HISTORY, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

@@ -127,7 +127,7 @@ def test_a_full_store_from_before_keeps_none_and_all_else_works(tmp_path: Path) 
     cap = 400_000
     with closing(opened(tmp_path, cap)) as store:
         with store.database.write() as connection:
-            for table in ("history", "history_changes"):
+            for table in ("history", "history_changes", "history_versions"):
                 connection.execute(f"DROP TABLE {table}")
         for number in range(10_000):
             try:

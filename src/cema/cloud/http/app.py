@@ -10,7 +10,18 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, bundles, data, devices, keys, operations, reports, updates, uploads
+from cema.cloud.http import (
+    acts,
+    bundles,
+    data,
+    devices,
+    history,
+    keys,
+    operations,
+    reports,
+    updates,
+    uploads,
+)
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -59,6 +70,7 @@ def create_app(engine: Engine) -> FastAPI:
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
             await run_in_threadpool(service.reports.write)
+            await run_in_threadpool(service.history.write)  # after the reports, which add to it
             await run_in_threadpool(service.tokens.write)
             await run_in_threadpool(service.rates.write)
             await run_in_threadpool(service.device_bases.write)
@@ -75,7 +87,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, bundles, reports, acts, devices, data, operations):
+    for part in (uploads, updates, keys, bundles, reports, acts, devices, data, history, operations):
         app.include_router(part.router)
     return app
 

@@ -23,6 +23,7 @@ __all__ = [
     "HistoryStore",
     "Level",
     "Measures",
+    "Published",
     "added",
     "history_of",
     "merged",
@@ -80,6 +81,14 @@ class DomainChange(NamedTuple):
     distance: float | None = None
 
 
+class Published(NamedTuple):
+    """A version of a cohort: its number, when it was published (unix seconds), and why, as its trace says."""
+
+    version: int
+    at: float
+    kind: str
+
+
 class HistoryBin(NamedTuple):
     """The sums of one bin, which began at `at` (unix seconds)."""
 
@@ -89,7 +98,10 @@ class HistoryBin(NamedTuple):
 
 @runtime_checkable
 class HistoryStore(Protocol):
-    """The part of a store that keeps a history; see `cema.cloud.store.base.Store` for what every method may raise."""
+    """The part of a store that keeps a history; see `cema.cloud.store.base.Store` for what every method may raise.
+
+    Its `cema.cloud.store.base.Store.commit_step` keeps when a version was published, and why.
+    """
 
     def note_history(self, notes: Sequence[HistoryNote], changes: Sequence[DomainChange] = ()) -> None:
         """Add measures to the bins of their moments, and keep changes: all or nothing."""
@@ -111,6 +123,10 @@ class HistoryStore(Protocol):
 
     def domain_changes(self, cohort: str, since: float, until: float) -> list[DomainChange]:
         """Return the changes from `since` until before `until`, oldest first."""
+        ...
+
+    def published(self, cohort: str, since: float, until: float) -> list[Published]:
+        """Return the versions that were published from `since` until before `until`, oldest first."""
         ...
 
 

@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 
 import msgspec
 
+from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.store.history import (
     BIN_SECONDS,
     LEVELS,
@@ -16,6 +17,7 @@ from cema.cloud.store.history import (
     HistoryNote,
     Level,
     Measures,
+    Published,
     added,
     merged,
 )
@@ -28,14 +30,16 @@ __all__ = ["HistoryTable"]
 BYTES_FOR_EACH = 2**13
 # Bins of each width that one write makes wider, or drops, at most: it is to be quick, and the next one goes on.
 MOST_THINNED = 180
-# Changes of the domain that are kept of each cohort, at most.
-CHANGES_KEPT = 1000
+# Moments of each kind that are kept of each cohort, at most: versions, and changes of the domain.
+MOMENTS_KEPT = 4000
 
 TABLES = {
     "history": "CREATE TABLE history (cohort TEXT NOT NULL, seconds INTEGER NOT NULL, at INTEGER NOT NULL, "
     "content BLOB NOT NULL)",
     # Beside the rows: to count bins and to find the oldest no content is read.
     "history_bins": "CREATE UNIQUE INDEX history_bins ON history (cohort, seconds, at)",
+    "history_versions": "CREATE TABLE history_versions (cohort TEXT NOT NULL, version INTEGER NOT NULL, "
+    "at REAL NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (cohort, version)) WITHOUT ROWID",
     "history_changes": "CREATE TABLE history_changes (cohort TEXT NOT NULL, at REAL NOT NULL, distance REAL, "
     "PRIMARY KEY (cohort, at)) WITHOUT ROWID",
 }
@@ -57,7 +61,7 @@ class HistoryTable:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._most = max(16, min(sum(level.bins for level in LEVELS), database.max_bytes // BYTES_FOR_EACH))
-        self._changes = max(16, min(CHANGES_KEPT, database.max_bytes // BYTES_FOR_EACH))
+        self._moments = max(16, min(MOMENTS_KEPT, database.max_bytes // BYTES_FOR_EACH))
         self._there = make_tables(database, TABLES, what="measures over time")
 
     def note(self, notes: Sequence[HistoryNote], changes: Sequence[DomainChange]) -> None:
@@ -75,11 +79,29 @@ class HistoryTable:
             for change in changes:
                 connection.execute("INSERT OR REPLACE INTO history_changes VALUES (?, ?, ?)", change)
             for cohort in dict.fromkeys(change.cohort for change in changes):
-                connection.execute(
-                    "DELETE FROM history_changes WHERE cohort = ?1 AND at <= (SELECT at FROM history_changes "
-                    "WHERE cohort = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2)",
-                    (cohort, self._changes),
-                )
+                self._drop(connection, cohort, "history_changes", "at")
+
+    def publish(self, connection: sqlite3.Connection, cohort: str, update: PublishedUpdate) -> None:
+        """Keep that a version is published, in the caller's transaction."""
+        if not self._there:
+            return
+        trace = update.trace or {}
+        row = (
+            cohort,
+            update.version,
+            trace.get("published_at", update.created),
+            trace.get("kind", "learned"),
+        )
+        connection.execute("INSERT OR REPLACE INTO history_versions VALUES (?, ?, ?, ?)", row)
+        self._drop(connection, cohort, "history_versions", "version")
+
+    def _drop(self, connection: sqlite3.Connection, cohort: str, table: str, key: str) -> None:
+        """Drop the oldest moments beyond the bound."""
+        connection.execute(
+            f"DELETE FROM {table} WHERE cohort = ?1 AND {key} <= (SELECT {key} FROM {table} "  # noqa: S608
+            f"WHERE cohort = ?1 ORDER BY {key} DESC LIMIT 1 OFFSET ?2)",
+            (cohort, self._moments),
+        )
 
     def _thin(self, connection: sqlite3.Connection, cohort: str, now: float) -> None:
         """Keep the bounds: with the bins of one level that are too old for it the next one grows."""
@@ -128,6 +150,18 @@ class HistoryTable:
                 (cohort, since, until),
             ).fetchall()
         return [DomainChange(*row) for row in rows]
+
+    def published(self, cohort: str, since: float, until: float) -> list[Published]:
+        """Return the versions that were published, oldest first."""
+        if not self._there:
+            return []
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT version, at, kind FROM history_versions WHERE cohort = ? AND at >= ? AND at < ? "
+                "ORDER BY version",
+                (cohort, since, until),
+            ).fetchall()
+        return [Published(*row) for row in rows]
 
 
 def _add(connection: sqlite3.Connection, cohort: str, seconds: int, at: int, *more: Measures) -> None:

@@ -15,7 +15,7 @@ from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
 from cema.cloud.store.draws import DrawnSample, RandomCount, RandomPoint, VersionRandomAgreement
-from cema.cloud.store.history import DomainChange, HistoryBin, HistoryNote
+from cema.cloud.store.history import DomainChange, HistoryBin, HistoryNote, Published
 from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
@@ -231,6 +231,10 @@ class OptionalMembers(RightsMembers):
     def domain_changes(self, cohort: str, since: float, until: float) -> list[DomainChange]:
         """Return the changes of the domain, oldest first."""
         return self._history.changes(cohort, since, until)
+
+    def published(self, cohort: str, since: float, until: float) -> list[Published]:
+        """Return the versions that were published, oldest first."""
+        return self._history.published(cohort, since, until)
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""
