@@ -115,7 +115,7 @@ def history(
         "seconds": seconds,
         "at": [each.at for each in bins],
         "measures": _columns(bins),
-        "versions": [each._asdict() for each in versions],
+        "versions": [{"version": each.version, "at": each.at, "kind": each.kind} for each in versions],
         "domains": [{"at": each.at, "distance": each.distance} for each in changes],
     }
     return Response(msgspec.json.encode(told), media_type="application/json", headers=NO_STORE)
