@@ -324,6 +324,7 @@ def test_who_may_do_what_is_as_the_table_says(site: Site, monkeypatch: pytest.Mo
         "acts": b'{"type": "pause"}',
         "deletions": b'{"device": "another"}',
         "labels": b'{"labels": {}}',
+        "measures": b'{"measures": {"labelled.adapted": [1, 1]}}',
         "session": json.dumps({"token": tokens["chief"]}).encode(),
     }
     for method, path, who, success in table("endpoints"):

@@ -103,6 +103,13 @@ FETCHES_NOT_NOTED = _event(
     "Traces of updates miss some devices.",
     _ERROR,
 )
+HISTORY_NOT_NOTED = _event(
+    "history.not_noted",
+    WARNING,
+    "measures over time could not be noted: %(error)s",
+    "The history misses them; nothing else depends on it. The server writes it, and the worker.",
+    _ERROR,
+)
 TOKENS_NOT_NOTED = _event(
     "tokens.not_noted",
     WARNING,

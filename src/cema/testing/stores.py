@@ -30,6 +30,7 @@ from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_draws import DrawTests
 from cema.testing.store_fleet import FleetTests
+from cema.testing.store_history import HistoryTests
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_offers import OfferTests
 from cema.testing.store_optional import OptionalTests
@@ -65,6 +66,7 @@ class StoreSuite(
     DeviceTests,
     DrawTests,
     FleetTests,
+    HistoryTests,
     OfferTests,
     OptionalTests,
     ReportTests,

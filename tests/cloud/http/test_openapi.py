@@ -58,8 +58,11 @@ LABELS = "/v1/cohorts/{cohort}/labels"
 SESSION = "/v1/session"
 OVERVIEW = "/v1/overview"
 EVENTS = "/v1/events"
+HISTORY = "/v1/cohorts/{cohort}/history"
+MEASURES = "/v1/cohorts/{cohort}/measures"
 KNOWN = make_samples(1, seed=500)[0]
-TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS)
+TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS, HISTORY)
+ADMINISTRATORS_WRITE = (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS, MEASURES)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -146,6 +149,7 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     good_data(api)
     page(api, monkeypatch)
     good_requests(api)
+    good_history(api)
     full(api)
     faults(api)
     declared = {
@@ -182,7 +186,7 @@ def before_the_first_update(api: Api) -> None:
 def wrong_senders(api: Api) -> None:
     told = (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, *TOLD_TO_OPERATORS)
     reads = [("GET", path) for path in told]
-    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+    writes = [("POST", path) for path in (SAMPLES, REPORTS, *ADMINISTRATORS_WRITE)]
     for method, path in (*writes, *reads):
         for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
@@ -197,7 +201,7 @@ def wrong_senders(api: Api) -> None:
         for who in (None, "revoked", "expired", "device"):
             api("GET", path, who=who)
     for who in ("device", "operator", "chief"):
-        for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+        for path in ADMINISTRATORS_WRITE:
             api("POST", path, who=who)
 
 
@@ -226,7 +230,7 @@ def page(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     cookie = {"Cookie": sign_in("operator").headers["set-cookie"].partition(";")[0]}
     assert api("GET", SESSION, who=None, headers=cookie).json()["cohorts"] == ["north"]
     boss = {"Cookie": sign_in("admin").headers["set-cookie"].partition(";")[0]}
-    for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+    for path in ADMINISTRATORS_WRITE:
         api("POST", path, who=None, headers=boss, content=b"{}")
     api("DELETE", SESSION, who=None, headers=cookie)
     api("DELETE", SESSION, who=None, headers=cookie | from_page)
@@ -325,6 +329,16 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             b'{"from": 1e999}',
             b'{"camera": "cam"}',
         ),
+        MEASURES: (
+            b"{}",
+            b'{"measures": {}}',
+            b'{"measures": {"entropy": [1, 1]}}',
+            b'{"measures": {"labelled.A": [1, 1]}}',
+            b'{"measures": {"labelled.a": [1]}}',
+            b'{"measures": {"labelled.a": [1, 2]}}',
+            b'{"measures": {"labelled.a": [1, -1]}}',
+            b'{"measures": {"labelled.a": [1e999, 1]}}',
+        ),
         LABELS: (b"{}", b'{"labels": []}', b'{"labels": {"a": 1.5}}', b'{"labels": {"a": null}}'),
     }
     for path, bodies in wrong.items():
@@ -335,6 +349,8 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
     assert api("GET", DELETIONS, who="admin").json() == {"deletions": []}
+    for query in ("since=9&until=5", "points=0", "points=5000", "since=-1", "until=soon"):
+        assert api("GET", f"{HISTORY}?{query}", who="admin").status_code == 400
 
 
 def good_data(api: Api) -> None:
@@ -369,6 +385,17 @@ def good_data(api: Api) -> None:
     )
     acts = [one.act for one in api.engine.store.audit(limit=100)]
     assert [act.actor for act in acts if act.name.startswith("data.")] == ["token:boss"] * 4
+
+
+def good_history(api: Api) -> None:
+    given = b'{"measures": {"labelled.adapted": [8, 6]}}'
+    for _ in range(2):
+        assert api("POST", MEASURES, who="admin", content=given).status_code == 204
+    api.app.state.service.history.write()
+    told = api("GET", f"{HISTORY}?since=0&points=10", who="operator").json()
+    assert told["measures"]["labelled.adapted"] == {"count": [16.0], "total": [12.0]}
+    assert {"samples", "entropy", "bytes.up"} <= told["measures"].keys()
+    assert [known["version"] for known in told["versions"]] == [1]
 
 
 def good_acts(api: Api) -> None:
@@ -461,7 +488,7 @@ def good_requests(api: Api) -> None:
 def full(api: Api) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (10, 150, 200, 3), dtype=np.uint8)
     limit = api.engine.store.database.max_bytes
-    api.engine.store.database.max_bytes = 420_000  # as if its owner had configured less
+    api.engine.store.database.max_bytes = 440_000  # as if its owner had configured less
     responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
     assert responses[-1].json()["error"]["code"] == "store_full"
     api.engine.store.database.max_bytes = 4096
@@ -490,12 +517,14 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE true_labels RENAME COLUMN label TO lost")
         connection.execute("ALTER TABLE deletions RENAME TO lost_deletions")
+        connection.execute("ALTER TABLE history RENAME TO lost_history")
     for path, content in (
         (DELETIONS, b'{"all": true}'),
         (LABELS, f'{{"labels": {{"{KNOWN.id}": 1}}}}'.encode()),
+        (MEASURES, b'{"measures": {"labelled.adapted": [8, 6]}}'),
     ):
         assert api("POST", path, who="admin", content=content).status_code == 503
-    for path in (DATA, SAMPLE, DELETIONS):
+    for path in (DATA, SAMPLE, DELETIONS, HISTORY):
         assert api("GET", path, who="operator").status_code == 500
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
@@ -527,7 +556,7 @@ def faults(api: Api) -> None:
     for method, sent in (("POST", {"content": b'{"token": "a"}'}), ("DELETE", {})):
         found = from_page | {"Cookie": "cema_session=a"}
         assert api(method, SESSION, who=None, headers=found, **sent).status_code == 500
-    for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+    for path in (SAMPLES, *ADMINISTRATORS_WRITE):
         api("POST", path, who="admin", content=b"")
     api("POST", SAMPLES, content=b"")
     api("POST", REPORTS, content=b"")
@@ -563,6 +592,7 @@ ACT_BODIES = [
     b'{"devices": [{"name": "x"}]}',
     b'{"type": "renew", "overlap": 9}',
     b'{"type": "release"}',
+    b'{"measures": {"labelled.a": [1, 1]}}',
     *(b'{"all": true}', b'{"class": 2, "to": 1e9}', b'{"labels": {"a": 1}}'),
 ]
 BODIES = st.one_of(
@@ -573,9 +603,9 @@ BODIES = st.one_of(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     method_path=st.sampled_from(
-        [("POST", path) for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+        [("POST", path) for path in (SAMPLES, *ADMINISTRATORS_WRITE)]
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
-        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, SESSION, OVERVIEW, "/metrics")]
+        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, HISTORY, SESSION, OVERVIEW, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

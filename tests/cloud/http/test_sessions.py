@@ -58,7 +58,7 @@ def test_a_session_reads_what_its_token_reads(cloud: Cloud) -> None:
 
 def test_a_session_of_an_admin_acts_only_with_the_page_s_header(cloud: Cloud) -> None:
     with sign_in(cloud, cloud.admin) as page:
-        for path in ("acts", "devices", "devices/cam/acts", "deletions", "labels"):
+        for path in ("acts", "devices", "devices/cam/acts", "deletions", "labels", "measures"):
             assert code(page.post(f"/v1/cohorts/north/{path}", json=STOP)) == "not_from_page", path
         assert cloud.store.waiting_act("north") is None
         done = page.post("/v1/cohorts/north/acts", json=STOP, headers=FROM_PAGE)

@@ -15,9 +15,11 @@ from cema.cloud.http import (
     bundles,
     data,
     devices,
+    history,
     keys,
     operations,
     overview,
+    page,
     reports,
     sessions,
     updates,
@@ -73,6 +75,7 @@ def create_app(engine: Engine) -> FastAPI:
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
             await run_in_threadpool(service.reports.write)
+            await run_in_threadpool(service.history.write)  # after the reports, which add to it
             await run_in_threadpool(service.tokens.write)
             await run_in_threadpool(service.rates.write)
             await run_in_threadpool(service.device_bases.write)
@@ -89,19 +92,11 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app, service.metrics.failed)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (
-        uploads,
-        updates,
-        keys,
-        bundles,
-        reports,
-        acts,
-        devices,
-        data,
-        sessions,
-        overview,
-        operations,
-    ):
+    parts = (
+        *(uploads, updates, keys, bundles, reports, acts, devices, data, history),
+        *(sessions, overview, page, operations),
+    )
+    for part in parts:
         app.include_router(part.router)
     return app
 

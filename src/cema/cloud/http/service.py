@@ -16,6 +16,7 @@ from cema.cloud.http.bases import Bases
 from cema.cloud.http.device_bases import DeviceBases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
+from cema.cloud.http.history_noted import HistoryNotes
 from cema.cloud.http.live import Live
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.polls import Polls
@@ -72,7 +73,8 @@ class Service:
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
         self.device_bases = DeviceBases(engine.store)
-        self.reports = Reports(engine.store)
+        self.history = HistoryNotes(engine.store)
+        self.reports = Reports(engine.store, history=self.history)
         self.tokens = Tokens(engine.devices)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies

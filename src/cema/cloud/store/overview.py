@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from cema._util.moments import ago
+from cema._util.units import ago
 from cema.cloud.store.activity import activity_of
 from cema.cloud.store.base import Store
 from cema.cloud.store.devices import Device

@@ -168,8 +168,9 @@ def run(
         torch.set_num_threads(config.worker.threads)
     signers = open_signers(config.signers, moved=moved)
     store = config.open_store()
+    turns: list[Turn] = []
     try:
-        turns = [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
+        turns += [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
@@ -186,6 +187,8 @@ def run(
                     turn.report()
             stop.wait(config.worker.poll_seconds)
     finally:
+        for turn in turns:
+            turn.finish()
         store.close()
 
 
