@@ -31,7 +31,8 @@ ALLOWED = {
     "cloud": MODELS | {"adapt", "cloud"},
     "bench": MODELS | {"adapt", "methods", "data", "bench"},
     "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
-    "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
+    "provision": MODELS | {"cloud", "export", "provision"},
+    "demo": MODELS | {"edge", "cloud", "data", "export", "provision", "demo"},
 }
 OPEN = {"errors", "_util"}
 # The command line calls everything; nothing calls it.
