@@ -32,7 +32,8 @@ ALLOWED = {
     "cloud": MODELS | {"adapt", "page", "cloud"},
     "bench": MODELS | {"adapt", "methods", "data", "page", "bench"},
     "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
-    "demo": MODELS | {"edge", "cloud", "data", "export", "page", "demo"},
+    "provision": MODELS | {"cloud", "export", "provision"},
+    "demo": MODELS | {"edge", "cloud", "data", "export", "page", "provision", "demo"},
 }
 OPEN = {"errors", "_util"}
 # The command line calls everything; nothing calls it.

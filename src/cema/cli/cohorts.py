@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig
     from cema.cloud.store.base import Store
 
-__all__ = ["AsJson", "Config", "JsonNotText", "OneCohort", "one_cohort", "opened", "utc"]
+__all__ = ["AsJson", "Config", "EdgeFile", "JsonNotText", "OneCohort", "one_cohort", "opened", "utc"]
 
-Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
+Config = Annotated[
+    Path,
+    typer.Option(
+        default_factory=lambda: Path("cloud.toml"),
+        show_default="cloud.toml in this folder",
+        help="The cloud's configuration (TOML).",
+    ),
+]
+EdgeFile = Annotated[
+    Path,
+    typer.Option(
+        default_factory=lambda: Path("edge.toml"),
+        show_default="edge.toml in this folder",
+        help="The device's configuration (TOML).",
+    ),
+]
 OneCohort = Annotated[
     str | None, typer.Option(help="The cohort.", show_default="the only one of the configuration")
 ]
