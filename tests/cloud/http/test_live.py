@@ -17,6 +17,8 @@ from cema.cloud.http import overview
 from cema.cloud.http.live import MOST_OF_ONE
 from cema.cloud.store.activity import Poll
 from cema.cloud.store.control import Pause, Resume
+from cema.cloud.store.history import HistoryNote
+from cema.cloud.store.overview import Overview
 
 LONGEST = 20.0
 
@@ -74,6 +76,21 @@ def test_the_overview_says_in_words_where_a_cohort_stands(cloud: Cloud) -> None:
     told = north(cloud)
     assert (told["level"], told["publishing"]) == ("warn", "paused")
     assert told["problems"] == ["Publishing is paused: devices keep the version that they have."]
+
+
+def test_the_overview_tells_what_a_day_costs_and_what_labels_say(cloud: Cloud) -> None:
+    assert north(cloud)["labelled"] == {}
+    now = time.time()
+    old = HistoryNote("north", now - 90_000.0, {"bytes.up": (1, 1e9)})
+    day = HistoryNote("north", now - 3000.0, {"bytes.up": (2, 3e6), "bytes.down": (1, 1e6), "samples": (5, 5)})
+    labels = HistoryNote("north", now, {"labelled.adapted": (80, 60), "labelled.frozen": (80, 20)})
+    cloud.store.note_history([old, day, labels])
+    overview = Overview(cloud.store, price=2.5, currency="EUR", clock=lambda: now)
+    (told,) = overview.read(["north"])[1]
+    assert told["day"] == {
+        "samples": 5, "bytes_up": 3_000_000, "bytes_down": 1_000_000, "cost": 0.01, "currency": "EUR"
+    }  # fmt: skip
+    assert {name: share["share"] for name, share in told["labelled"].items()} == {"adapted": 0.75, "frozen": 0.25}
 
 
 def test_silent_devices_are_counted(cloud: Cloud) -> None:

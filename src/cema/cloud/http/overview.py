@@ -44,6 +44,16 @@ class DevicesOfCohort(BaseModel):
     revoked: int
 
 
+class Day(BaseModel):
+    """What a cohort's devices sent and received in the last 24 hours."""
+
+    samples: int
+    bytes_up: int
+    bytes_down: int
+    cost: float | None = Field(description="By the price in the configuration, where there is one.")
+    currency: str | None
+
+
 class CohortOverview(BaseModel):
     """Where a cohort stands, for people. Members may be added."""
 
@@ -63,6 +73,8 @@ class CohortOverview(BaseModel):
     samples: int
     last_step_at: Seconds | None
     devices: DevicesOfCohort
+    day: Day
+    labelled: dict[str, Agreement] = Field(description="Accuracy where somebody knew the classes, by name.")
     changed: str = Field(description="Another one once anything is another; also once a minute.")
 
 

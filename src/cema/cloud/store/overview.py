@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
+from cema._util.proportion import proportion
 from cema._util.units import ago
 from cema.cloud.store.activity import activity_of
+from cema.cloud.store.agreements import RECENT
 from cema.cloud.store.base import Store
+from cema.cloud.store.device_problems import SILENT_SECONDS, Level
 from cema.cloud.store.devices import Device
+from cema.cloud.store.history import BIN_SECONDS, HistoryBin, added, history_of
 from cema.cloud.store.told import more_status
 from cema.errors import StoreError
 
-__all__ = ["SILENT_SECONDS", "Level", "Overview"]
+__all__ = ["Overview"]
 
-Level: TypeAlias = Literal["ok", "warn", "bad"]
-
-SILENT_SECONDS = 600.0
-"""A device that was heard of before and not for so long is silent; devices ask at least once in half a minute."""
 # What is read of devices is of all cohorts, and changes slowly.
 DEVICES_SECONDS = 5.0
+# What a day has cost is a sum of many rows.
+DAY_SECONDS = 30.0
+# Measures of samples whose classes somebody knows are named so.
+LABELLED = "labelled."
+GB = 1e9
 # Fewer samples than these say nothing of a share.
 LEAST_SAMPLES = 32
 # An act of an operator is done within the worker's step.
@@ -63,6 +68,7 @@ class Overview:
         self._store, self._price, self._currency, self._clock = store, price, currency, clock
         self._devices: dict[str, dict[str, int]] = {}
         self._devices_until = float("-inf")
+        self._days: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def read(
         self, cohorts: Collection[str], wrong: Mapping[str, str] | None = None
@@ -96,6 +102,7 @@ class Overview:
             "samples": status["samples"],
             "last_step_at": status["committed_at"],
             "devices": devices | {"quarantined": devices["quarantined"] + len(worker.get("quarantined", ()))},
+            **self._measured(cohort, now),
         }
         problems = _problems(told, worker, now)
         problems += [_Problem("bad", wrong[name]) for name in ("", cohort) if name in wrong]
@@ -104,12 +111,52 @@ class Overview:
         told["changed"] = _digest(told, now)
         return told | {"sentence": _sentence(told, now)}
 
+    def _measured(self, cohort: str, now: float) -> dict[str, Any]:
+        """Return what a day has cost and what labels have said, read every half a minute."""
+        until, found = self._days.get(cohort, (float("-inf"), {}))
+        if not until - DAY_SECONDS <= now < until:
+            found = self._day(cohort, now)
+            self._days[cohort] = now + DAY_SECONDS, found
+        return found
+
+    def _day(self, cohort: str, now: float) -> dict[str, Any]:
+        history = history_of(self._store)
+        bins = [] if history is None else history.history(cohort, now - DAY, now + BIN_SECONDS, BIN_SECONDS)
+        day = added({}, *(each.measures for each in bins))
+        up, down = (day.get(f"bytes.{way}", (0, 0.0))[1] for way in ("up", "down"))
+        cost = (up + down) / GB * self._price if self._price else None
+        return {
+            "day": {
+                "samples": int(day.get("samples", (0, 0.0))[0]),
+                "bytes_up": int(up),
+                "bytes_down": int(down),
+                "cost": cost,
+                "currency": self._currency if self._price else None,
+            },
+            "labelled": _labelled(bins),
+        }
+
     def _counted(self, now: float) -> Mapping[str, dict[str, int]]:
         """Return how many devices each cohort has, read every few seconds."""
         if not self._devices_until - DEVICES_SECONDS <= now < self._devices_until:
             self._devices = _count(self._store, now)
             self._devices_until = now + DEVICES_SECONDS
         return self._devices
+
+
+def _labelled(bins: Sequence[HistoryBin]) -> dict[str, Any]:
+    """Return the accuracy on the newest samples whose classes somebody knew, by the name of the model."""
+    sums: dict[str, tuple[float, float]] = {}
+    for each in reversed(bins):
+        for name, (count, total) in each.measures.items():
+            known = sums.get(name, (0.0, 0.0))
+            if name.startswith(LABELLED) and known[0] < RECENT:
+                sums[name] = known[0] + count, known[1] + total
+    shares = {
+        name.removeprefix(LABELLED): proportion(int(count), int(total))
+        for name, (count, total) in sums.items()
+    }
+    return {name: msgspec.to_builtins(shares[name]) for name in sorted(shares)}
 
 
 _ORDER: tuple[Level, ...] = ("ok", "warn", "bad")
@@ -134,6 +181,8 @@ def _never_started(cohort: str, why: str) -> dict[str, Any]:
         "samples": 0,
         "last_step_at": None,
         "devices": _NO_DEVICES,
+        "day": {"samples": 0, "bytes_up": 0, "bytes_down": 0, "cost": None, "currency": None},
+        "labelled": {},
         "changed": "",
     }
 
