@@ -58,7 +58,7 @@ class Provisioned:
     folder: Path
     bundle: Bundle
     cloud_config: Path
-    operator_token: str
+    admin_token: str
     settings: DemoSettings
 
     @property
@@ -102,7 +102,7 @@ def provision(
             edge=edge,
             foundation=foundation,
             devices=[f"edge-{i}" for i in range(settings.edges)],
-            people={"demo": "operator"},
+            people={"demo": "admin"},
             cloud_toml=cloud_toml,
             clean_images=_clean_images(settings),
         )
