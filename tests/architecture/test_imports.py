@@ -31,6 +31,7 @@ ALLOWED = {
     "cloud": MODELS | {"adapt", "cloud"},
     "bench": MODELS | {"adapt", "methods", "data", "bench"},
     "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
+    "page": {"page"},
     "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
 }
 OPEN = {"errors", "_util"}

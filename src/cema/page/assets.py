@@ -96,7 +96,9 @@ def assets() -> Mapping[str, Asset]:
     """
     static = files("cema.page") / "static"
     found = [*static.iterdir(), *(static / "vendor").iterdir()]
-    served = {entry.name: entry for entry in found if entry.is_file() and _type(entry.name) and entry.name != _INDEX}
+    served = {
+        entry.name: entry for entry in found if entry.is_file() and _type(entry.name) and entry.name != _INDEX
+    }
     return {name: _asset(name, _read(entry)) for name, entry in sorted(served.items())}
 
 
@@ -111,7 +113,9 @@ def _read(entry: Traversable) -> bytes:
 def _asset(name: str, body: bytes) -> Asset:
     # No moment in the archive: the same file gives the same bytes.
     gzipped = gzip.compress(body, mtime=0)
-    return Asset(name, CONTENT_TYPES[name[name.rfind(".") :]], body, gzipped, hashlib.sha256(body).hexdigest()[:16])
+    return Asset(
+        name, CONTENT_TYPES[name[name.rfind(".") :]], body, gzipped, hashlib.sha256(body).hexdigest()[:16]
+    )
 
 
 def import_map(addresses: Mapping[str, str]) -> str:
@@ -154,7 +158,9 @@ def index() -> Asset:
     """Return the page itself, for ``/``: serve it with `content_security_policy` and ``Cache-Control: no-cache``."""
     known = assets()
     # All modules are asked for at once, not one after another as each names the next.
-    preloads = [f'<link rel="modulepreload" href="{html.escape(asset.path)}">' for asset in _modules().values()]
+    preloads = [
+        f'<link rel="modulepreload" href="{html.escape(asset.path)}">' for asset in _modules().values()
+    ]
     styles = [f'<link rel="stylesheet" href="{html.escape(known[name].path)}">' for name in _STYLES]
     values = {
         "icon": html.escape(known["icon.svg"].path),
