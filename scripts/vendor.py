@@ -95,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name} {package.version} {sha512}")
             continue
         if sha512 != package.sha512:
-            print(f"{name} {package.version}: expected SHA-512 {package.sha512}, got {sha512}", file=sys.stderr)
+            print(
+                f"{name} {package.version}: expected SHA-512 {package.sha512}, got {sha512}", file=sys.stderr
+            )
             return 1
         record[name] = _written(name, package, archive, options.out)
     if not options.new:
@@ -107,7 +109,7 @@ def _archive(name: str, version: str) -> bytes:
     """Return the archive of a package, as the registry has it."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{name}@{version}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  names and versions are above
         (path,) = Path(folder).iterdir()
         return path.read_bytes()
 
@@ -128,7 +130,12 @@ def _written(name: str, package: Package, archive: bytes, out: Path) -> dict[str
                     content += f"\nexport default {package.exported};\n".encode()
                 (out / here).write_bytes(content)
                 digests[here] = hashlib.sha256(content).hexdigest()
-    return {"version": package.version, "licence": package.licence, "sha512": package.sha512, "files": digests}
+    return {
+        "version": package.version,
+        "licence": package.licence,
+        "sha512": package.sha512,
+        "files": digests,
+    }
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from page_history import DAY, DOMAIN, made_measures
 from PIL import Image
 
-DAY = 86_400
 CLASSES = ["bus", "car", "cyclist", "dog", "empty road", "lorry", "pedestrian", "tram", "van", "works"]
-HOSTILE = "<img src=x onerror=window.attacked=1></script><script>window.attacked=1</script>".replace("/", "\u2215")
+HOSTILE = "<img src=x onerror=window.attacked=1></script><script>window.attacked=1</script>".replace(
+    "/", "\u2215"
+)
 # What the page decides by, or asks for again: a hostile cloud is not what is tested, but hostile names and texts.
 WORDS = {"level", "publishing", "state", "role", "type", "kind", "mode", "id", "changed", "act_state"}
 
@@ -39,7 +41,9 @@ class Scene:
     deletions: list[dict[str, Any]] = field(default_factory=list)
     device_acts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     changes: int = 0
+    same: bool = False  # events by themselves say the same again
     told: dict[str, str] = field(default_factory=dict)  # sentences that replace those of the scene
+    levels: dict[str, str] = field(default_factory=dict)  # levels that replace those of the scene
 
     @property
     def empty(self) -> bool:
@@ -47,25 +51,36 @@ class Scene:
         return self.versions == 0
 
     def overview(self) -> dict[str, Any]:
-        return {"at": time.time(), "version": "1.2.0", "cohorts": [self.cohort(name) for name in self.cohorts]}
+        return {
+            "at": time.time(),
+            "version": "1.2.0",
+            "cohorts": [self.cohort(name) for name in self.cohorts],
+        }
 
     def cohort(self, name: str) -> dict[str, Any]:
-        level = {"yard": "ok", "harbour": "warn", "tunnel": "bad"}.get(name, "ok")
+        level = self.levels.get(name) or {"yard": "ok", "harbour": "warn", "tunnel": "bad"}.get(name, "ok")
         told = {
             "ok": "Agrees with the foundation model on 89.4 % ± 1.9 of the newest samples; unadapted 47.2 %.",
             "warn": "Agrees with the foundation model on 81.0 % ± 2.4 of the newest samples; unadapted 61.3 %.",
-            "bad": "Agrees with the foundation model on 58.7 % ± 3.0 of the newest samples, 14 points less than yesterday.",
+            "bad": "Agrees with the foundation model on 58.7 % ± 3.0 of the newest samples, 14 points less.",
         }[level]
         problems = {
             "ok": [],
             "warn": ["3 of 120 devices have been silent for more than 10 minutes"],
-            "bad": ["agreement fell by 14 points in 24 hours", "version 14 was refused by 9 devices: golden_batch"],
+            "bad": [
+                "agreement fell by 14 points in 24 hours",
+                "version 14 was refused by 9 devices: golden_batch",
+            ],
         }[level]
         share = {"ok": 0.894, "warn": 0.81, "bad": 0.587}[level]
-        agreement = {} if self.empty else {
-            model: self.agreement(share + shift, 1024)
-            for model, shift in (("device", -0.01), ("running", 0.0), ("adapted", 0.02), ("source", -0.4))
-        }
+        agreement = (
+            {}
+            if self.empty
+            else {
+                model: self.agreement(share + shift, 1024)
+                for model, shift in (("device", -0.01), ("running", 0.0), ("adapted", 0.02), ("source", -0.4))
+            }
+        )
         silent = 0 if self.empty else {"ok": 0, "warn": 3, "bad": 7}[level]
         newest = self.versions
         sentence = "No samples have come yet." if self.empty else told
@@ -81,31 +96,63 @@ class Scene:
             "publishing": self.publishing(),
             "act": next((act for act in self.acts if act["state"] == "waiting"), None),
             "rollout": self.rollout() if level == "warn" and not self.empty else None,
-            "ready": True, "backlog": 12, "samples": 48_211, "last_step_at": None if self.empty else self.now - 31,
-            "devices": {"registered": self.devices, "seen": self.devices - silent, "silent": silent,
-                        "quarantined": min(self.devices, 1), "revoked": 0},
-            "day": {"samples": 0 if self.empty else 8123, "bytes_up": 0 if self.empty else 96_400_000,
-                    "bytes_down": 0 if self.empty else 5_210_000,
-                    "cost": None if name == "harbour" else 0.84, "currency": None if name == "harbour" else "EUR"},
-            "labelled": {} if name != "tunnel" else {"adapted": self.agreement(0.61, 400), "frozen": self.agreement(0.4, 400)},
+            "ready": True,
+            "backlog": 12,
+            "samples": 48_211,
+            "last_step_at": None if self.empty else self.now - 31,
+            "devices": {
+                "registered": self.devices,
+                "seen": self.devices - silent,
+                "silent": silent,
+                "quarantined": min(self.devices, 1),
+                "revoked": 0,
+            },
+            "day": {
+                "samples": 0 if self.empty else 8123,
+                "bytes_up": 0 if self.empty else 96_400_000,
+                "bytes_down": 0 if self.empty else 5_210_000,
+                "cost": None if name == "harbour" else 0.84,
+                "currency": None if name == "harbour" else "EUR",
+            },
+            "labelled": {}
+            if name != "tunnel"
+            else {"adapted": self.agreement(0.61, 400), "frozen": self.agreement(0.4, 400)},
             "changed": f"{self.changes} {len(self.acts)} {self.devices}",
         }
 
     def publishing(self) -> str:
         words = {"pause": "paused", "pin": "pinned", "stop": "stopped", "resume": "on", "rollback": "on"}
-        kinds = [act["act"]["type"] for act in self.acts if act["act"]["type"] in words and not act["act"].get("device")]
+        kinds = [
+            act["act"]["type"]
+            for act in self.acts
+            if act["act"]["type"] in words and not act["act"].get("device")
+        ]
         return words[kinds[-1]] if kinds else "on"
 
     def rollout(self) -> dict[str, Any]:
-        return {"version": self.versions, "mode": "canary", "began": self.now - 300, "before": self.versions - 1,
-                "devices": ["camera-0003", "camera-0011"], "needed": 2, "state": "open", "ended": None, "reasons": {}}
+        return {
+            "version": self.versions,
+            "mode": "canary",
+            "began": self.now - 300,
+            "before": self.versions - 1,
+            "devices": ["camera-0003", "camera-0011"],
+            "needed": 2,
+            "state": "open",
+            "ended": None,
+            "reasons": {},
+        }
 
     @staticmethod
     def agreement(share: float, samples: int) -> dict[str, Any]:
         share = float(min(0.99, max(0.01, share)))
         error = (share * (1 - share) / samples) ** 0.5
-        return {"samples": samples, "share": share, "standard_error": error,
-                "low": share - 1.96 * error, "high": share + 1.96 * error}
+        return {
+            "samples": samples,
+            "share": share,
+            "standard_error": error,
+            "low": share - 1.96 * error,
+            "high": share + 1.96 * error,
+        }
 
     def history(self, cohort: str, since: float, until: float, points: int) -> dict[str, Any]:
         points = self.points or points
@@ -113,50 +160,26 @@ class Scene:
         at = np.arange(since // seconds * seconds, until, seconds)[-points:]
         if self.empty:
             at = at[:0]
-        measures = self.measures(cohort, at, seconds)
+        measures = made_measures(self.now, cohort, at, seconds)
         return {
-            "cohort": cohort, "since": since, "until": until, "seconds": seconds, "at": at.tolist(),
+            "cohort": cohort,
+            "since": since,
+            "until": until,
+            "seconds": seconds,
+            "at": at.tolist(),
             "measures": measures,
             "versions": [
                 {"version": one["version"], "at": one["created"], "kind": self.kind(one["version"])}
-                for one in self.listed() if since <= one["created"] <= until
+                for one in self.listed()
+                if since <= one["created"] <= until
             ],
-            "domains": [] if self.empty else [
+            "domains": []
+            if self.empty
+            else [
                 {"at": moment, "distance": 12.3}
                 for moment in np.arange((since // DOMAIN + 1) * DOMAIN, until, DOMAIN).tolist()
             ],
         }
-
-    def measures(self, cohort: str, at: np.ndarray, seconds: float) -> dict[str, Any]:
-        count = np.maximum(1, (seconds / 9 * (0.7 + 0.3 * np.sin(2 * np.pi * at / DAY))).round())
-        since = at % DOMAIN / DOMAIN
-        base = {"yard": 0.9, "harbour": 0.83, "tunnel": 0.72}.get(cohort, 0.85)
-        fall = (0.25 if cohort == "tunnel" else 0.0) * np.clip((at - self.now + DAY) / DAY, 0, 1)
-        running = base - 0.3 * np.exp(-since * 14) - fall
-        shares = {"running": running, "adapted": running + 0.02, "device": running - 0.012,
-                  "source": 0.52 + 0.05 * np.sin(at / 9000)}
-        measures = {}
-        for name, share in shares.items():
-            agreed = np.clip((count * share + noise(at, name) * np.sqrt(count) * 0.4).round(), 0, count)
-            measures[f"agreement.{name}"] = {"count": count.tolist(), "total": agreed.tolist()}
-        if cohort == "tunnel":
-            for name, share in (("adapted", running + 0.01), ("frozen", np.full(len(at), 0.42))):
-                some = np.where(np.arange(len(at)) % 6 == 0, 40.0, 0.0)
-                measures[f"labelled.{name}"] = {
-                    "count": [value or None for value in some],
-                    "total": [total or None for total in (some * np.clip(share, 0, 1)).round()],
-                }
-        entropy = 0.75 + 0.7 * np.exp(-since * 14) + 0.05 * noise(at, "entropy")
-        for name, mean in (("entropy", entropy), ("threshold.low", 0.05 + 0 * at), ("threshold.high", 0.92 - 0.1 * since),
-                           ("loss.foundation_loss", 0.3 * entropy), ("loss.distillation_loss", 0.8 * entropy),
-                           ("loss.kl", 0.2 * entropy), ("loss.ce", 0.31 * entropy)):
-            measures[name] = {"count": count.tolist(), "total": (count * mean).tolist()}
-        for name, part in (("certain", 6.0), ("uploaded", 1.0), ("too_uncertain", 0.5), ("near_duplicate", 0.8), ("over_budget", 0.2)):
-            measures[f"selection.{name}"] = {"count": (count * part).round().tolist(), "total": [0] * len(at)}
-        measures["bytes.up"] = {"count": count.tolist(), "total": (count * 12_000).tolist()}
-        measures["bytes.down"] = {"count": count.tolist(), "total": np.where(noise(at, "down") > 1.2, 45_000.0, 0.0).tolist()}
-        measures["samples"] = {"count": count.tolist(), "total": count.tolist()}
-        return measures
 
     def kind(self, version: int) -> str:
         return {0: "learned", 1: "rollback"}.get(int(version % 9 == 5), "learned")
@@ -170,16 +193,31 @@ class Scene:
         before = rng.dirichlet(np.ones(10)) * 512
         teacher = rng.dirichlet(np.ones(10)) * 512
         return {
-            "version": number, "digest": "ab" * 32, "created": created, "expires": created + 30 * DAY, "payload_bytes": 45_310,
-            "agreement": {model: self.agreement(share + 0.01 * (number % 5), 1024)
-                          for model, share in (("running", 0.82), ("adapted", 0.85), ("source", 0.5))},
+            "version": number,
+            "digest": "ab" * 32,
+            "created": created,
+            "expires": created + 30 * DAY,
+            "payload_bytes": 45_310,
+            "agreement": {
+                model: self.agreement(share + 0.01 * (number % 5), 1024)
+                for model, share in (("running", 0.82), ("adapted", 0.85), ("source", 0.5))
+            },
             "trace": {
-                "published_at": created, "since": created - 1900, "evidence_at": created - 120, "samples": 640,
+                "published_at": created,
+                "since": created - 1900,
+                "evidence_at": created - 120,
+                "samples": 640,
                 "steps": [{"begin": created - 1800, "seconds": 1.2, "samples": 32, "devices": 17}] * 20,
-                "steps_left_out": 0, "replays": 4, "outcomes": {"waiting": 18, "better": 1},
+                "steps_left_out": 0,
+                "replays": 4,
+                "outcomes": {"waiting": 18, "better": 1},
                 "domain": [0.1, 0.2],
-                "predictions": {"classes": 10, "before": before.round().tolist(),
-                                "after": ((before + 3 * teacher) / 4).round().tolist(), "teacher": teacher.round().tolist()},
+                "predictions": {
+                    "classes": 10,
+                    "before": before.round().tolist(),
+                    "after": ((before + 3 * teacher) / 4).round().tolist(),
+                    "teacher": teacher.round().tolist(),
+                },
             },
         }
 
@@ -187,25 +225,50 @@ class Scene:
         rng = np.random.default_rng(number)
         share = 1.0 if number < self.versions else 0.7
         moved = [
-            {"name": f"features.{k}.block.{k % 3}.bn.{'weight' if k % 2 else 'bias'}", "relative": float(size),
-             "rms": float(size / 9), "size": 64}
+            {
+                "name": f"features.{k}.block.{k % 3}.bn.{'weight' if k % 2 else 'bias'}",
+                "relative": float(size),
+                "rms": float(size / 9),
+                "size": 64,
+            }
             for k, size in enumerate(sorted(rng.exponential(0.08, 20), reverse=True))
         ]
         return self.version(number) | {
-            "adoption": {"offered": self.devices, "has": int(self.devices * min(1, share + 0.1)), "runs": int(self.devices * share)},
-            "moved": moved, "moved_since": [one | {"relative": one["relative"] / 4} for one in moved[5:]], "class_names": CLASSES,
+            "adoption": {
+                "offered": self.devices,
+                "has": int(self.devices * min(1, share + 0.1)),
+                "runs": int(self.devices * share),
+            },
+            "moved": moved,
+            "moved_since": [one | {"relative": one["relative"] / 4} for one in moved[5:]],
+            "class_names": CLASSES,
         }
 
     def domains(self) -> dict[str, Any]:
         angle = np.arange(self.versions) / 3
         points = [
-            {"version": k + 1, "at": self.version(k + 1)["created"], "x": float(3 * np.cos(a) + k / 5), "y": float(2 * np.sin(a))}
+            {
+                "version": k + 1,
+                "at": self.version(k + 1)["created"],
+                "x": float(3 * np.cos(a) + k / 5),
+                "y": float(2 * np.sin(a)),
+            }
             for k, a in enumerate(angle)
         ]
-        return {"points": points, "source": {"x": -2.4, "y": 1.0} if points else None, "explained": [0.71, 0.18], "statistics": []}
+        return {
+            "points": points,
+            "source": {"x": -2.4, "y": 1.0} if points else None,
+            "explained": [0.71, 0.18],
+            "statistics": [],
+        }
 
     def some_samples(self, limit: int, device: str | None = None) -> dict[str, Any]:
-        return {"private": self.private, "samples": [] if self.empty else [self.sample(k, device) for k in range(min(limit, self.samples))]}
+        return {
+            "private": self.private,
+            "samples": []
+            if self.empty
+            else [self.sample(k, device) for k in range(min(limit, self.samples))],
+        }
 
     def sample(self, k: int, device: str | None) -> dict[str, Any]:
         rng = np.random.default_rng(k)
@@ -213,10 +276,19 @@ class Scene:
         teacher = None if k % 17 == 0 else label if rng.random() < 0.75 else int(rng.integers(10))
         truth = label if k % 13 == 3 else None
         return {
-            "id": f"{k:064x}", "device": device or self.name(int(rng.integers(max(1, self.devices)))), "label": label,
-            "label_name": CLASSES[label], "teacher": teacher, "teacher_name": None if teacher is None else CLASSES[teacher],
-            "truth": truth, "truth_name": None if truth is None else CLASSES[truth], "entropy": float(rng.uniform(0.05, 0.92)),
-            "version": self.versions, "captured_at": self.now - 40 - k * 7, "received_at": self.now - 20 - k * 7, "width": None,
+            "id": f"{k:064x}",
+            "device": device or self.name(int(rng.integers(max(1, self.devices)))),
+            "label": label,
+            "label_name": CLASSES[label],
+            "teacher": teacher,
+            "teacher_name": None if teacher is None else CLASSES[teacher],
+            "truth": truth,
+            "truth_name": None if truth is None else CLASSES[truth],
+            "entropy": float(rng.uniform(0.05, 0.92)),
+            "version": self.versions,
+            "captured_at": self.now - 40 - k * 7,
+            "received_at": self.now - 20 - k * 7,
+            "width": None,
             "drawn": k % 11 == 0,
         }
 
@@ -242,49 +314,105 @@ class Scene:
         return [self.device(k) for k in range(self.devices)]
 
     def device(self, k: int) -> dict[str, Any]:
-        problems = {7: ["silent for 3 h"], 19: ["its clock is 90 s behind"], 23: ["refused version 14: golden_batch", "3 of 20 reports were lost"]}.get(k % 40, [])
+        problems = {
+            7: ["silent for 3 h"],
+            19: ["its clock is 90 s behind"],
+            23: ["refused version 14: golden_batch", "3 of 20 reports were lost"],
+        }.get(k % 40, [])
         level = {7: "bad", 19: "warn", 23: "bad"}.get(k % 40, "ok")
         done = [act["type"] for name, act in self.device_acts if name == self.name(k)]
-        quarantined = k == 5 if not {"quarantine", "release"} & {*done} else [d for d in done if d != "revoke"][-1] == "quarantine"
+        quarantined = (
+            k == 5
+            if not {"quarantine", "release"} & {*done}
+            else [d for d in done if d != "revoke"][-1] == "quarantine"
+        )
         ran = 0 if self.empty else self.versions - (k % 40 == 23)
         report = {
-            "format": "cema.report/1", "boot": "6f1d2c3b4a596877", "number": 41,
+            "format": "cema.report/1",
+            "boot": "6f1d2c3b4a596877",
+            "number": 41,
             "serving": {"version": ran, "predicted": 5120, "guarded": 140, "entropy": 0.42},
             "before": {"version": ran - 1, "predicted": 90_000, "guarded": 0, "entropy": 0.61},
             "refused": {"version": 14, "reason": "golden_batch"} if k % 40 == 23 else None,
-            "counts": {"predicted": 95_120, "selected": 7000, "guarded": 140, "uploaded": 6900, "dropped": 20, "swaps": 12},
-            "problem": "the disk is nearly full" if k % 40 == 19 else None, "sent_at": self.now - 30,
-            "spool": {"bytes": 1_204_000, "samples": 81}, "temperature": 61.5,
+            "counts": {
+                "predicted": 95_120,
+                "selected": 7000,
+                "guarded": 140,
+                "uploaded": 6900,
+                "dropped": 20,
+                "swaps": 12,
+            },
+            "problem": "the disk is nearly full" if k % 40 == 19 else None,
+            "sent_at": self.now - 30,
+            "spool": {"bytes": 1_204_000, "samples": 81},
+            "temperature": 61.5,
         }
         return {
-            "name": self.name(k), "role": "device", "cohort": "yard", "created_at": self.now - 90 * DAY,
-            "revoked_at": self.now if "revoke" in done else None, "expires_at": None,
-            "quarantined_at": self.now - 3600 if quarantined else None, "quarantined_by": "ann" if quarantined else None,
-            "quarantined_by_worker": False, "older_token_until": None, "taken_at": None,
-            "limits": {"samples_per_hour": None, "samples_per_day": 5000, "bytes_per_hour": None, "bytes_per_day": None},
+            "name": self.name(k),
+            "role": "device",
+            "cohort": "yard",
+            "created_at": self.now - 90 * DAY,
+            "revoked_at": self.now if "revoke" in done else None,
+            "expires_at": None,
+            "quarantined_at": self.now - 3600 if quarantined else None,
+            "quarantined_by": "ann" if quarantined else None,
+            "quarantined_by_worker": False,
+            "older_token_until": None,
+            "taken_at": None,
+            "limits": {
+                "samples_per_hour": None,
+                "samples_per_day": 5000,
+                "bytes_per_hour": None,
+                "bytes_per_day": None,
+            },
             "seen_at": None if self.empty else self.now - (3 * 3600 if k % 40 == 7 else k % 30),
-            "has": None if self.empty else self.versions, "ran": ran, "samples": 6900 + k, "bytes": 81_000_000 + k * 1000,
-            "captured_at": self.now - 60, "received_at": None if self.empty else self.now - 55, "level": level, "problems": problems,
-            "reported_at": None if self.empty else self.now - 30, "clock_offset": -90.0 if k % 40 == 19 else 0.2,
-            "reports": {"received": 17, "lost": 3}, "report": None if self.empty else report,
+            "has": None if self.empty else self.versions,
+            "ran": ran,
+            "samples": 6900 + k,
+            "bytes": 81_000_000 + k * 1000,
+            "captured_at": self.now - 60,
+            "received_at": None if self.empty else self.now - 55,
+            "level": level,
+            "problems": problems,
+            "reported_at": None if self.empty else self.now - 30,
+            "clock_offset": -90.0 if k % 40 == 19 else 0.2,
+            "reports": {"received": 17, "lost": 3},
+            "report": None if self.empty else report,
         }
 
     def device_detail(self, name: str) -> dict[str, Any] | None:
         found = next((one for one in self.fleet() if one["name"] == name), None)
         if found is None:
             return None
-        adopted = [{"version": one["version"], "fetched_at": one["created"] + 40} for one in self.listed()[-6:][::-1]]
+        adopted = [
+            {"version": one["version"], "fetched_at": one["created"] + 40} for one in self.listed()[-6:][::-1]
+        ]
         return found | {"uploads": self.some_samples(20, name)["samples"], "adopted": adopted}
 
     def some_devices(self, order: str, search: str, limit: int, offset: int) -> dict[str, Any]:
         found = [one for one in self.fleet() if search in one["name"]]
         if order == "trouble":
-            found.sort(key=lambda one: ({"bad": 0, "warn": 1, "ok": 2}[one["level"]], -len(one["problems"]), one["name"]))
+            found.sort(
+                key=lambda one: (
+                    {"bad": 0, "warn": 1, "ok": 2}[one["level"]],
+                    -len(one["problems"]),
+                    one["name"],
+                )
+            )
         return {"devices": found[offset : offset + limit], "total": len(found)}
 
     def act(self, cohort: str, act: dict[str, Any]) -> dict[str, Any]:
-        record = {"number": len(self.acts) + 1, "cohort": cohort, "at": time.time(), "actor": "token:ann", "act": act,
-                  "content": None, "state": "waiting", "done_at": None, "version": None}
+        record = {
+            "number": len(self.acts) + 1,
+            "cohort": cohort,
+            "at": time.time(),
+            "actor": "token:ann",
+            "act": act,
+            "content": None,
+            "state": "waiting",
+            "done_at": None,
+            "version": None,
+        }
         self.acts.append(record)
         return dict(record)
 
@@ -293,16 +421,11 @@ class Scene:
         for act in self.acts:
             if act["state"] == "waiting":
                 numbered = act["act"]["type"] in {"rollback", "pin", "stop"}
-                act |= {"state": "done", "done_at": time.time(), "version": self.versions + 1 if numbered else None}
-
-
-DOMAIN = 7 * 3600
-
-
-def noise(at: np.ndarray, name: str) -> np.ndarray:
-    """Return numbers of about unit size that depend on the moments and a name alone."""
-    phase = np.sin(at * 12.9898 + sum(name.encode()) * 78.233) * 43758.5453
-    return (phase - np.floor(phase) - 0.5) * 3.4
+                act |= {
+                    "state": "done",
+                    "done_at": time.time(),
+                    "version": self.versions + 1 if numbered else None,
+                }
 
 
 def hostile(value: Any, key: str = "") -> Any:

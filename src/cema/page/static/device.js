@@ -72,7 +72,7 @@ function Serving({ report }) {
   const [now, then] = [column(serving), column(before)];
   const rows = ["Images predicted", "Guarded: by the source model", "Mean entropy, nats"];
   return html`<${Panel} title="Versions and guard" note="What each version did on this device since it began to serve there.">
-    <table class="plain"><thead><tr><th></th><th scope="col" class="number">${version(serving.version)} serves</th><th scope="col" class="number">${before ? `${version(before.version)} before` : "none before"}</th></tr></thead>
+    <table class="plain"><thead><tr><td></td><th scope="col" class="number">${version(serving.version)} serves</th><th scope="col" class="number">${before ? `${version(before.version)} before` : "none before"}</th></tr></thead>
       <tbody>${rows.map((row, i) => html`<tr key=${row}><th scope="row">${row}</th><td class="number">${now[i]}</td><td class="number">${then[i]}</td></tr>`)}</tbody></table>
     ${refused ? html`<p class="notice">It refused ${refused.version ? version(refused.version) : "an update"}: ${words(refused.reason)}.</p>` : null}
   <//>`;

@@ -151,10 +151,14 @@ function Foot() {
   return html`<footer>${session ? html`<span>Signed in as ${session.name} (${session.role})</span>` : null}${version ? html`<span>CEMA ${version}</span>` : null}<a href="/openapi.json">API</a></footer>`;
 }
 
+let drawn = false;
+
 async function start() {
   const page = /** @type {HTMLElement} */ (document.getElementById("page"));
   const token = tokenInAddress();
   const draw = (/** @type {Error|null} */ problem) => {
+    if (drawn) return;
+    drawn = true;
     page.replaceChildren();
     render(html`<${App} problem=${problem} />`, page);
   };

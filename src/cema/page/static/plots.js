@@ -49,7 +49,7 @@ export function Histogram({ predictions, names }) {
   return html`<div class="histogram">
     <p class="legend">${kinds.map(([kind, label]) => html`<span key=${kind}><i class="key ${kind}"></i>${label}</span>`)}</p>
     <table><caption class="unseen">Predictions by class</caption>
-      <thead class="unseen"><tr><th scope="col">class</th><th></th>${kinds.map(([kind, label]) => html`<th scope="col" key=${kind}>${label}</th>`)}</tr></thead>
+      <thead class="unseen"><tr><th scope="col">class</th><td></td>${kinds.map(([kind, label]) => html`<th scope="col" key=${kind}>${label}</th>`)}</tr></thead>
       <tbody>${classes.map((i) => html`<tr key=${i}>
         <th scope="row">${names?.[i] ?? i}</th>
         <td class="bar" aria-hidden="true">${kinds.map(([kind]) => html`<span key=${kind} class=${kind} style=${{ width: wide(share(kind, i) / top) }}></span>`)}</td>

@@ -57,7 +57,8 @@ export const sum = (values) => (values ?? []).reduce((/** @type {number} */ all,
 export function coarsen(history, factor) {
   if (factor <= 1) return history;
   const seconds = history.seconds * factor;
-  const place = history.at.map((at) => Math.floor((at - history.since) / seconds));
+  // From round moments on, not from the first one: bins stay the same ones while the time that is shown moves on.
+  const place = history.at.map((at) => Math.floor(at / seconds));
   const bins = [...new Set(place)].sort((a, b) => a - b);
   const index = new Map(bins.map((bin, i) => [bin, i]));
   const to = place.map((bin) => /** @type {number} */ (index.get(bin)));
@@ -65,7 +66,7 @@ export function coarsen(history, factor) {
   for (const [name, measure] of Object.entries(history.measures)) {
     measures[name] = { count: added(measure.count, to, bins.length), total: added(measure.total, to, bins.length) };
   }
-  return { ...history, seconds, at: bins.map((bin) => history.since + bin * seconds), measures };
+  return { ...history, seconds, at: bins.map((bin) => bin * seconds), measures };
 }
 
 /** @param {(number|null)[]} values @param {number[]} to @param {number} length */
