@@ -105,8 +105,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Agreement on selected samples",
-                "With the foundation model, before they are learned from. running: the newest version; source: the model "
-                "that devices came with; device: what devices answered.",
+                "With the foundation model, before they are learned from. running: the newest version; source: the "
+                "model that devices came with; device: what devices answered.",
                 (gauge("cema_agreement_share", "{{cohort}} {{model}}"),),
                 "percentunit",
             ),
