@@ -38,7 +38,7 @@ app.command("cost", short_help="Compute the bytes and the money that a fleet cos
 app.command("demo", short_help="Run a cloud and several devices here, and plot the gain.")(demo.demo)
 app.command("export", short_help="Export a torch classifier as a bundle for devices.")(export.export)
 app.command("init", short_help="Make a fleet to start from: keys, settings, a bundle, tokens.")(init.init)
-app.command("check", short_help="Measure stored versions on labelled images.")(check.check)
+app.command("check", short_help="Look whether all is well here; or measure versions on labels.")(check.check)
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(data.app, name="data")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from cema._util.machine import address_here, listening_socket
 from cema._util.names import is_object_name
 from cema.cloud.config import CohortConfig
 from cema.errors import ConfigError
@@ -178,7 +178,7 @@ def _write_edge(folder: Path, new: NewFleet, port: int, *, extra: str) -> None:
     text = _filled(
         "edge.toml",
         state=json.dumps(state),
-        url=json.dumps(new.url or f"http://{_as_seen_here(new.host)}:{port}"),
+        url=json.dumps(new.url or f"http://{address_here(new.host)}:{port}"),
         cohort=json.dumps(new.cohort),
         token_file=json.dumps(f"{new.device}.token"),
     )
@@ -215,21 +215,12 @@ def _lasting_name(name: str) -> str:
     return name
 
 
-def _as_seen_here(host: str) -> str:
-    """Return the address of a cloud on this machine, as a device on it writes it."""
-    seen = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
-    return f"[{seen}]" if ":" in seen else seen
-
-
 def _free_port(host: str) -> int:
     """Return 8080, or the next port that nobody listens on."""
     for port in range(_FIRST_PORT, _FIRST_PORT + _PORTS):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((host, port))
-            except OSError:
-                continue
-            return port
+        try:
+            listening_socket(host, port).close()
+        except OSError:
+            continue
+        return port
     return _FIRST_PORT

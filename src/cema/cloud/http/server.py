@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from cema._util.logs import start_logging
+from cema._util.machine import listening_socket
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
 from cema.cloud.http.connections import Connections, guarded_protocol, most_connections
@@ -156,20 +157,12 @@ def _bind(host: str, port: int) -> socket.socket:
     It does not listen yet: what is configured is checked first, and until then a connection is refused.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-        except BaseException:
-            listener.close()
-            raise
+        return listening_socket(host, port)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error}; stop what uses it, or set another host or port "
             "(0 takes a free one)"
         ) from error
-    return listener
 
 
 def _url(address: tuple[Any, ...]) -> str:
