@@ -22,7 +22,7 @@ from msgspec import inspect as kinds
 from cema._util.events import MEMBERS
 from cema.cloud.config import CloudConfig
 from cema.cloud.events import EVENTS
-from cema.cloud.http.metrics import METRICS
+from cema.cloud.http.metrics_list import METRICS
 from cema.edge.config import EdgeConfig
 from cema.ondevice.selection.budget_options import BudgetOptions
 

@@ -16,7 +16,7 @@ from msgspec import inspect
 from cema._util.toml import load_toml
 from cema.cloud.config import CloudConfig
 from cema.cloud.events import EVENTS
-from cema.cloud.http.metrics import METRICS
+from cema.cloud.http.metrics_list import METRICS
 from cema.edge.config import EdgeConfig
 
 ROOT = Path(__file__).parents[1]

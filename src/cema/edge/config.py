@@ -48,18 +48,27 @@ class CloudLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         The device's token. Set exactly one of `token` and `token_file`.
     token_file : str or None
         A text file (UTF-8) with the token, read again for every request.
+    ca_file : str or None
+        A file (PEM) with the certificates of the only authorities that the cloud's own may come from: for a cloud whose
+        certificate is signed by yourself. None: those that this machine trusts.
     """
 
     url: str
     cohort: str
     token: str | None = None
     token_file: str | None = None
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
         if (self.token is None) == (self.token_file is None):
             raise ValueError("expected exactly one of `token` and `token_file`")
         if not self.cohort:
             raise ValueError("expected a cohort's name, got an empty one")
+        if self.ca_file is not None and self.url.lower().startswith("http://"):
+            raise ValueError(
+                f"ca_file: expected https:// in `url`, got {self.url!r}: nothing is encrypted, and no certificate is "
+                "looked at; correct `url`, or remove `ca_file`"
+            )
 
     def read_token(self) -> str:
         """Return the token.
@@ -304,8 +313,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         path = Path(path)
         config = load_toml(path, cls)
         cloud = config.cloud
-        if cloud is not None and cloud.token_file is not None:
-            cloud = msgspec.structs.replace(cloud, token_file=str(resolve_path(path, cloud.token_file)))
+        if cloud is not None:
+            cloud = msgspec.structs.replace(
+                cloud,
+                token_file=cloud.token_file and str(resolve_path(path, cloud.token_file)),
+                ca_file=cloud.ca_file and str(resolve_path(path, cloud.ca_file)),
+            )
         return msgspec.structs.replace(
             config,
             bundle=str(resolve_path(path, config.bundle)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -28,6 +30,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "not_a_device": (403, "An operator or admin tried to upload."),
     "not_an_operator": (403, "A device asked, or a token of one cohort for what covers all."),
     "not_an_administrator": (403, "The token may not act on versions, or delete or label samples."),
+    "not_from_page": (403, "The cookie of a session came without the header CEMA-Page."),
     "unknown_cohort": (404, "There is no such cohort."),
     "unknown_device": (404, "The cohort has no such device."),
     "unknown_artifact": (404, "The cohort has no such artifact, or no longer."),
@@ -51,7 +54,8 @@ ERRORS: dict[str, tuple[int, str]] = {
     "too_fast": (429, "The device sends more than it may, in a second, an hour or a day."),
     "store_full": (429, "There is no room now and nothing to evict."),
     "internal": (500, "A fault of the cloud."),
-    "busy": (503, "Too many uploads at this moment."),
+    "no_sessions": (501, "Nobody can sign in: the store keeps no sessions."),
+    "busy": (503, "Too many uploads, or too many pages that listen, at this moment."),
     "store_unavailable": (503, "The store cannot be written now."),
     "stopping": (503, "The server was stopped before the body had arrived."),
     "unhealthy": (503, "The service cannot do its work."),
@@ -98,22 +102,26 @@ class ApiError(Exception):
         return JSONResponse(body.model_dump(), self.status, {**NO_STORE, **(self.headers or {})})
 
 
-def install_errors(app: FastAPI) -> None:
-    """Make every error of the application an `ApiError`, those of the framework too."""
+def install_errors(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Make every error of the application an `ApiError`, those of the framework too, and count each by its code."""
+
+    def answer(error: ApiError) -> Response:
+        count(error.code)
+        return error.response()
 
     async def api_error(_: Request, error: Exception) -> Response:
-        return error.response() if isinstance(error, ApiError) else _internal()
+        return answer(error if isinstance(error, ApiError) else _internal())
 
     async def http_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return _internal()
-        return _of_framework(error, _methods(app, request)).response()
+            return answer(_internal())
+        return answer(_of_framework(error, _methods(app, request)))
 
     async def invalid(_: Request, error: Exception) -> Response:
-        return ApiError("invalid_request", str(error), "correct the request").response()
+        return answer(ApiError("invalid_request", str(error), "correct the request"))
 
     async def internal(_: Request, error: Exception) -> Response:
-        return _internal()
+        return answer(_internal())
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -142,9 +150,7 @@ def _of_framework(error: HTTPException, methods: set[str]) -> ApiError:
     return ApiError("http_error", str(error.detail), "correct the request", status=error.status_code)
 
 
-def _internal() -> Response:
+def _internal() -> ApiError:
     return ApiError(
-        "internal",
-        "the server failed on this request",
-        "send it again later; the server's log says more",
-    ).response()
+        "internal", "the server failed on this request", "send it again later; the server's log says more"
+    )

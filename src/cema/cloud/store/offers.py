@@ -12,8 +12,18 @@ import msgspec
 
 from cema.cloud.store.base import PublishedUpdate, Store, UpdateTag
 
-__all__ = ["Offer", "OfferStore", "Offers", "PinnedDevice", "Rollout", "RolloutState", "offers_of"]
+__all__ = [
+    "Offer",
+    "OfferStore",
+    "Offers",
+    "PinnedDevice",
+    "Rollout",
+    "RolloutMode",
+    "RolloutState",
+    "offers_of",
+]
 
+RolloutMode: TypeAlias = Literal["manual", "canary"]
 RolloutState: TypeAlias = Literal["open", "released", "taken_back", "superseded"]
 
 
@@ -47,7 +57,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     version: int
-    mode: Literal["manual", "canary"]
+    mode: RolloutMode
     began: float
     before: int = 0
     devices: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ TABLES = {
 COLUMNS = "device, cohort, at, received, lost, content"
 # Reports that one gap stands for, at most: a device may write any number.
 LONGEST_GAP = 1000
+_decoder = msgspec.json.Decoder(DeviceReport)
 
 
 class ReportTable:
@@ -62,7 +63,7 @@ class ReportTable:
 
 def _read(row: tuple[Any, ...]) -> DeviceReports:
     device, cohort, at, received, lost, content = row
-    return DeviceReports(device, cohort, at, received, lost, msgspec.json.decode(content, type=DeviceReport))
+    return DeviceReports(device, cohort, at, received, lost, _decoder.decode(content))
 
 
 def _keep(connection: sqlite3.Connection, reported: Reported) -> None:

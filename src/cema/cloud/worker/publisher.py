@@ -20,7 +20,7 @@ from cema.cloud.config import PublishConfig
 from cema.cloud.store.base import PublishedUpdate
 from cema.cloud.worker.gate import Agreement, AgreementWindow, decide
 from cema.cloud.worker.learned import Carried, Learned, read_learned
-from cema.cloud.worker.unsigned import Unsigned
+from cema.cloud.worker.unsigned import Signed, Unsigned
 from cema.errors import FormatError, ModelError, SigningError
 from cema.formats.bundle import Bundle, check_golden
 from cema.formats.envelope import signed_by
@@ -65,7 +65,7 @@ class Candidate:
         What the decision was made on.
     """
 
-    outcome: str
+    outcome: Signed
     update: PublishedUpdate | None = None
     agreement: Agreement | None = None
 
@@ -284,11 +284,10 @@ class Publisher:
         That is its payload as the next version with a new life: the very same bytes, so that devices see from the
         digest that there is nothing to fetch.
         """
-        outcome, payload = self.unsigned.waiting or ("renewed", self._payload)
-        return self._signed(outcome, payload, now)
+        return self._signed(*(self.unsigned.waiting or ("renewed", self._payload)), now)
 
     def _signed(
-        self, outcome: str, payload: bytes, now: float, agreement: Agreement | None = None
+        self, outcome: Signed, payload: bytes, now: float, agreement: Agreement | None = None
     ) -> Candidate:
         try:
             update = self._sign(payload, now)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+from cema.cloud.store.counts import Outcome
 from cema.errors import SigningError
 
-__all__ = ["Unsigned"]
+__all__ = ["Signed", "Unsigned"]
+
+Signed: TypeAlias = Outcome | Literal["renewed", "again"]
+"""Why a payload is signed: what the gate said of it, ``renewed``, or ``again`` for an act of an operator."""
 
 FIRST_DELAY = 5.0
 LONGEST_DELAY = 300.0
@@ -22,7 +28,7 @@ class Unsigned:
     """
 
     def __init__(self) -> None:
-        self.waiting: tuple[str, bytes] | None = None
+        self.waiting: tuple[Signed, bytes] | None = None
         self.problem: str | None = None
         self._failed_at = 0.0
         self._delay = 0.0
@@ -34,7 +40,7 @@ class Unsigned:
         """
         return not 0 <= now - self._failed_at < self._delay
 
-    def failed(self, outcome: str, payload: bytes, now: float, error: SigningError) -> None:
+    def failed(self, outcome: Signed, payload: bytes, now: float, error: SigningError) -> None:
         """Take note of a failure, and keep the payload for the next try."""
         self.waiting = (outcome, payload)
         self.problem = str(error)[:500]
