@@ -33,7 +33,9 @@ DRAWN = "() => document.querySelector('main h1') && !document.querySelector('.lo
 
 def main() -> int:
     """Measure, print, and return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", help="a real cloud (default: the made-up one)")
     parser.add_argument("--token", default="", help="of an operator of it (default: none)")
     parser.add_argument("--cohort", default="yard", help="whose views are opened (default: yard)")
@@ -46,12 +48,16 @@ def main() -> int:
     finally:
         if server is not None:
             server.stop()
-    print("| view | first paint, ms | drawn, ms | longest task while loading, ms | while live, ms | transferred |")
+    print(
+        "| view | first paint, ms | drawn, ms | longest task while loading, ms | while live, ms | transferred |"
+    )
     print("|---|--:|--:|--:|--:|--:|")
     for view, found in result.items():
         print(f"| {view} | " + " | ".join(f"{value:.0f}" for value in found.values()) + " |")
     print(json.dumps(result))
-    missed = [f"{view}: {name}" for view, found in result.items() for name in GOALS if found[name] > GOALS[name]]
+    missed = [
+        f"{view}: {name}" for view, found in result.items() for name in GOALS if found[name] > GOALS[name]
+    ]
     if missed:
         print("goals missed: " + ", ".join(missed), file=sys.stderr)
     return int(bool(missed))

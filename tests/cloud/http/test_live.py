@@ -82,7 +82,9 @@ def test_the_overview_tells_what_a_day_costs_and_what_labels_say(cloud: Cloud) -
     assert north(cloud)["labelled"] == {}
     now = time.time()
     old = HistoryNote("north", now - 90_000.0, {"bytes.up": (1, 1e9)})
-    day = HistoryNote("north", now - 3000.0, {"bytes.up": (2, 3e6), "bytes.down": (1, 1e6), "samples": (5, 5)})
+    day = HistoryNote(
+        "north", now - 3000.0, {"bytes.up": (2, 3e6), "bytes.down": (1, 1e6), "samples": (5, 5)}
+    )
     labels = HistoryNote("north", now, {"labelled.adapted": (80, 60), "labelled.frozen": (80, 20)})
     cloud.store.note_history([old, day, labels])
     overview = Overview(cloud.store, price=2.5, currency="EUR", clock=lambda: now)
@@ -90,7 +92,10 @@ def test_the_overview_tells_what_a_day_costs_and_what_labels_say(cloud: Cloud) -
     assert told["day"] == {
         "samples": 5, "bytes_up": 3_000_000, "bytes_down": 1_000_000, "cost": 0.01, "currency": "EUR"
     }  # fmt: skip
-    assert {name: share["share"] for name, share in told["labelled"].items()} == {"adapted": 0.75, "frozen": 0.25}
+    assert {name: share["share"] for name, share in told["labelled"].items()} == {
+        "adapted": 0.75,
+        "frozen": 0.25,
+    }
 
 
 def test_silent_devices_are_counted(cloud: Cloud) -> None:
