@@ -22,15 +22,19 @@ export class NoAnswer extends Error {
   }
 }
 
+/** Send a request and return the JSON of its answer, null where it has none; see `answer`.
+ * @param {string} method @param {string} path @param {any} [body] */
+export const request = async (method, path, body) => parsed(await answer(method, path, body));
+
 /**
- * Send a request and return the JSON of its answer, null where it has none.
+ * Send a request and return the text of its answer.
  *
  * @param {string} method
  * @param {string} path
  * @param {any} [body]
  * @param {AbortSignal} [signal]
  */
-export async function request(method, path, body, signal) {
+async function answer(method, path, body, signal) {
   /** @type {Record<string, string>} */ const headers = { Accept: "application/json" };
   // A form on another site cannot set this header, so what that site sends in the name of the user is refused.
   if (method !== "GET") headers["CEMA-Page"] = "1";
@@ -47,11 +51,11 @@ export async function request(method, path, body, signal) {
     lost();
     throw new NoAnswer();
   }
-  const content = parsed(text);
   if (response.ok) {
     answered();
-    return content;
+    return text;
   }
+  const content = parsed(text);
   if (response.status === 401 && path !== "/v1/session") ended();
   // What stands between the page and the cloud answers these when there is no cloud.
   if ([502, 504].includes(response.status) && !content?.error) lost();
@@ -67,8 +71,8 @@ function parsed(text) {
   }
 }
 
-/** @param {string} path @param {AbortSignal} [signal] */
-export const get = (path, signal) => request("GET", path, undefined, signal);
+/** @param {string} path */
+export const get = (path) => request("GET", path);
 /** @param {string} path @param {any} body */
 export const post = (path, body) => request("POST", path, body);
 
@@ -86,7 +90,7 @@ export const at = (cohort, ...parts) => ["/v1/cohorts", cohort, ...parts].map((p
  * @returns {{data: any, error: Error|null, loading: boolean, reload: () => void}}
  */
 export function useData(path, { every = 0, on = null, key = path } = {}) {
-  const [state, setState] = useState({ data: null, error: null, loading: true, key });
+  const [state, setState] = useState(/** @type {any} */ ({ data: null, error: null, loading: true, key }));
   const epoch = useLive((live) => live.epoch);
   const asked = useRef({ at: 0, timer: 0, text: "" });
   const ask = useRef(() => {});
@@ -98,12 +102,11 @@ export function useData(path, { every = 0, on = null, key = path } = {}) {
       clearTimeout(asked.current.timer);
       asked.current.at = Date.now();
       try {
-        const data = await get(typeof path === "function" ? path() : path, stop.signal);
+        const text = await answer("GET", typeof path === "function" ? path() : path, undefined, stop.signal);
         // The same answer as before is no news: nothing is rendered for it.
-        const text = JSON.stringify(data);
         if (text === asked.current.text) return;
         asked.current.text = text;
-        setState({ data, error: null, loading: false, key });
+        setState({ data: parsed(text), error: null, loading: false, key });
       } catch (error) {
         if (stop.signal.aborted) return;
         setState((before) => ({ data: before.key === key ? before.data : null, error, loading: false, key }));

@@ -34,7 +34,11 @@ const MOST_ROWS = 48;
 const style = (line) => STYLES[/** @type {keyof STYLES} */ (line.style ?? "main")] ?? STYLES.other;
 const shade = (/** @type {number} */ i) => SHADES[Math.min(i, SHADES.length - 1)];
 
-/** A drawing as uPlot's columns: places, then of each line its values, and the ends of its band if it has one. */
+/**
+ * A drawing as uPlot's columns: places, then of each line its values, and the ends of its band if it has one.
+ *
+ * @returns {any}
+ */
 function columns(/** @type {Drawing} */ drawing) {
   const { at, lines, stack, gap } = drawing;
   const values = stack ? stacked(lines.map((line) => line.values)) : lines.map((line) => line.values);
@@ -74,12 +78,14 @@ function alone(/** @type {any} */ u, /** @type {number} */ which, /** @type {boo
   const values = u.data[which];
   const empty = (/** @type {any} */ value) => value === null || value === undefined;
   if (!show) return [];
+  // A line that spans its gaps shows all its places, unless there is only one.
+  if (u.series[which].spanGaps && values.filter((/** @type {any} */ value) => !empty(value)).length > 1) return [];
   /** @type {number[]} */ const found = [];
   for (let i = 0; i < values.length; i++) if (!empty(values[i]) && empty(values[i - 1]) && empty(values[i + 1])) found.push(i);
   return found;
 }
 
-/** @param {Drawing} drawing @param {{current: any}} latest @param {(u: any) => void} told */
+/** @param {Drawing} drawing @param {{current: any}} latest @param {(u: any) => void} told @returns {any} */
 function options(drawing, latest, told) {
   const { x = {}, y = {}, sync, drag } = drawing;
   const format = formatOf(drawing);

@@ -23,6 +23,7 @@ const filled = (measure) => Boolean(measure?.count.some((/** @type {number|null}
  */
 export function agreementLines(history, { of = "agreement", models = ["running", "adapted", "source"], band = ["running"] } = {}) {
   const { measures } = history;
+  /** @type {import("cema/chart.js").Line[]} */
   const lines = models.filter((model) => filled(measures[`${of}.${model}`])).map((model) => {
     const measure = measures[`${of}.${model}`];
     return { name: MODELS[model], style: STYLE[model], values: means(measure), ...(band.includes(model) ? intervals(measure) : {}) };

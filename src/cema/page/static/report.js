@@ -2,7 +2,7 @@
 
 import { render } from "preact";
 import { Chart } from "cema/chart.js";
-import { percent, short } from "cema/format.js";
+import { capital, percent, short } from "cema/format.js";
 import { Bars, Sorted } from "cema/plots.js";
 import { Facts, html } from "cema/ui.js";
 
@@ -23,18 +23,19 @@ function Table({ block }) {
 function Series({ block }) {
   const { x = {}, y = {} } = block;
   return html`<${Chart} title=${block.title ?? "Chart"} at=${block.at} lines=${block.lines} x=${x} y=${y} versions=${block.versions} domains=${block.domains} height=${300} drag />
-    <p class="note">${[y.name && `Up: ${y.name}.`, x.name && `Right: ${x.name}.`, "Drag to enlarge a part, click twice to see all."].filter(Boolean).join(" ")}</p>`;
+    <p class="note">${y.name && x.name ? `${capital(y.name)} over ${x.name}. ` : ""}Drag to enlarge a part, click twice to see all.${""}</p>`;
 }
 
 function Columns({ block }) {
   const format = block.y?.share ? (/** @type {any} */ value) => percent(value) : short;
-  return html`<${Bars} caption=${block.title ?? "Bars"} format=${format} bars=${block.bars} /><p class="note">${block.y?.name ? `${block.y.name}; the thin lines are the intervals.` : ""}</p>`;
+  return html`<${Bars} caption=${block.title ?? "Bars"} format=${format} bars=${block.bars} /><p class="note">${block.y?.name ? `${capital(block.y.name)}. The thin lines are intervals.` : ""}</p>`;
 }
 
 function Block({ block }) {
   const Kind = KINDS[/** @type {keyof KINDS} */ (block.kind)];
   if (!Kind) return null;
-  return html`<section class="panel wide">${block.title ? html`<header><h2>${block.title}</h2></header>` : null}
+  const plain = ["text", "facts"].includes(block.kind) && !block.title;
+  return html`<section class=${plain ? "wide bare" : "panel wide"}>${block.title ? html`<header><h2>${block.title}</h2></header>` : null}
     ${block.kind !== "text" && block.text ? html`<p class="note">${[block.text].flat().join(" ")}</p>` : null}<${Kind} block=${block} /></section>`;
 }
 

@@ -47,7 +47,8 @@ function Tile({ cohort, sample, hidden, named }) {
         : html`<div><dt>${sample.teacher === null || sample.teacher === undefined ? "Edge alone" : "Both"}</dt> <dd>${edge}</dd></div>`}
       ${truth === null ? null : html`<div><dt>True</dt> <dd>${truth}</dd></div>`}
     </dl>
-    <p class="small"><span title="entropy in nats">H ${decimal(sample.entropy)}</span> · ${version(sample.version)}${sample.drawn ? html` · <span title="drawn by chance, not chosen">drawn</span>` : ""}<br />
-      ${named ? html`<a href=${address(cohort, "d", sample.device)}>${sample.device}</a> · ` : ""}<${Ago} at=${sample.received_at} /></p>
+    ${named ? html`<p class="small"><a href=${address(cohort, "d", sample.device)}>${sample.device}</a></p>` : null}
+    <p class="small"><span title="entropy in nats">H ${decimal(sample.entropy)}</span> · ${version(sample.version)}${sample.drawn ? html` · <span title="drawn by chance, not chosen">drawn</span>` : ""}</p>
+    <p class="small"><${Ago} at=${sample.received_at} /></p>
   </li>`;
 }
