@@ -28,10 +28,12 @@ ALLOWED = {
     "recipes": ONDEVICE | {"models", "data", "recipes"},
     "adapt": MODELS | {"adapt"},
     "methods": MODELS | {"adapt", "methods"},
-    "cloud": MODELS | {"adapt", "cloud"},
-    "bench": MODELS | {"adapt", "methods", "data", "bench"},
+    "page": set(),
+    "cloud": MODELS | {"adapt", "page", "cloud"},
+    "bench": MODELS | {"adapt", "methods", "data", "page", "bench"},
     "testing": MODELS | {"adapt", "methods", "cloud", "data", "testing"},
-    "demo": MODELS | {"edge", "cloud", "data", "export", "demo"},
+    "provision": MODELS | {"cloud", "export", "provision"},
+    "demo": MODELS | {"edge", "cloud", "data", "export", "page", "provision", "demo"},
 }
 OPEN = {"errors", "_util"}
 # The command line calls everything; nothing calls it.

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cema.edge.images import Picture, open_source
+from cema.edge.images.base import Picture
+from cema.edge.images.opened import open_source
 
 Reports = list[tuple[int | None, str]]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cema.edge.images._REST_SECONDS", 0.05)
-    monkeypatch.setattr("cema.edge.images._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("cema.edge.images.folder._REST_SECONDS", 0.05)
+    monkeypatch.setattr("cema.edge.images.folder._LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def reports() -> Reports:
 
 @pytest.fixture
 def followed(folder: Path, reports: Reports) -> Iterator[Picture | None]:
-    def report(index: int | None, file: Path, error: Exception) -> None:
+    def report(index: int | None, file: Path | str, error: Exception) -> None:
         assert str(error)
-        reports.append((index, file.name))
+        reports.append((index, Path(file).name))
 
     return open_source(folder, follow=True).read(report)
 
@@ -56,7 +57,7 @@ def take(followed: Iterator[Picture | None], count: int) -> list[tuple[int, str,
         picture = next(followed)
         if picture is not None:
             assert picture.file is not None
-            found.append((picture.index, picture.file.name, int(picture.pixels.max())))
+            found.append((picture.index, Path(picture.file).name, int(picture.pixels.max())))
     return found
 
 

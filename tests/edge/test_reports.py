@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,7 +16,8 @@ from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
 from cema.edge.serving import ServingLog
 from cema.formats.bundle import Bundle
-from cema.formats.report import Refused, Served
+from cema.formats.report import DeviceReport, Refused, Served, decode_report, encode_report
+from cema.ondevice.selection.config import SelectionConfig
 
 Make = Callable[..., EdgeConfig]
 
@@ -122,3 +124,63 @@ def test_an_agent_reports_what_it_predicted(make_config: Make, cloud: Cloud) -> 
         cloud.script.append(Answer())
         assert cloud.wait_for(lambda: bool(cloud.reports))
     assert cloud.reports[0].counts.keys() == agent._facts().counts.keys()
+
+
+def test_an_agent_reports_what_its_selection_made_of_images_and_its_thresholds(make_config: Make) -> None:
+    config = make_config()
+    with EdgeAgent(config) as agent:
+        prediction = agent.predict(images(64, 3))
+        facts, status = agent._facts(), agent.status()
+        assert facts.thresholds == {"low": status.selection["e_min"], "high": status.selection["e_max"]}
+        below = int((prediction.entropy <= facts.thresholds["low"]).sum())
+        assert facts.selection["selected"] == int(prediction.selected.sum())
+        assert facts.selection.get("below", 0) == below
+        assert sum(facts.selection.values()) == 64
+        first = dict(facts.selection)
+    with EdgeAgent(config) as agent:  # over restarts
+        agent.predict(images(10, 4))
+        assert sum(agent._facts().selection.values()) == 74
+        assert all(agent._facts().selection[name] >= number for name, number in first.items())
+
+
+class Silent:
+    """A rule that selects nothing and does not say why."""
+
+    def __init__(self, classes: int) -> None:
+        self.calls = 0
+
+    def select(self, logits: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+        self.calls += len(entropy)
+        return np.zeros(len(entropy), bool)
+
+    def state(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        self.calls = state["calls"]
+
+    def describe(self) -> dict[str, float]:
+        return {"calls": float(self.calls)}
+
+
+class Moody(Silent):
+    """One that says odd things of it."""
+
+    def left_out(self) -> dict[str, int]:
+        return {"I did not like it!": 3, "below": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Moody", {"below": 2, "other": 3}), ("Silent", {"other": 5})]
+)
+def test_what_a_rule_of_one_s_own_says_fits_in_a_report(
+    make_config: Make, name: str, expected: dict[str, int]
+) -> None:
+    rule = SelectionConfig(rule=f"{__name__}:{name}")
+    config = msgspec.structs.replace(make_config(), selection=rule)
+    with EdgeAgent(config) as agent:
+        agent.predict(images(5, 3))
+        facts = agent._facts()
+        assert (dict(facts.selection), dict(facts.thresholds)) == (expected, {})
+        report = DeviceReport(boot="0" * 16, number=1, serving=facts.serving, selection=dict(facts.selection))
+        assert decode_report(encode_report(report)) == report

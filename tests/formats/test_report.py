@@ -13,6 +13,7 @@ from cema.errors import FormatError
 from cema.formats.report import (
     LARGEST_REPORT,
     LONGEST_TEXT,
+    SELECTION,
     DeviceReport,
     Refused,
     Served,
@@ -43,6 +44,8 @@ REPORTS = st.builds(
     refused=st.none()
     | st.builds(Refused, version=COUNTS, reason=st.sampled_from(["old", "golden_mismatch"])),
     counts=st.dictionaries(st.text("abc_", min_size=1, max_size=12), COUNTS, max_size=8),
+    selection=st.dictionaries(st.sampled_from(SELECTION), COUNTS),
+    thresholds=st.dictionaries(st.sampled_from(["low", "high"]), st.floats(-1e6, 1e6)),
     problem=st.none() | st.text(max_size=LONGEST_TEXT),
     sent_at=st.none() | st.floats(0, 1e12),
 )
@@ -77,6 +80,9 @@ def test_members_of_newer_devices_are_ignored() -> None:
         ({"number": 0}, "number"),
         ({"format": "cema.report/2"}, "expected the format"),
         ({"serving": {"version": 1, "entropy": -0.5}}, "finite entropy"),
+        ({"selection": {"selected": -1}}, "selection"),
+        ({"selection": {f"a{'b' * i}": 1 for i in range(17)}}, "selection"),
+        ({"thresholds": {"low": 1e999}}, "thresholds"),
         ({"serving": {"version": 1, "predicted": 3, "guarded": 4}}, "at most 3 guarded"),
         ({"before": {"version": 1, "entropy": -1}}, "finite entropy"),
         ({"serving": {"version": -1}}, "version"),

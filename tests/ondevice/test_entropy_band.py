@@ -397,3 +397,14 @@ def test_a_state_of_other_settings_is_refused() -> None:
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         EntropyBand(arguments.pop("classes", 10), SelectionConfig(**arguments))
+
+
+def test_why_samples_are_left_out() -> None:
+    selector = EntropyBand(10, SelectionConfig(d_margin=0.5, group=1000))
+    logits = np.zeros((5, 10), np.float32)
+    logits[:4, 0] = 4.0
+    entropy = np.array([0.5, 0.5, 0.001, selector.e_min, 2.2])
+    assert selector.select(logits, entropy).tolist() == [True, True, False, False, False]
+    assert selector.left_out() == {"below": 2, "above": 1, "redundant": 0}
+    assert not selector.select(logits[:1], entropy[:1]).any()
+    assert selector.left_out() == {"below": 0, "above": 0, "redundant": 1}

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from cema._util.version import __version__
-from cema.cli import bench, check, cloud, cohort, cost, data, demo, device, edge, export, keys, train, update
+from cema.cli import (
+    bench,
+    check,
+    cloud,
+    cohort,
+    cost,
+    data,
+    demo,
+    device,
+    edge,
+    export,
+    init,
+    keys,
+    train,
+    update,
+)
 
 __all__ = ["app"]
 
@@ -22,7 +37,8 @@ app = typer.Typer(
 app.command("cost", short_help="Compute the bytes and the money that a fleet costs.")(cost.cost)
 app.command("demo", short_help="Run a cloud and several devices here, and plot the gain.")(demo.demo)
 app.command("export", short_help="Export a torch classifier as a bundle for devices.")(export.export)
-app.command("check", short_help="Measure stored versions on labelled images.")(check.check)
+app.command("init", short_help="Make a fleet to start from: keys, settings, a bundle, tokens.")(init.init)
+app.command("check", short_help="Look whether all is well here; or measure versions on labels.")(check.check)
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""`cema check`: the accuracy of every stored version on labelled images."""
+"""`cema check`: whether all is well here, or the accuracy of every stored version on labelled images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cema.cli.cohorts import AsJson, Config, OneCohort, one_cohort, opened, utc
+from cema.cli.cohorts import AsJson, OneCohort, one_cohort, opened, utc
 from cema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ __all__ = ["check"]
 
 def check(
     labels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Labelled images: a folder with a folder for each class, or what `cema bench --data` takes."
+            help="Measure versions on labelled images: a folder with a folder for each class, or what `cema bench "
+            "--data` takes.",
+            show_default="look whether all is well",
         ),
-    ],
-    config: Config,
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The cloud's configuration (TOML).", show_default="cloud.toml in this folder"),
+    ] = None,
     cohort: OneCohort = None,
     version: Annotated[
         list[int] | None,
@@ -43,7 +48,8 @@ def check(
     device: Annotated[
         Path | None,
         typer.Option(
-            help="Answer as a device with this configuration (TOML).", show_default="the defaults of a device"
+            help="A device's configuration (TOML); with --labels, answer as it would.",
+            show_default="edge.toml in this folder; with --labels, the defaults of a device",
         ),
     ] = None,
     samples: Annotated[
@@ -52,14 +58,24 @@ def check(
     seed: Annotated[int, typer.Option(help="Draws and orders the images.")] = 0,
     json: AsJson = False,
 ) -> None:
-    """Measure the accuracy of the source model and of every stored version on labelled images.
+    """Look whether all is well: settings, keys, bundle, models, port, disk, clock, connection.
 
-    Each version answers as a new device would that has it installed, with statistics of its own.
+    It looks at what this folder has of cloud.toml and edge.toml, and ends with status 1 where something is wrong.
+
+    With --labels it measures the accuracy of the source model and of every stored version on labelled images. Each
+    version answers as a new device would that has it installed, with statistics of its own.
     """
+    if labels is None:
+        from cema.cli.checks.run import check_all
+
+        given = {"--cohort": cohort, "--version": version, "--samples": samples}
+        if only := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(only)}: only for --labels; leave it out, or name labelled images")
+        raise typer.Exit(0 if check_all(config, device, json=json) else 1)
     from cema.data.dataset import open_dataset
 
     dataset = open_dataset(labels, cache=None, seed=seed, limit=samples)
-    with opened(config) as (settings, store):
+    with opened(config or Path("cloud.toml")) as (settings, store):
         name = one_cohort(settings, cohort)
         bundle = next(each.bundle for each in settings.cohort if each.name == name)
         kept = _versions(store, name, bundle, version)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from cema.cli.cohorts import ago
+from cema._util.units import ago
 from cema.cloud.store.told import more_status
 from cema.errors import ConfigError, StoreError
 

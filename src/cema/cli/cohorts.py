@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     from cema.cloud.config import CloudConfig
     from cema.cloud.store.base import Store
 
-__all__ = ["AsJson", "Config", "JsonNotText", "OneCohort", "ago", "one_cohort", "opened", "utc"]
+__all__ = ["AsJson", "Config", "EdgeFile", "JsonNotText", "OneCohort", "one_cohort", "opened", "utc"]
 
-Config = Annotated[Path, typer.Option(help="The cloud's configuration (TOML).")]
+Config = Annotated[
+    Path,
+    typer.Option(
+        default_factory=lambda: Path("cloud.toml"),
+        show_default="cloud.toml in this folder",
+        help="The cloud's configuration (TOML).",
+    ),
+]
+EdgeFile = Annotated[
+    Path,
+    typer.Option(
+        default_factory=lambda: Path("edge.toml"),
+        show_default="edge.toml in this folder",
+        help="The device's configuration (TOML).",
+    ),
+]
 OneCohort = Annotated[
     str | None, typer.Option(help="The cohort.", show_default="the only one of the configuration")
 ]
@@ -79,19 +94,3 @@ def utc(seconds: float | None, *, milliseconds: bool = True) -> str:
     except (ValueError, OverflowError, OSError):  # a device's clock may say anything
         return f"{seconds:.16g} s"
     return text[:-3] if milliseconds else text[:-7]
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was.
-
-    Examples
-    --------
-    >>> ago(3.2), ago(150), ago(9000), ago(400_000), ago(-5)
-    ('3 s ago', '2 min ago', '2 h ago', '4 days ago', 'in the future')
-    """
-    if seconds < 0:
-        return "just now" if seconds > -1 else "in the future"
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"

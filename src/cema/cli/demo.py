@@ -40,6 +40,19 @@ def demo(
         Path | None, typer.Option(help="Write the results to this file.", show_default="not written")
     ] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("cema-demo.png"),
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write report.html, one file that opens anywhere, and results.json into this folder.",
+            show_default="not written",
+        ),
+    ] = None,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open", show_default="off", help="Open the cloud's page in a browser, with true accuracy."
+        ),
+    ] = False,
     workspace: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +77,8 @@ def demo(
         rate=rate,
         json=json,
         plot=plot,
+        report=report,
+        page=open_page,
         workspace=workspace,
     )
     run_demo(settings, Console())

@@ -6,16 +6,16 @@ import enum
 import json as json_
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cema._util.files import sync_folder, unfinished, write_synced
-from cema._util.units import human_bytes
+from cema._util.units import ago, human_bytes
 from cema.cli import device_acts
-from cema.cli.cohorts import AsJson, Config, JsonNotText, ago, opened, utc
+from cema.cli.cohorts import AsJson, Config, JsonNotText, opened, utc
 from cema.cli.device_acts import Name, limits_told, opened_register, tokens_told
 from cema.cli.moments import duration, moment
 from cema.errors import ConfigError, StoreError
@@ -31,10 +31,6 @@ app = typer.Typer(
     help="Add, list and change devices, and their tokens.", no_args_is_help=True, rich_markup_mode=None
 )
 
-# Seconds by which a device's clock may well be ahead.
-_CLOCK_SLACK = 5.0
-# From so long before a device expires the list says so.
-_EXPIRES_SOON = 14 * 86_400.0
 
 Out = Annotated[
     Path | None,
@@ -231,12 +227,8 @@ def list_(config: Config, json: AsJson = False) -> None:
     table.columns[0].no_wrap = True
     now = time.time()
     for entry, row in zip(known, told, strict=True):
-        found = activity.get(entry.name)
-        notes = [*_notes(entry, found, now, offset=row["clock_offset"]), *_problems(reports.get(entry.name))]
-        if row["quarantined_by_worker"]:
-            notes.append("quarantined by the worker: unlike all others")
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
-        table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(notes))
+        table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(_notes(entry, row, now)))
     console = Console()
     console.print(table)
     console.print(
@@ -253,15 +245,6 @@ def _shares(told: DeviceReports | None) -> Iterator[str]:
         yield f"{counts.get(name, 0) / predicted:.1%}" if predicted else ""
 
 
-def _problems(told: DeviceReports | None) -> Iterator[str]:
-    """Yield what a device has last reported that is out of the ordinary."""
-    if told is not None and told.report.refused is not None:
-        refused = told.report.refused
-        yield f"does not run version {refused.version}: {refused.reason}"
-    if told is not None and told.report.problem:
-        yield told.report.problem
-
-
 def _cells(found: DeviceActivity | None, now: float) -> Iterator[str]:
     yield "never" if found is None else ago(now - found.seen_at)
     for version in (None, None) if found is None else (found.has, found.ran):
@@ -270,31 +253,21 @@ def _cells(found: DeviceActivity | None, now: float) -> Iterator[str]:
     yield "" if found is None else human_bytes(found.bytes)
 
 
-def _notes(entry: Device, found: DeviceActivity | None, now: float, *, offset: float | None) -> Iterator[str]:
+def _notes(entry: Device, row: Mapping[str, Any], now: float) -> Iterator[str]:
+    """Yield what is set for a device, and then what is out of the ordinary with it."""
+    from cema.cloud.store.device_problems import device_problems
+
     if entry.role != "device":
         yield entry.role
     if entry.revoked_at is not None:
         yield f"revoked {_moment(entry.revoked_at)}"
     if entry.expires_at is not None:
-        left = entry.expires_at - now
-        soon = "soon: " if 0 < left < _EXPIRES_SOON else ""
-        yield (
-            f"expired {_moment(entry.expires_at)}"
-            if left <= 0
-            else f"{soon}expires {_moment(entry.expires_at)}"
-        )
+        yield f"{'expired' if entry.expires_at <= now else 'expires'} {_moment(entry.expires_at)}"
     if told := tokens_told(entry):
         yield told
-    if entry.quarantined_at is not None:
-        yield f"quarantined by {entry.quarantined_by or 'an operator'}"
     if told := limits_told(entry):
         yield f"limits: {told}"
-    # A sample may be old, but none is captured after it came.
-    ahead = 0.0 if found is None else (found.captured_at or 0.0) - (found.received_at or 0.0)
-    if offset is None and ahead > _CLOCK_SLACK:
-        yield f"its clock is {ahead:.0f} s ahead"
-    if offset is not None and abs(offset) > _CLOCK_SLACK:
-        yield f"its clock is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}"
+    yield from (problem.text for problem in device_problems(row, now))
 
 
 @app.command()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cema.cli.cohorts import EdgeFile
+
 __all__ = ["app"]
+
+
+class _Form(enum.StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(help="Run an edge device.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,8 +28,14 @@ def edge() -> None:
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option(help="The device's configuration (TOML).")],
-    source: Annotated[Path, typer.Option(help="A folder of images, or a .npy file of uint8 NHWC images.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            help="A folder of images, a .npy file of uint8 NHWC images, a video file, the URL of a stream (rtsp://, "
+            "rtmp://, http:// …), or camera:0."
+        ),
+    ],
+    config: EdgeFile,
     rate: Annotated[
         float | None,
         typer.Option(help="Images per second at most, over 0.", show_default="as fast as it goes"),
@@ -36,6 +50,17 @@ def run(
             help="Go on with images that come into the folder, until a signal.",
         ),
     ] = False,
+    every: Annotated[
+        float,
+        typer.Option(help="Of a video, stream or camera, one frame in so many seconds; 0: all frames."),
+    ] = 0.0,
+    lines: Annotated[
+        _Form | None,
+        typer.Option(
+            help="What is printed: a plain line for each image, or JSON with all that is known.",
+            show_default="text on a terminal, else json",
+        ),
+    ] = None,
     stop_on_eof: Annotated[
         bool,
         typer.Option(
@@ -51,9 +76,14 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Predict a source image by image and print what happens as JSON lines."""
+    """Predict a source image by image and print what happens.
+
+    Each image has a line with its file or frame, its class and the probability of that; a terminal gets it as text, a
+    program as JSON.
+    """
     from cema._util.logs import start_logging
     from cema.edge.config import EdgeConfig
+    from cema.edge.lines import as_json, as_text
     from cema.edge.program import run as run_program
 
     permits = None
@@ -67,6 +97,7 @@ def run(
     settings = EdgeConfig.load(config)
     # Libraries of HTTP log addresses, and in detail headers: only their warnings are of use here.
     start_logging("edge", form=settings.log.format, level=settings.log.level, others="warning")
+    text = sys.stdout.isatty() if lines is None else lines is _Form.TEXT
     status = run_program(
         settings,
         source,
@@ -74,7 +105,9 @@ def run(
         batch=batch,
         linger=linger,
         follow=follow,
+        every=every,
         out=sys.stdout,
+        form=as_text() if text else as_json,
         permits=permits,
     )
     raise typer.Exit(status)

@@ -17,7 +17,15 @@ from cema.cloud.signing.config import SigningKeyConfig, check_passphrase
 from cema.cloud.store.base import Store
 from cema.cloud.store.open import absolute_url, check_store, open_store
 
-__all__ = ["CloudConfig", "CohortConfig", "LimitsConfig", "LogConfig", "PublishConfig", "WorkerConfig"]
+__all__ = [
+    "CloudConfig",
+    "CohortConfig",
+    "LimitsConfig",
+    "LogConfig",
+    "PublishConfig",
+    "TrafficConfig",
+    "WorkerConfig",
+]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # The smallest store that holds a few batches of uploads beside checkpoints and updates.
@@ -202,6 +210,26 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     level: Level = "info"
 
 
+class TrafficConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What traffic costs, for the page and `cema top`.
+
+    Attributes
+    ----------
+    price : float
+        Of a GB (10^9 bytes) that is sent or received; 0: no money is shown.
+    currency : str
+        Its name, such as ``EUR``; up to 8 characters.
+    """
+
+    price: float = 0.0
+    currency: str = "USD"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require_at_least(self, 0, "price", finite=True)
+        require(1 <= len(self.currency) <= 8, "currency", "1 to 8 characters", self.currency)
+
+
 class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One cohort: the devices that share an edge model and an environment.
 
@@ -281,6 +309,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         How the worker process runs.
     log : LogConfig
         What is logged, and how.
+    traffic : TrafficConfig
+        What traffic costs.
     cohort : tuple of CohortConfig
         At least one.
     """
@@ -296,6 +326,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits: LimitsConfig = LimitsConfig()
     worker: WorkerConfig = WorkerConfig()
     log: LogConfig = LogConfig()
+    traffic: TrafficConfig = TrafficConfig()
 
     def __post_init__(self) -> None:
         """Refuse no keys, no cohorts, two of one name, batches that could never fill, ports that do not exist.

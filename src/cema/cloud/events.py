@@ -75,6 +75,13 @@ VERSIONS_NOT_READ = _event(
     "Devices that wait for a version learn of it later.",
     _ERROR,
 )
+OVERVIEW_NOT_READ = _event(
+    "overview.not_read",
+    WARNING,
+    "where the cohorts stand cannot be read: %(error)s",
+    "The page shows what it showed before.",
+    _ERROR,
+)
 POLLS_NOT_NOTED = _event(
     "polls.not_noted",
     WARNING,
@@ -94,6 +101,13 @@ FETCHES_NOT_NOTED = _event(
     WARNING,
     "who fetched updates could not be noted: %(error)s",
     "Traces of updates miss some devices.",
+    _ERROR,
+)
+HISTORY_NOT_NOTED = _event(
+    "history.not_noted",
+    WARNING,
+    "measures over time could not be noted: %(error)s",
+    "The history misses them; nothing else depends on it. The server writes it, and the worker.",
     _ERROR,
 )
 TOKENS_NOT_NOTED = _event(

@@ -1,23 +1,21 @@
-"""Everything an operator does once: keys, the bundle, the cloud's configuration, a token per device."""
+"""What the demonstration's fleet begins with; see `cema.provision.fleet`."""
 
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from cema.cloud.config import CloudConfig
 from cema.data.digits import load_digits
-from cema.demo.digits_settings import adapt_settings, edge_settings
 from cema.demo.settings import DemoSettings
-from cema.export.bundle import export_bundle
+from cema.export.bundle import ExportReport
 from cema.formats.bundle import Bundle
-from cema.formats.keys import generate_key
 from cema.models.spec import Model
+from cema.provision.digits_settings import adapt_settings, edge_settings
+from cema.provision.fleet import provision_fleet
 
 __all__ = ["COHORT", "Provisioned", "provision"]
 
@@ -60,7 +58,7 @@ class Provisioned:
     folder: Path
     bundle: Bundle
     cloud_config: Path
-    operator_token: str
+    admin_token: str
     settings: DemoSettings
 
     @property
@@ -91,34 +89,27 @@ def provision(
     ExportError
         If the edge model cannot be exported.
     """
-    keys = folder / "keys"
-    keys.mkdir()
-    generate_key(keys / "signing.key")
+
+    def cloud_toml(report: ExportReport) -> str:
+        models = {"model": json.dumps(settings.model), "foundation": json.dumps(settings.foundation)}
+        extra = "" if settings.images else adapt_settings(statistics=report.statistics_layers > 0)
+        return CLOUD_TOML.format(cohort=COHORT, **models) + extra
+
     with console.status(f"exporting {settings.model}"):
-        report = export_bundle(
-            edge,
-            folder / "bundle",
-            public_keys=[keys / "signing.pub"],
-            upload_side=max(foundation.preprocessing.height, foundation.preprocessing.width),
+        fleet = provision_fleet(
+            folder,
+            cohort=COHORT,
+            edge=edge,
+            foundation=foundation,
+            devices=[f"edge-{i}" for i in range(settings.edges)],
+            people={"demo": "admin"},
+            cloud_toml=cloud_toml,
             clean_images=_clean_images(settings),
         )
+    report = fleet.report
     console.print(
         f"exported {settings.model}: {report.model_bytes / 1e6:.2f} MB, norm state {report.norm_bytes / 1e3:.1f} kB, "
         f"max difference to torch {report.max_abs_difference:.1e}",
         highlight=False,
     )
-    config = folder / "cloud.toml"
-    models = {"model": json.dumps(settings.model), "foundation": json.dumps(settings.foundation)}
-    extra = "" if settings.images else adapt_settings(statistics=report.statistics_layers > 0)
-    config.write_text(CLOUD_TOML.format(cohort=COHORT, **models) + extra)
-    with closing(CloudConfig.load(config).open_store()) as store:
-        devices = store.devices([COHORT])
-        for i in range(settings.edges):
-            _write_secret(folder / f"edge-{i}.token", devices.add(f"edge-{i}", cohort=COHORT))
-        operator = devices.add("demo", cohort=COHORT, role="operator")
-    return Provisioned(folder, report.bundle, config, operator, settings)
-
-
-def _write_secret(path: Path, secret: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(secret + "\n")
+    return Provisioned(folder, report.bundle, fleet.cloud_config, fleet.tokens["demo"], settings)

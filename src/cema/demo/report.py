@@ -15,9 +15,18 @@ from cema._util.units import human_bytes
 from cema.demo.tally import EdgeTally, SegmentResult, rolling_mean
 from cema.errors import ConfigError
 
-__all__ = ["check_outputs", "conclusion", "result_table", "write_json", "write_plot"]
+__all__ = [
+    "WINDOW",
+    "check_outputs",
+    "conclusion",
+    "result_table",
+    "whole_stream",
+    "write_json",
+    "write_plot",
+]
 
 WINDOW = 200
+"""Predictions that the plotted accuracy is the mean of."""
 # Points of accuracy over the whole stream below which nobody should call it a gain.
 LEAST_GAIN = 1.0
 
@@ -34,7 +43,7 @@ def result_table(rows: Sequence[SegmentResult]) -> Table:
         table.add_row(*_cells(row))
     if rows:
         table.add_section()
-        table.add_row(*_cells(_whole(rows)), style="bold")
+        table.add_row(*_cells(whole_stream(rows)), style="bold")
     return table
 
 
@@ -57,7 +66,7 @@ def conclusion(rows: Sequence[SegmentResult], cloud: Mapping[str, Any], *, stall
     """
     if not rows:
         return "Nothing was predicted, so that there is nothing to compare; try it without --samples."
-    whole = _whole(rows)
+    whole = whole_stream(rows)
     before, after = whole.frozen_accuracy, whole.adapted_accuracy
     numbers = f"{after:.1f} % in place of {before:.1f} % over the whole stream"
     if after - before >= LEAST_GAIN:
@@ -113,7 +122,8 @@ def check_outputs(paths: Iterable[Path]) -> None:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _whole(rows: Sequence[SegmentResult]) -> SegmentResult:
+def whole_stream(rows: Sequence[SegmentResult]) -> SegmentResult:
+    """Return the sum of all segments; there must be one."""
     samples = sum(row.samples for row in rows)
     return SegmentResult(
         name="whole stream",

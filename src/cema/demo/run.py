@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from rich.console import Console
 
 from cema._util.version import __version__
 from cema.cloud.config import CloudConfig
+from cema.demo.html import write_html
+from cema.demo.live import LivePage
 from cema.demo.pacer import Pacer
 from cema.demo.processes import Children
 from cema.demo.provision import Provisioned, provision
@@ -32,6 +34,7 @@ __all__ = ["run_demo"]
 
 START_SECONDS = 120.0
 FLUSH_SECONDS = 60.0
+REPORT, RESULTS = "report.html", "results.json"
 
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         If a child process died (with the end of its log), or the settings make no stream.
     """
     begin = time.monotonic()
-    check_outputs(path for path in (settings.plot, settings.json) if path is not None)
+    check_outputs(_outputs(settings))
     with _workspace(settings.workspace) as folder:
         edge, foundation = resolve(settings.model), resolve(settings.foundation)
         streams = make_streams(settings, edge, foundation, folder, console)
@@ -59,19 +62,45 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
             config = CloudConfig.load(provisioned.cloud_config)
             pacer = Pacer(children, settings, config, lambda: _cloud_status(url, provisioned), console)
             view = View(console, streams[0].names, tallies)
-            _watch(children, view, tallies, streams, bundle=provisioned.bundle, pacer=pacer)
-            cloud = _cloud_status(url, provisioned)
+            with _page(url, provisioned, settings, console) as page:
+                _watch(children, view, tallies, streams, bundle=provisioned.bundle, pacer=pacer, page=page)
+                cloud = _cloud_status(url, provisioned)
+                if page is not None:
+                    page.stay()
         rows = summarise(streams[0].names, tallies)
         result = _result(settings, rows, tallies, cloud, time.monotonic() - begin)
+        told = conclusion(rows, cloud, stalled=pacer.has_stalled)
         console.print(result_table(rows))
+        if settings.report is not None:
+            report = settings.report / REPORT
+            write_html(report, names=streams[0].names, tallies=tallies, rows=rows, result=result, told=told)
+            write_json(settings.report / RESULTS, result)
+            console.print(f"report: {report}")
         if settings.plot is not None:
             write_plot(settings.plot, streams[0].names, tallies)
             console.print(f"plot: {settings.plot}")
         if settings.json is not None:
             write_json(settings.json, result)
             console.print(f"json: {settings.json}")
-        console.print(conclusion(rows, cloud, stalled=pacer.has_stalled), highlight=False, soft_wrap=True)
+        console.print(told, highlight=False, soft_wrap=True)
     return result
+
+
+def _outputs(settings: DemoSettings) -> Iterator[Path]:
+    yield from (path for path in (settings.plot, settings.json) if path is not None)
+    if settings.report is not None:
+        yield from (settings.report / REPORT, settings.report / RESULTS)
+
+
+@contextmanager
+def _page(
+    url: str, provisioned: Provisioned, settings: DemoSettings, console: Console
+) -> Iterator[LivePage | None]:
+    if not settings.page:
+        yield None
+        return
+    with closing(LivePage(url, provisioned.cohort, provisioned.admin_token, console)) as page:
+        yield page
 
 
 @contextmanager
@@ -130,6 +159,7 @@ def _watch(
     *,
     bundle: Bundle,
     pacer: Pacer,
+    page: LivePage | None,
 ) -> None:
     """Book every event until each edge has finished."""
     frozen = Runtime(bundle)
@@ -148,6 +178,8 @@ def _watch(
             pacer.release()
             view.update()
             view.left(summarise(streams[0].names, tallies))
+            if page is not None:
+                page.update(tallies, now=not running)
 
 
 def _book(data: dict[str, Any], tally: EdgeTally, images: Any, frozen: Runtime, bundle: Bundle) -> None:
@@ -170,7 +202,7 @@ def _cloud_status(url: str, provisioned: Provisioned) -> dict[str, Any]:
     """Return the cohort's status; never through a proxy, for the cloud is on this machine."""
     response = httpx2.get(
         f"{url}/v1/cohorts/{provisioned.cohort}/status",
-        headers={"Authorization": f"Bearer {provisioned.operator_token}"},
+        headers={"Authorization": f"Bearer {provisioned.admin_token}"},
         timeout=30.0,
         trust_env=False,
     )

@@ -34,6 +34,10 @@ class DemoSettings:
         Images per prediction.
     json, plot : Path or None
         Where the results go.
+    report : Path or None
+        A folder for a report, as HTML and JSON.
+    page : bool
+        Whether the cloud's page is opened.
     workspace : Path or None
         A folder to keep everything in; None uses a temporary one.
     """
@@ -49,6 +53,8 @@ class DemoSettings:
     waits: bool = True
     json: Path | None = None
     plot: Path | None = None
+    report: Path | None = None
+    page: bool = False
     workspace: Path | None = None
 
     @classmethod

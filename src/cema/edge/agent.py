@@ -22,7 +22,7 @@ from cema.edge.fetched_bundles import FetchedBundles
 from cema.edge.random_share import RandomShare
 from cema.edge.retry import Backoff
 from cema.edge.runtime import Active
-from cema.edge.serving import Facts, ServingLog
+from cema.edge.serving import Facts, ServingLog, selection_told, thresholds_told
 from cema.edge.spool import Spool
 from cema.edge.spool_order import SendOrder
 from cema.edge.state import Resumed, StateFolder
@@ -247,6 +247,7 @@ class EdgeAgent:
             cohort=self._config.cloud.cohort if self._config.cloud else None,
             predicted=counters.get("predicted", 0),
             selected=counters.get("selected", 0),
+            left_out=self._spool.grouped("left_out."),
             drawn=counters.get("drawn", 0),
             drawn_uploaded=counters.get("drawn_uploaded", 0),
             drawn_lost=counters.get("drawn_lost", 0),
@@ -481,7 +482,14 @@ class EdgeAgent:
         serving, before = self._log.read()
         counts = {name: getattr(status, name) for name in REPORTED_COUNTS}
         counts["dropped"] = sum(status.dropped.values())
-        return Facts(serving, before, counts, status.last_error)
+        return Facts(
+            serving,
+            before,
+            counts,
+            status.last_error,
+            selection=selection_told(status),
+            thresholds=thresholds_told(status),
+        )
 
     def _own_backoff(self) -> Backoff:
         return replace(self._backoff, failures=0)

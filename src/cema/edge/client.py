@@ -177,6 +177,10 @@ class CloudClient:
             return reply
         return self._expect(200, reply, "/updates/latest", "an update")
 
+    def status(self) -> Reply:
+        """Ask where the cohort stands; the reply is a 200 with a JSON object."""
+        return self._expect(200, self._request("GET", "/status", 1 << 20), "/status", "the cohort's status")
+
     def keys(self, etag: str | None) -> Reply:
         """Ask for the keys documents; the reply is a 200, 204 (none), 304 (still `etag`'s) or 404 (a cloud without)."""
         headers = {} if etag is None else {"If-None-Match": etag}

@@ -19,7 +19,7 @@ from cema.edge.state import StateFolder
 from cema.formats.bundle import Bundle
 from cema.ondevice.adaptation import DeviceAdaptation
 from cema.ondevice.preprocess import Images
-from cema.ondevice.selection.base import NotesChanges
+from cema.ondevice.selection.base import NotesChanges, TellsWhy
 from cema.ondevice.selection.rules import make_selector
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class DeviceModel:
         self.bundle = bundle
         self.selector = make_selector(config.selection, manifest.classes)
         self._config = config
+        self._count = count
         self._selecting = threading.Lock()
         self._guarded = False  # whether the source model predicted the last call in an update's place
         self._changes = 0  # of the domain, by the device's own watch
@@ -156,7 +157,12 @@ class DeviceModel:
             if new and isinstance(self.selector, NotesChanges):
                 self.selector.changed()
             self._guarded, self._changes = guarded, changes
-            return self.selector.select(logits, entropy)
+            selected = self.selector.select(logits, entropy)
+            others = len(selected) - int(selected.sum())
+            told = self.selector.left_out() if isinstance(self.selector, TellsWhy) else {"other": others}
+        for reason, number in told.items():
+            self._count(f"left_out.{reason}", int(number))
+        return selected
 
     def save(self, state: StateFolder) -> None:
         """Remember where the selection stands; raises OSError when the disk refuses."""

@@ -1,4 +1,4 @@
-r"""The agent as a program: images in, JSON lines out.
+r"""The agent as a program: images in, JSON lines (or text, see `cema.edge.lines`) out.
 
 Every line is an object with ``event`` and ``time`` (unix seconds):
 
@@ -9,32 +9,33 @@ event          further keys
                  are no images by their names), and the agent's status
 `prediction`   `index` (of the first), `captured_at`, `labels`, `entropy`, `selected`, `drawn`, `version`,
                  `guarded`, `seconds`; for each image of the batch its place in the source (`indices`) and the
-                 probability of its label (`probabilities`); of a folder also `files`, and where the bundle has
-                 names for its classes, `class_names`
+                 probability of its label (`probabilities`); where it is from (`files`), but for rows of an array;
+                 of a video file its seconds from the start (`positions`); and where the bundle has names for its
+                 classes, `class_names`. Of a stream or camera also `frames_dropped`: how many frames gave way to newer
+                 ones or were damaged, since the start
 `uploaded`     `captured_at` and `bytes` (as encoded) of each sample that the cloud answered it has
 `error`        `file`, `message`, `index`: an image that cannot be read is reported and skipped, and keeps its place
-                 in the source; for a folder that cannot be read, `index` is null
+                 in the source; for a folder that cannot be read and a stream that breaks, `index` is null
 `bundle`       `base`, `model`, `previous`: the model of another bundle serves, as it came
 `swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
 `status`       the agent's status, about once a second
-`finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, and the agent's status
+`finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, the agent's status, and of a stream or
+                 camera `frames_dropped`
 =============  ========================================================================================
 
+Nothing printed has the user, the password or the query of a URL.
 Names of files that are no UTF-8 have escapes such as ``\udce9`` in place of what cannot be shown.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -45,42 +46,44 @@ import numpy.typing as npt
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
-from cema.edge.images import ImageSource, Picture, open_source
+from cema.edge.images.base import ImageSource, Picture
+from cema.edge.images.opened import open_source
+from cema.edge.lines import Form, Lines, as_json
 from cema.edge.status import Prediction
 from cema.errors import ConfigError
-from cema.formats.sample import Sample
 
 __all__ = ["run"]
 
-logger = logging.getLogger(__name__)
-
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _STATUS_SECONDS = 1.0
 _TICK_SECONDS = 0.2
 
 
 def run(
     config: EdgeConfig,
-    source: Path,
+    source: Path | str,
     *,
     rate: float | None = None,
     batch: int | None = None,
     linger: float = 0.0,
     follow: bool = False,
+    every: float = 0.0,
     out: TextIO | None = None,
+    form: Form = as_json,
     permits: threading.Semaphore | None = None,
 ) -> int:
-    """Predict every image of a source, and report as JSON lines.
+    """Predict every image of a source, and report a line for each event.
 
     SIGTERM and SIGINT end it cleanly after the batch in work; so does a reader that goes away.
 
     Parameters
     ----------
     config : EdgeConfig
-    source : Path
-        A folder of images (sorted by path, subfolders included; see `cema.ondevice.image_folder.list_images`), or
-        a ``.npy`` file with uint8 (N, H, W, C), which is read piece by piece. Files with 16 bits per channel are
-        scaled down to 8; transparency is ignored, the colours below it are what is predicted.
+    source : Path or str
+        A folder of images (sorted by path, subfolders included; see `cema.ondevice.image_folder.list_images`); a
+        ``.npy`` file with uint8 (N, H, W, C), which is read piece by piece; a video file; the URL of a stream;
+        ``camera:NUMBER``. Files with 16 bits per channel are scaled down to 8; transparency is ignored, the colours
+        below it are what is predicted. Of a stream or camera the newest frame is predicted, and one that breaks is
+        opened again.
     rate : float, optional
         Images per second; as fast as possible when left out.
     batch : int, optional
@@ -90,8 +93,12 @@ def run(
     follow : bool, default False
         Go on with files that come into the folder, each when it has not changed for a second, until a signal. A
         file that is written anew is predicted again. Batches are not waited for: what is there is predicted.
+    every : float, default 0.0
+        Of a video, stream or camera, one frame in so many seconds at most; 0: all frames.
     out : TextIO, optional
         Standard output when left out.
+    form : Form, optional
+        `cema.edge.lines.as_json`, or what `cema.edge.lines.as_text` returns.
     permits : threading.Semaphore, optional
         Acquired once before each prediction: another thread decides when the next batch is due. Updates are installed
         and reported while it waits.
@@ -104,9 +111,10 @@ def run(
     Raises
     ------
     ImageError
-        When the source is neither of the two, or holds no images.
+        When the source is none of these, cannot be read, or holds no images.
     ConfigError
-        When `rate` or `batch` is not positive, or `linger` negative, or an array is to be followed.
+        When `rate` or `batch` is not positive, or `linger` or `every` negative, `follow` or `every` is not for such a
+        source, or no package that decodes videos is installed.
     """
     size = config.batch if batch is None else batch
     if size < 1:
@@ -117,68 +125,32 @@ def run(
         )
     if not linger >= 0:
         raise ConfigError(f"linger: expected 0 seconds or more, got {linger:g}")
-    images = open_source(source, follow=follow)
+    images = open_source(source, follow=follow, every=every)
     stream = sys.stdout if out is None else out
     stop = threading.Event()
-    lines = _Lines(stream)
+    lines = Lines(stream, form)
     with _signals(stop), EdgeAgent(config, on_delivered=lines.delivered) as agent:
         session = _Session(agent, lines, stop)
         try:
             known = {"images": len(images), "passed_over": images.passed_over}
-            session.emit("started", source=str(source), **known, **_status(agent))
+            session.emit("started", source=images.name, **known, **_status(agent))
             session.predict_all(images, size, rate, permits)
             session.linger(linger)
             agent.close()
             session.report()  # a swap of the last moment has its line too
             reason = "signal" if stop.is_set() else "end"
-            session.emit("finished", reason=reason, images=session.seen, **_status(agent))
+            dropped = {} if images.dropped is None else {"frames_dropped": images.dropped}
+            session.emit("finished", reason=reason, images=session.seen, **dropped, **_status(agent))
         except BrokenPipeError:
             _discard(stream)
             return 1
     return 0
 
 
-class _Lines:
-    """The JSON lines; whole ones, although two threads write them."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._lock = out, threading.Lock()
-        self._refused = False  # whether the disk under `out` took no line the last time
-
-    def emit(self, event: str, **fields: Any) -> None:
-        line = _encoded({"event": event, "time": time.time(), **fields})
-        with self._lock:
-            refused = False
-            try:
-                self._write(line)
-            except OSError as error:
-                if error.errno not in _DISK_ERRORS:
-                    raise
-                refused = True
-                if not self._refused:
-                    logger.warning(
-                        "the lines of this program cannot be written: %s; it goes on without", error
-                    )
-            self._refused = refused
-
-    def _write(self, line: str) -> None:
-        try:
-            self._out.write(line + "\n")
-        except UnicodeEncodeError:  # the terminal's encoding has no such letters: JSON can do without
-            self._out.write(json.dumps(json.loads(line)) + "\n")
-        self._out.flush()
-
-    def delivered(self, samples: Sequence[Sample]) -> None:
-        # A reader that went away ends the run through the main thread's next line.
-        with suppress(BrokenPipeError):
-            moments = [sample.captured_at for sample in samples]
-            self.emit("uploaded", captured_at=moments, bytes=[len(sample.image) for sample in samples])
-
-
 class _Session:
     """One run: what was seen so far, and when the next line is due."""
 
-    def __init__(self, agent: EdgeAgent, lines: _Lines, stop: threading.Event) -> None:
+    def __init__(self, agent: EdgeAgent, lines: Lines, stop: threading.Event) -> None:
         self._agent, self._stop = agent, stop
         self.emit = lines.emit
         status = agent.status()
@@ -192,25 +164,26 @@ class _Session:
     ) -> None:
         started = time.monotonic()
         waiting: list[Picture] = []
-        for picture in images.read(self._unreadable):
-            if self._stop.is_set():
-                return
-            if picture is not None:
-                waiting.append(picture)
-            idle = picture is None and not waiting
-            if idle:
-                self._pause_until(time.monotonic() + _TICK_SECONDS)
-                if rate is not None:  # time without images is not made up for by a burst
-                    started = max(started, time.monotonic() - self.seen / rate)
-            elif picture is None or len(waiting) == size:
-                if not self._permitted(permits):
+        with closing(images.read(self._unreadable)) as pictures:
+            for picture in pictures:
+                if self._stop.is_set():
                     return
-                self._predict(waiting)
-                waiting = []
-                if rate is not None and not self._pause_until(started + self.seen / rate):
-                    return
+                if picture is not None:
+                    waiting.append(picture)
+                idle = picture is None and not waiting
+                if idle:
+                    self.report()
+                    if rate is not None:  # time without images is not made up for by a burst
+                        started = max(started, time.monotonic() - self.seen / rate)
+                elif picture is None or len(waiting) == size:
+                    if not self._permitted(permits):
+                        return
+                    self._predict(waiting, images.dropped)
+                    waiting = []
+                    if rate is not None and not self._pause_until(started + self.seen / rate):
+                        return
         if waiting and self._permitted(permits):
-            self._predict(waiting)
+            self._predict(waiting, images.dropped)
 
     def linger(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -238,7 +211,7 @@ class _Session:
             self.report()
         return False
 
-    def _predict(self, pictures: list[Picture]) -> None:
+    def _predict(self, pictures: list[Picture], dropped: int | None) -> None:
         started = time.monotonic()
         prediction = self._agent.predict([picture.pixels for picture in pictures])
         seconds = time.monotonic() - started
@@ -258,6 +231,7 @@ class _Session:
             indices=[picture.index for picture in pictures],
             probabilities=_probabilities(prediction.logits).tolist(),
             **_names(pictures, prediction),
+            **({} if dropped is None else {"frames_dropped": dropped}),
         )
         self.seen += len(pictures)
 
@@ -276,16 +250,19 @@ class _Session:
             self._status_due = time.monotonic() + _STATUS_SECONDS
             self.emit("status", **msgspec.to_builtins(status))
 
-    def _unreadable(self, index: int | None, file: Path, error: Exception) -> None:
+    def _unreadable(self, index: int | None, file: Path | str, error: Exception) -> None:
         self.emit("error", file=str(file), message=str(error) or type(error).__name__, index=index)
 
 
-def _names(pictures: list[Picture], prediction: Prediction) -> dict[str, list[str]]:
-    """Return the names of files and classes, as far as there are any."""
-    names = {}
+def _names(pictures: list[Picture], prediction: Prediction) -> dict[str, list[Any]]:
+    """Return the names of files and classes, and the positions in a video, as far as there are any."""
+    names: dict[str, list[Any]] = {}
     files = [str(picture.file) for picture in pictures if picture.file is not None]
     if files:
         names["files"] = files
+    positions = [picture.position for picture in pictures if picture.position is not None]
+    if positions:
+        names["positions"] = positions
     if prediction.class_names is not None:
         names["class_names"] = [prediction.class_names[label] for label in prediction.labels.tolist()]
     return names
@@ -296,25 +273,6 @@ def _probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     values = logits.astype(np.float64)
     below = values - values.max(axis=1, keepdims=True)
     return np.asarray(1 / np.exp(below).sum(axis=1))
-
-
-def _encoded(fields: dict[str, Any]) -> str:
-    """Return an object as JSON; text that is no UTF-8, as names of files may be, with escapes."""
-    try:
-        return msgspec.json.encode(fields).decode()
-    except UnicodeEncodeError:
-        return msgspec.json.encode(_escaped(fields)).decode()
-
-
-def _escaped(value: Any) -> Any:
-    """Replace what UTF-8 cannot hold in every text of a value."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, Mapping):
-        return {_escaped(key): _escaped(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_escaped(item) for item in value]
-    return value
 
 
 def _status(agent: EdgeAgent) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Reporter:
             before=facts.before,
             refused=self.refused,
             counts=dict(facts.counts),
+            selection=dict(facts.selection),
+            thresholds=dict(facts.thresholds),
             problem=facts.problem,
             sent_at=max(0.0, self._clock.now()),
         )

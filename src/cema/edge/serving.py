@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cema.formats.report import Served
+from cema.edge.status import EdgeStatus
+from cema.formats.report import SELECTION, Served
 
-__all__ = ["Facts", "ServingLog"]
+__all__ = ["Facts", "ServingLog", "selection_told", "thresholds_told"]
 
 
 class Facts(NamedTuple):
@@ -21,6 +23,24 @@ class Facts(NamedTuple):
     before: Served | None
     counts: Mapping[str, int]
     problem: str | None
+    selection: Mapping[str, int] = {}
+    thresholds: Mapping[str, float] = {}
+
+
+def selection_told(status: EdgeStatus) -> dict[str, int]:
+    """Return images by what the selection made of them, over the device's whole life."""
+    found = Counter({"selected": status.selected, "near_duplicate": status.dropped.get("near_duplicate", 0)})
+    for reason, number in status.left_out.items():
+        found[reason if reason in SELECTION else "other"] += max(
+            0, number
+        )  # a rule of one's own may say anything
+    return {name: number for name, number in found.items() if number}
+
+
+def thresholds_told(status: EdgeStatus) -> dict[str, float]:
+    """Return the thresholds between which the entropy of a selected sample lies; empty for a rule without any."""
+    names = {"low": "e_min", "high": "e_max"}
+    return {name: status.selection[key] for name, key in names.items() if key in status.selection}
 
 
 class _Tally:

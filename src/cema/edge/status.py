@@ -106,6 +106,8 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     model, cohort : str, str or None
     predicted, selected, guarded : int
         Images: all, those worth sending, and those that the source model predicted in an update's place.
+    left_out : dict of str to int
+        Images that the selection did not take, by reason.
     drawn : int
         Images that were drawn at random, to be sent whatever the selection says; some of them are selected too.
     drawn_uploaded, drawn_lost : int
@@ -158,6 +160,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     predicted: int
     selected: int
     guarded: int
+    left_out: dict[str, int]
     drawn: int
     drawn_uploaded: int
     drawn_lost: int

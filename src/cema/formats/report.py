@@ -14,6 +14,7 @@ __all__ = [
     "LARGEST_REPORT",
     "REPORTED_COUNTS",
     "REPORT_FORMAT",
+    "SELECTION",
     "DeviceReport",
     "Refused",
     "Served",
@@ -26,6 +27,8 @@ REPORTED_COUNTS = ("predicted", "selected", "guarded", "uploaded", "dropped", "s
 """What a device counts in its reports, of its whole life: images and samples, and updates that came to serve."""
 LARGEST_REPORT = 4096
 """Bytes of an encoded report, at most."""
+SELECTION = ("selected", "below", "above", "redundant", "budget", "near_duplicate", "other")
+"""What a selection makes of an image: the names in `DeviceReport.selection` that this cloud keeps a history of."""
 # Characters of what a device says went wrong.
 LONGEST_TEXT = 200
 
@@ -87,6 +90,11 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         The last version that was not installed, or that the device went back from.
     counts : dict of str to int
         Counters of the device's whole life, of the names of `cema.edge.status.EdgeStatus`.
+    selection : dict of str to int
+        Images of the device's whole life by what its selection made of them: ``selected``, and the reasons of those
+        that it left out. What was selected and then was like a sample sent before is in ``near_duplicate`` too.
+    thresholds : dict of str to float
+        ``low`` and ``high``: between them the entropy of a selected sample lies, in nats; empty for rules without.
     problem : str, optional
         What is wrong on the device right now, in its own words.
     sent_at : float, optional
@@ -100,6 +108,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     before: Served | None = None
     refused: Refused | None = None
     counts: Annotated[dict[_Name, _Count], msgspec.Meta(max_length=32)] = {}
+    selection: Annotated[dict[_Name, _Count], msgspec.Meta(max_length=16)] = {}
+    thresholds: Annotated[dict[_Name, float], msgspec.Meta(max_length=4)] = {}
     problem: str | None = None
     sent_at: float | None = None
     format: str = REPORT_FORMAT

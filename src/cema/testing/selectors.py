@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from cema.errors import FormatError
-from cema.ondevice.selection.base import Selector
+from cema.ondevice.selection.base import Selector, TellsWhy
 from cema.ondevice.selection.config import SelectionConfig
 from cema.ondevice.selection.entropy import softmax_entropy
 from cema.ondevice.selection.rules import make_selector
@@ -80,6 +80,17 @@ class SelectorSuite:
         with pytest.raises(FormatError):
             selector.load_state(state)
         assert selector.state() == before
+
+    def test_every_sample_that_is_left_out_has_a_reason(self) -> None:
+        selector = self.make()
+        if not isinstance(selector, TellsWhy):
+            pytest.skip("this rule does not tell why samples are left out")
+        for count in (16, 1, 0, 40):
+            selected = select(selector, logits(count, seed=count))
+            told = selector.left_out()
+            assert all(name.replace("_", "").isalpha() and name == name.lower() for name in told)
+            assert all(number >= 0 for number in told.values())
+            assert sum(told.values()) == count - selected.sum()
 
     def test_what_decides_is_described_in_numbers(self) -> None:
         described = self.make().describe()

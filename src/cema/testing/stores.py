@@ -30,12 +30,14 @@ from cema.testing.store_control import ControlTests
 from cema.testing.store_data import numbered_sample, numbered_update
 from cema.testing.store_draws import DrawTests
 from cema.testing.store_fleet import FleetTests
+from cema.testing.store_history import HistoryTests
 from cema.testing.store_machine import StoreMachine
 from cema.testing.store_offers import OfferTests
 from cema.testing.store_optional import OptionalTests
 from cema.testing.store_reports import ReportTests
 from cema.testing.store_rights import RightsTests
 from cema.testing.store_samples import SampleTests
+from cema.testing.store_sessions import SessionTests
 from cema.testing.store_steps import DeviceTests, StepTests
 
 __all__ = ["StoreSuite"]
@@ -64,10 +66,12 @@ class StoreSuite(
     DeviceTests,
     DrawTests,
     FleetTests,
+    HistoryTests,
     OfferTests,
     OptionalTests,
     ReportTests,
     RightsTests,
+    SessionTests,
 ):
     """Tests of a `cema.cloud.store.base.Store`: inherit them, and say which store.
 

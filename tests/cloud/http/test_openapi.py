@@ -23,7 +23,8 @@ from openapi import Declared
 
 from cema._util.version import __version__
 from cema.cloud.config import CloudConfig, LimitsConfig
-from cema.cloud.http import body, service
+from cema.cloud.http import body, service, sessions
+from cema.cloud.http import overview as http_overview
 from cema.cloud.http.app import create_app
 from cema.cloud.http.rate import DeviceRates
 from cema.cloud.store.base import PublishedUpdate
@@ -54,8 +55,14 @@ DATA = "/v1/cohorts/{cohort}/data"
 SAMPLE = "/v1/cohorts/{cohort}/data/{id}"
 DELETIONS = "/v1/cohorts/{cohort}/deletions"
 LABELS = "/v1/cohorts/{cohort}/labels"
+SESSION = "/v1/session"
+OVERVIEW = "/v1/overview"
+EVENTS = "/v1/events"
+HISTORY = "/v1/cohorts/{cohort}/history"
+MEASURES = "/v1/cohorts/{cohort}/measures"
 KNOWN = make_samples(1, seed=500)[0]
-TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS)
+TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS, HISTORY)
+ADMINISTRATORS_WRITE = (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS, MEASURES)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
 
@@ -140,7 +147,9 @@ def test_every_endpoint_responds_as_declared(api: Api, monkeypatch: pytest.Monke
     good_acts(api)
     acts_on_devices(api, monkeypatch)
     good_data(api)
+    page(api, monkeypatch)
     good_requests(api)
+    good_history(api)
     full(api)
     faults(api)
     declared = {
@@ -177,7 +186,7 @@ def before_the_first_update(api: Api) -> None:
 def wrong_senders(api: Api) -> None:
     told = (LATEST, ARTIFACT, KEYS, BUNDLE, BUNDLE_FILE, STATUS, *TOLD_TO_OPERATORS)
     reads = [("GET", path) for path in told]
-    writes = [("POST", path) for path in (SAMPLES, REPORTS, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+    writes = [("POST", path) for path in (SAMPLES, REPORTS, *ADMINISTRATORS_WRITE)]
     for method, path in (*writes, *reads):
         for who in (None, "nobody", "revoked", "expired"):
             api(method, path, who=who)
@@ -188,9 +197,52 @@ def wrong_senders(api: Api) -> None:
         api("GET", "/metrics", who=who)
     for path in TOLD_TO_OPERATORS:
         api("GET", path, who="device")
+    for path in (SESSION, OVERVIEW, EVENTS):
+        for who in (None, "revoked", "expired", "device"):
+            api("GET", path, who=who)
     for who in ("device", "operator", "chief"):
-        for path in (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+        for path in ADMINISTRATORS_WRITE:
             api("POST", path, who=who)
+
+
+def page(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    from_page = {"CEMA-Page": "1"}
+
+    def sign_in(who: str, **more: Any) -> httpx2.Response:
+        sent = {"content": json.dumps({"token": api.tokens.get(who, who)}).encode(), "headers": from_page}
+        return api("POST", SESSION, who=None, **sent | more)
+
+    sign_in("operator", headers={})
+    for who in ("nobody", "revoked", "expired", "device"):
+        sign_in(who)
+    sign_in("operator", content=b"{}")
+    sign_in("operator", content=bytes(5000))
+    with monkeypatch.context() as patch:
+        patch.setattr(body, "FIRST_SECONDS", 0.01)
+        sign_in("operator", content=never())
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "sessions_of", lambda store: None)
+        sign_in("operator")
+    cookie = {"Cookie": sign_in("operator").headers["set-cookie"].partition(";")[0]}
+    assert api("GET", SESSION, who=None, headers=cookie).json()["cohorts"] == ["north"]
+    boss = {"Cookie": sign_in("admin").headers["set-cookie"].partition(";")[0]}
+    for path in ADMINISTRATORS_WRITE:
+        api("POST", path, who=None, headers=boss, content=b"{}")
+    api("DELETE", SESSION, who=None, headers=cookie)
+    api("DELETE", SESSION, who=None, headers=cookie | from_page)
+    api("GET", SESSION, who=None, headers=cookie)
+    api("GET", OVERVIEW, who="operator")
+    with monkeypatch.context() as patch:
+        patch.setattr(http_overview, "QUIET_SECONDS", 0.01)
+        patch.setattr(http_overview, "_still_may", lambda request, service: False)
+        api("GET", EVENTS, who="operator")
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.service.live, "most", 0)
+        api("GET", EVENTS, who="operator")
 
 
 def wrong_uploads(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +329,16 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             b'{"from": 1e999}',
             b'{"camera": "cam"}',
         ),
+        MEASURES: (
+            b"{}",
+            b'{"measures": {}}',
+            b'{"measures": {"entropy": [1, 1]}}',
+            b'{"measures": {"labelled.A": [1, 1]}}',
+            b'{"measures": {"labelled.a": [1]}}',
+            b'{"measures": {"labelled.a": [1, 2]}}',
+            b'{"measures": {"labelled.a": [1, -1]}}',
+            b'{"measures": {"labelled.a": [1e999, 1]}}',
+        ),
         LABELS: (b"{}", b'{"labels": []}', b'{"labels": {"a": 1.5}}', b'{"labels": {"a": null}}'),
     }
     for path, bodies in wrong.items():
@@ -287,6 +349,8 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
     assert api("GET", DELETIONS, who="admin").json() == {"deletions": []}
+    for query in ("since=9&until=5", "points=0", "points=5000", "since=-1", "until=soon"):
+        assert api("GET", f"{HISTORY}?{query}", who="admin").status_code == 400
 
 
 def good_data(api: Api) -> None:
@@ -321,6 +385,17 @@ def good_data(api: Api) -> None:
     )
     acts = [one.act for one in api.engine.store.audit(limit=100)]
     assert [act.actor for act in acts if act.name.startswith("data.")] == ["token:boss"] * 4
+
+
+def good_history(api: Api) -> None:
+    given = b'{"measures": {"labelled.adapted": [8, 6]}}'
+    for _ in range(2):
+        assert api("POST", MEASURES, who="admin", content=given).status_code == 204
+    api.app.state.service.history.write()
+    told = api("GET", f"{HISTORY}?since=0&points=10", who="operator").json()
+    assert told["measures"]["labelled.adapted"] == {"count": [16.0], "total": [12.0]}
+    assert {"samples", "entropy", "bytes.up"} <= told["measures"].keys()
+    assert [known["version"] for known in told["versions"]] == [1]
 
 
 def good_acts(api: Api) -> None:
@@ -413,7 +488,7 @@ def good_requests(api: Api) -> None:
 def full(api: Api) -> None:
     pictures = np.random.default_rng(1).integers(0, 256, (10, 150, 200, 3), dtype=np.uint8)
     limit = api.engine.store.database.max_bytes
-    api.engine.store.database.max_bytes = 420_000  # as if its owner had configured less
+    api.engine.store.database.max_bytes = 440_000  # as if its owner had configured less
     responses = [api("POST", SAMPLES, content=encode_samples([sample])) for sample in samples_of(pictures)]
     assert responses[-1].json()["error"]["code"] == "store_full"
     api.engine.store.database.max_bytes = 4096
@@ -442,12 +517,14 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE true_labels RENAME COLUMN label TO lost")
         connection.execute("ALTER TABLE deletions RENAME TO lost_deletions")
+        connection.execute("ALTER TABLE history RENAME TO lost_history")
     for path, content in (
         (DELETIONS, b'{"all": true}'),
         (LABELS, f'{{"labels": {{"{KNOWN.id}": 1}}}}'.encode()),
+        (MEASURES, b'{"measures": {"labelled.adapted": [8, 6]}}'),
     ):
         assert api("POST", path, who="admin", content=content).status_code == 503
-    for path in (DATA, SAMPLE, DELETIONS):
+    for path in (DATA, SAMPLE, DELETIONS, HISTORY):
         assert api("GET", path, who="operator").status_code == 500
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
@@ -472,7 +549,14 @@ def faults(api: Api) -> None:
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE devices RENAME TO lost_devices")
-    for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS):
+        connection.execute("ALTER TABLE sessions RENAME TO lost_sessions")
+    for path in (SESSION, OVERVIEW, EVENTS):
+        assert api("GET", path, who="operator").status_code == 500
+    from_page = {"CEMA-Page": "1"}
+    for method, sent in (("POST", {"content": b'{"token": "a"}'}), ("DELETE", {})):
+        found = from_page | {"Cookie": "cema_session=a"}
+        assert api(method, SESSION, who=None, headers=found, **sent).status_code == 500
+    for path in (SAMPLES, *ADMINISTRATORS_WRITE):
         api("POST", path, who="admin", content=b"")
     api("POST", SAMPLES, content=b"")
     api("POST", REPORTS, content=b"")
@@ -508,6 +592,7 @@ ACT_BODIES = [
     b'{"devices": [{"name": "x"}]}',
     b'{"type": "renew", "overlap": 9}',
     b'{"type": "release"}',
+    b'{"measures": {"labelled.a": [1, 1]}}',
     *(b'{"all": true}', b'{"class": 2, "to": 1e9}', b'{"labels": {"a": 1}}'),
 ]
 BODIES = st.one_of(
@@ -518,9 +603,9 @@ BODIES = st.one_of(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     method_path=st.sampled_from(
-        [("POST", path) for path in (SAMPLES, ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS)]
+        [("POST", path) for path in (SAMPLES, *ADMINISTRATORS_WRITE)]
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
-        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, "/metrics")]
+        + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, HISTORY, SESSION, OVERVIEW, "/metrics")]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

@@ -12,29 +12,37 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from cema.cloud.config import NAME
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.records import note_sender
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
+from cema.cloud.store.sessions import sessions_of
 
 __all__ = [
     "ADMINISTRATOR_ERRORS",
     "BY_TOKEN",
+    "BY_TOKEN_OR_SESSION",
     "MEMBER_ERRORS",
     "OPERATOR_ERRORS",
+    "PAGE_HEADER",
+    "PERSON_ERRORS",
     "SCRAPER_ERRORS",
+    "SESSION_COOKIE",
     "UPLOADER_ERRORS",
     "CohortName",
     "Credentials",
     "administrator",
     "authenticate",
     "bearer",
+    "cohorts_of",
     "member",
     "operator",
+    "person",
     "scraper",
+    "signed_in",
     "uploader",
 ]
 
@@ -43,8 +51,9 @@ _TOKEN_ERRORS = ("unauthorized", "revoked", "expired")
 MEMBER_ERRORS = (*_TOKEN_ERRORS, "unknown_cohort", "wrong_cohort")
 UPLOADER_ERRORS = (*MEMBER_ERRORS, "not_a_device")
 OPERATOR_ERRORS = (*MEMBER_ERRORS, "not_an_operator")
-ADMINISTRATOR_ERRORS = (*MEMBER_ERRORS, "not_an_administrator")
+ADMINISTRATOR_ERRORS = (*MEMBER_ERRORS, "not_from_page", "not_an_administrator")
 SCRAPER_ERRORS = (*_TOKEN_ERRORS, "not_an_operator")
+PERSON_ERRORS = SCRAPER_ERRORS
 
 # The pattern is for readers of the document: another name is an unknown cohort (404), not an invalid request.
 CohortName = Annotated[
@@ -52,24 +61,76 @@ CohortName = Annotated[
 ]
 """The path parameter ``cohort``."""
 
+SESSION_COOKIE = "cema_session"
+"""The cookie with the secret of a session, see `cema.cloud.store.sessions`."""
+PAGE_HEADER = "CEMA-Page"
+"""A header that a page of another site cannot send: what is asked by a session's cookie must have it to change things.
+The cookie itself is ``SameSite=Strict``; this holds also where a browser does not know that, or the other page is on
+another port of the same host."""
+
 _BEARER = HTTPBearer(
     scheme_name="token",
     description="The token that adding a device or an operator has printed.",
     auto_error=False,
 )
+_COOKIE = APIKeyCookie(
+    name=SESSION_COOKIE,
+    scheme_name="session",
+    description=f"The cookie that signing in has set. What is not GET must carry the header {PAGE_HEADER} then.",
+    auto_error=False,
+)
 _SCHEME = "bearer"
+_SESSION = "session"
+_READING = frozenset({"GET", "HEAD"})
 BY_TOKEN: dict[str, Any] = {"security": [{"token": []}]}
-"""For the description of an endpoint that calls `bearer` itself: what FastAPI reads off `Credentials`."""
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-"""What the header ``Authorization`` holds, or None when that is no bearer token."""
+"""For the description of an endpoint that calls `bearer` itself."""
+BY_TOKEN_OR_SESSION: dict[str, Any] = {"security": [{"token": []}, {"session": []}]}
+"""The same for `signed_in`: what FastAPI reads off `Credentials`."""
 
 
 def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
-    """Return what `Credentials` is, for an endpoint that is called so often that resolving dependencies is costly."""
+    """Return what the header ``Authorization`` holds, or None when that is no bearer token: for what devices ask.
+
+    It is called so often that resolving dependencies is costly.
+    """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != _SCHEME or not token:
         return None
     return HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
+
+
+def signed_in(request: Request) -> HTTPAuthorizationCredentials | None:
+    """Return what `bearer` does, else the cookie of a session: for what operators ask.
+
+    Raises
+    ------
+    ApiError
+        403 for what changes things by a session's cookie alone.
+    """
+    token = bearer(request)
+    secret = request.cookies.get(SESSION_COOKIE)
+    if token is not None or not secret:
+        return token
+    if request.method not in _READING and PAGE_HEADER not in request.headers:
+        raise ApiError(
+            "not_from_page",
+            f"the request is signed in by a cookie and has no header {PAGE_HEADER}",
+            f"send the header '{PAGE_HEADER}: 1', or a token in 'Authorization: Bearer TOKEN'",
+        )
+    return HTTPAuthorizationCredentials(scheme=_SESSION, credentials=secret)
+
+
+async def _credentials(
+    request: Request,
+    token: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    session: Annotated[str | None, Depends(_COOKIE)],
+) -> HTTPAuthorizationCredentials | None:
+    """Return what `signed_in` does; the parameters are for the description of the API."""
+    return signed_in(request)
+
+
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_credentials)]
+"""What the header ``Authorization`` holds, else the cookie of a session; None when there is neither."""
 
 
 def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
@@ -80,13 +141,17 @@ def authenticate(credentials: HTTPAuthorizationCredentials | None, service: Serv
     ApiError
         401 without a token that somebody has; 403 when it has been revoked, or has expired.
     """
-    token = credentials.credentials.strip() if credentials else ""
-    device = service.engine.devices.authenticate(token) if token else None
+    secret = credentials.credentials.strip() if credentials else ""
+    if credentials is not None and credentials.scheme == _SESSION:
+        sessions = sessions_of(service.store)
+        device = sessions.session(secret, now=time.time()) if sessions and secret else None
+    else:
+        device = service.engine.devices.authenticate(secret) if secret else None
     if device is None:
         raise ApiError(
             "unauthorized",
             "the request carries no token that is known here",
-            "send 'Authorization: Bearer TOKEN' with the token that adding the device printed",
+            "send 'Authorization: Bearer TOKEN' with the token that adding the device printed, or sign in again",
             headers={"WWW-Authenticate": "Bearer"},
         )
     note_sender(device.name)
@@ -156,13 +221,7 @@ def operator(cohort: CohortName, credentials: Credentials, service: TheService) 
         As `member`; 403 for a device.
     """
     device = member(cohort, credentials, service)
-    if device.role == "device":
-        raise ApiError(
-            "not_an_operator",
-            f"{device.name!r} is a device: it may not read this",
-            "use the token of an operator or an admin",
-        )
-    return device
+    return _no_device(device)
 
 
 def administrator(cohort: str, credentials: HTTPAuthorizationCredentials | None, service: Service) -> Device:
@@ -199,3 +258,29 @@ def scraper(credentials: Credentials, service: TheService) -> Device:
             "use the token of an operator or an admin that was added without a cohort",
         )
     return device
+
+
+def person(credentials: Credentials, service: TheService) -> Device:
+    """Let through operators and admins, of one cohort or all.
+
+    Raises
+    ------
+    ApiError
+        As `authenticate`; 403 for a device.
+    """
+    return _no_device(authenticate(credentials, service))
+
+
+def _no_device(sender: Device) -> Device:
+    if sender.role == "device":
+        raise ApiError(
+            "not_an_operator",
+            f"{sender.name!r} is a device: it may not read this",
+            "use the token of an operator or an admin",
+        )
+    return sender
+
+
+def cohorts_of(who: Device, service: Service) -> list[str]:
+    """Return the cohorts that somebody may see, by name."""
+    return sorted(service.cohorts if who.cohort is None else service.cohorts & {who.cohort})

@@ -12,12 +12,12 @@ from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.http.access import (
     ADMINISTRATOR_ERRORS,
-    BY_TOKEN,
+    BY_TOKEN_OR_SESSION,
     OPERATOR_ERRORS,
     CohortName,
     administrator,
-    bearer,
     operator,
+    signed_in,
 )
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
@@ -40,7 +40,7 @@ _act_decoder = msgspec.json.Decoder(Act)
 _ACTS = (VersionAct, PinAct, VersionlessAct, ResumeAct)
 # Read by hand, within a limit, and so described by hand.
 _BODY: dict[str, Any] = {
-    **BY_TOKEN,
+    **BY_TOKEN_OR_SESSION,
     "requestBody": {
         "required": True,
         "description": "An act, JSON.",
@@ -109,7 +109,7 @@ def acts(
 async def act(cohort: CohortName, request: Request) -> Response:
     """Roll back, pin, pause, stop or resume; docs/operating.md says what devices do then."""
     service: Service = request.app.state.service
-    who = await service.at_once(administrator, cohort, bearer(request), service)
+    who = await service.at_once(administrator, cohort, signed_in(request), service)
     asked = _decode(await read_body(request, LARGEST_ACT))
     acted = await run_in_threadpool(_act, service, cohort, asked, f"token:{who.name}")
     return Response(msgspec.json.encode(acted), 202, media_type="application/json", headers=NO_STORE)

@@ -10,7 +10,21 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.version import __version__
-from cema.cloud.http import acts, bundles, data, devices, keys, operations, reports, updates, uploads
+from cema.cloud.http import (
+    acts,
+    bundles,
+    data,
+    devices,
+    history,
+    keys,
+    operations,
+    overview,
+    page,
+    reports,
+    sessions,
+    updates,
+    uploads,
+)
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
 from cema.cloud.http.responses import EVERY_ENDPOINT
@@ -28,6 +42,7 @@ _TAGS = [
     {"name": "acts", "description": "What an operator has a cohort do."},
     {"name": "devices", "description": "The devices of a cohort, and what an operator does with them."},
     {"name": "data", "description": "The samples that are kept, and the rights of those who are on them."},
+    {"name": "page", "description": "For the page at `/` of those who run the service."},
     {"name": "operations", "description": "For those who run the service."},
 ]
 
@@ -56,9 +71,11 @@ def create_app(engine: Engine) -> FastAPI:
             yield
         finally:
             service.announcements.end()
+            service.live.end()
             await run_in_threadpool(service.fetches.write)
             await run_in_threadpool(service.polls.write)
             await run_in_threadpool(service.reports.write)
+            await run_in_threadpool(service.history.write)  # after the reports, which add to it
             await run_in_threadpool(service.tokens.write)
             await run_in_threadpool(service.rates.write)
             await run_in_threadpool(service.device_bases.write)
@@ -75,7 +92,11 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app, service.metrics.failed)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, bundles, reports, acts, devices, data, operations):
+    parts = (
+        *(uploads, updates, keys, bundles, reports, acts, devices, data, history),
+        *(sessions, overview, page, operations),
+    )
+    for part in parts:
         app.include_router(part.router)
     return app
 

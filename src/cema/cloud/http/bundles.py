@@ -112,6 +112,7 @@ def bundle_file(
     if matches(if_none_match, tagged["ETag"]):
         return Response(status_code=304, headers=tagged)
     part = _part(range_, file.bytes)
+    service.history.add(cohort, {"bytes.down": (1, part.size if part else file.bytes)})
     if part is None:
         return _stream(path, _Part(0, file.bytes), 200, tagged)
     tagged["Content-Range"] = f"bytes {part.first}-{part.first + part.size - 1}/{file.bytes}"

@@ -15,12 +15,12 @@ from cema._util.checks import is_sha256
 from cema.cloud.classes import Classes
 from cema.cloud.http.access import (
     ADMINISTRATOR_ERRORS,
-    BY_TOKEN,
+    BY_TOKEN_OR_SESSION,
     OPERATOR_ERRORS,
     CohortName,
     administrator,
-    bearer,
     operator,
+    signed_in,
 )
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
@@ -72,7 +72,7 @@ def _body(model: Any, what: str) -> dict[str, Any]:
     """Describe a body that is read by hand, within a limit."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {
-        **BY_TOKEN,
+        **BY_TOKEN_OR_SESSION,
         "requestBody": {
             "required": True,
             "description": what,
@@ -173,7 +173,7 @@ def deletions(
 async def delete_samples(cohort: CohortName, request: Request) -> Response:
     """Delete samples; docs/operating.md says what that does and does not do."""
     service: Service = request.app.state.service
-    who = await service.at_once(administrator, cohort, bearer(request), service)
+    who = await service.at_once(administrator, cohort, signed_in(request), service)
     which = _asked(await read_body(request, LARGEST_FILTER))
     receipt = await run_in_threadpool(_delete, service, cohort, which, f"token:{who.name}")
     return _json(receipt, 202)
@@ -190,7 +190,7 @@ async def delete_samples(cohort: CohortName, request: Request) -> Response:
 async def label_samples(cohort: CohortName, request: Request) -> Response:
     """Have the worker learn true classes in the place of the foundation model's."""
     service: Service = request.app.state.service
-    who = await service.at_once(administrator, cohort, bearer(request), service)
+    who = await service.at_once(administrator, cohort, signed_in(request), service)
     given = _given(await read_body(request, LARGEST_LABELS))
     return _json(await run_in_threadpool(_label, service, cohort, given, f"token:{who.name}"))
 

@@ -71,6 +71,8 @@ class ListedDevice(DeviceRecord):
     bytes: int | None
     captured_at: Seconds | None
     received_at: Seconds | None
+    level: Literal["ok", "warn", "bad"]
+    problems: list[str] = Field(description="What is out of the ordinary, the worst first.")
 
 
 class Devices(BaseModel):

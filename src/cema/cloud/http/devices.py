@@ -16,12 +16,12 @@ from starlette.concurrency import run_in_threadpool
 
 from cema.cloud.http.access import (
     ADMINISTRATOR_ERRORS,
-    BY_TOKEN,
+    BY_TOKEN_OR_SESSION,
     OPERATOR_ERRORS,
     CohortName,
     administrator,
-    bearer,
     operator,
+    signed_in,
 )
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
@@ -80,7 +80,10 @@ DeviceName = Annotated[str, Path(description="The device's name.")]
 def _body(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Describe a body that is read by hand, within a limit."""
     content = {"application/json": {"schema": schema}}
-    return {**BY_TOKEN, "requestBody": {"required": True, "description": description, "content": content}}
+    return {
+        **BY_TOKEN_OR_SESSION,
+        "requestBody": {"required": True, "description": description, "content": content},
+    }
 
 
 @router.get(
@@ -109,7 +112,7 @@ def list_devices(cohort: CohortName, service: TheService, response: Response) ->
 async def add_devices(cohort: CohortName, request: Request) -> Response:
     """A request whose answer was lost cannot be sent again: renew the tokens of its devices."""
     service: Service = request.app.state.service
-    who = await service.at_once(administrator, cohort, bearer(request), service)
+    who = await service.at_once(administrator, cohort, signed_in(request), service)
     asked = _decode(
         _add_decoder, await read_body(request, LARGEST_LIST), '{"devices": [{"name": "camera-1"}]}'
     )
@@ -136,10 +139,10 @@ async def add_devices(cohort: CohortName, request: Request) -> Response:
 async def act_on_device(cohort: CohortName, name: DeviceName, request: Request) -> Response:
     """Renew its token, move, expire, quarantine, release, limit, revoke or remove it; see docs/operating.md."""
     service: Service = request.app.state.service
-    who = await service.at_once(administrator, cohort, bearer(request), service)
+    who = await service.at_once(administrator, cohort, signed_in(request), service)
     act = _decode(_act_decoder, await read_body(request, LARGEST_ACT), '{"type": "renew", "overlap": 604800}')
     if isinstance(act, Move):
-        administrator(act.to, bearer(request), service)
+        administrator(act.to, signed_in(request), service)
 
     def do(register: FleetRegister) -> Done:
         known = next((d for d in register.list() if d.name == name and d.cohort == cohort), None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from cema._util.machine import EARLIEST, FREE_BYTES, free_bytes
 from cema.cloud.worker.supervisor import Engine
 from cema.errors import StoreError
 
@@ -17,9 +17,6 @@ __all__ = ["Check", "Readiness"]
 WRITE_SECONDS = 5.0
 # A step may take a minute where models are large. With samples waiting, nothing for so long means that nothing goes on.
 STALLED_SECONDS = 600.0
-FREE_BYTES = 64 * 2**20
-# No machine's clock is before the day that this was written.
-EARLIEST = 1_790_000_000.0
 CLOCK_SLACK = 60.0
 
 
@@ -92,7 +89,7 @@ class Readiness:
     def _disk(self) -> Check:
         folder = self._engine.config.data
         try:
-            free = shutil.disk_usage(folder).free
+            free = free_bytes(folder)
         except OSError as error:
             return Check("disk", False, f"the data folder cannot be looked at: {error}")
         return Check(

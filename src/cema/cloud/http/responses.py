@@ -19,6 +19,7 @@ _HEADERS = {
     "Content-Range": "Which bytes of how many.",
     "ETag": "The entity tag, for If-None-Match.",
     "Retry-After": "Seconds to wait before the next try.",
+    "Set-Cookie": "The session's cookie: HttpOnly, SameSite=Strict.",
     "WWW-Authenticate": "Always `Bearer`.",
 }
 _OPTIONAL = {"CEMA-Base"}

@@ -160,6 +160,10 @@ class Report(BaseModel):
     before: Served | None = None
     refused: Refused | None = Field(None, description="The last version that it does not run.")
     counts: dict[str, int] = Field({}, description="Counters of the device's whole life.", max_length=32)
+    selection: dict[str, int] = Field(
+        {}, description="Images of its whole life by what the selection made of them.", max_length=16
+    )
+    thresholds: dict[str, float] = Field({}, description="`low` and `high`, in nats.", max_length=4)
     problem: str | None = Field(None, description="What is wrong on the device right now, in its own words.")
     sent_at: float | None = Field(None, ge=0, description="Unix time in seconds, by the device's clock.")
 

@@ -16,10 +16,11 @@ from typing import Any
 import uvicorn
 
 from cema._util.logs import start_logging
+from cema._util.machine import listening_socket
 from cema.cloud.config import CloudConfig
 from cema.cloud.http.app import create_app
 from cema.cloud.http.connections import Connections, guarded_protocol, most_connections
-from cema.cloud.http.waiting import Announcements
+from cema.cloud.http.service import Service
 from cema.cloud.worker.supervisor import LocalEngine
 from cema.errors import CemaError, ConfigError
 
@@ -69,9 +70,16 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
 
     app = create_app(LocalEngine(config, path.resolve(), on_misconfigured=give_up))
     connections = Connections(most_connections())
-    announcements: Announcements = app.state.service.announcements
-    # A connection that waits for an update is not closed for a new one: the other half is for everybody.
-    announcements.most = min(announcements.most, connections.most // 2)
+    service: Service = app.state.service
+    # A connection that waits for an update, or a page that is told what happens, is not closed for a new one: the rest
+    # is for everybody.
+    service.announcements.most = min(service.announcements.most, connections.most // 2)
+    service.live.most = min(service.live.most, connections.most // 4)
+
+    def stop_waiting() -> None:
+        service.announcements.end()
+        service.live.end()
+
     server = _Server(
         uvicorn.Config(
             app,
@@ -84,7 +92,7 @@ def _serve(config: CloudConfig, path: Path, listener: socket.socket) -> int:
             backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         ),
-        on_stop=announcements.end,
+        on_stop=stop_waiting,
     )
     with _stopped_by_signals(server):
         server.run(sockets=[listener])
@@ -149,20 +157,12 @@ def _bind(host: str, port: int) -> socket.socket:
     It does not listen yet: what is configured is checked first, and until then a connection is refused.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-        except BaseException:
-            listener.close()
-            raise
+        return listening_socket(host, port)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error}; stop what uses it, or set another host or port "
             "(0 takes a free one)"
         ) from error
-    return listener
 
 
 def _url(address: tuple[Any, ...]) -> str:

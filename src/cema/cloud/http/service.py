@@ -16,6 +16,8 @@ from cema.cloud.http.bases import Bases
 from cema.cloud.http.device_bases import DeviceBases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
+from cema.cloud.http.history_noted import HistoryNotes
+from cema.cloud.http.live import Live
 from cema.cloud.http.metrics import Metrics
 from cema.cloud.http.polls import Polls
 from cema.cloud.http.rate import DeviceRates
@@ -25,6 +27,7 @@ from cema.cloud.http.tokens import Tokens
 from cema.cloud.http.waiting import Announcements
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.offers import offers_of
+from cema.cloud.store.overview import Overview
 from cema.cloud.worker.supervisor import Engine
 
 __all__ = ["Service", "TheService"]
@@ -64,10 +67,14 @@ class Service:
         self._offers = offers_of(engine.store)
         self.bases = Bases(engine.store, self.latest_tag, self.latest_update)
         self.announcements = Announcements(engine.store, self.cohorts)
+        traffic = engine.config.traffic
+        overview = Overview(engine.store, price=traffic.price, currency=traffic.currency)
+        self.live = Live(overview, self.readiness, self.cohorts)
         self.fetches = Fetches(engine.store)
         self.polls = Polls(engine.store)
         self.device_bases = DeviceBases(engine.store)
-        self.reports = Reports(engine.store)
+        self.history = HistoryNotes(engine.store)
+        self.reports = Reports(engine.store, history=self.history)
         self.tokens = Tokens(engine.devices)
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies

@@ -124,6 +124,7 @@ async def latest_update(
         return _nothing_new(update, line)
     if sender.role == "device":
         service.fetches.note(Fetch(cohort, update.version, sender.name, time.time()))
+    service.history.add(cohort, {"bytes.down": (1, len(update.envelope))})
     tagged = {**NO_CACHE, **line.headers, "ETag": _etag(update)}
     return Response(update.envelope, media_type="application/json", headers=tagged)
 
@@ -194,4 +195,5 @@ def artifact(
     tagged = {**FOREVER, "ETag": f'"{digest}"'}
     if matches(if_none_match, tagged["ETag"]):
         return Response(status_code=304, headers=tagged)
+    service.history.add(cohort, {"bytes.down": (1, len(data))})
     return Response(data, media_type="application/octet-stream", headers=tagged)

@@ -29,6 +29,7 @@ from cema.cloud.http.service import Service
 from cema.cloud.store.base import BacklogFull, Store, UploadTooLarge
 from cema.cloud.store.devices import Device
 from cema.cloud.store.draws import draws_of
+from cema.cloud.store.history import Measures
 from cema.errors import FormatError, ImageError, StoreFull, StoreUnavailable
 from cema.formats.draw import HEADER, MAX_BYTES, Draw, decode_draws
 from cema.formats.image import decode_image
@@ -100,6 +101,7 @@ async def upload_samples(cohort: CohortName, request: Request) -> Response:
     _check_media_type(request)
     with service.receiving(device.name, announced_bytes(request)):
         body = await read_body(request, service.limits.body_bytes)
+        service.history.add(cohort, {"bytes.up": (1, len(body))})
         drawn = request.headers.get(HEADER, "")
         async with service.storing():
             verdicts = await run_in_threadpool(_ingest, service, cohort, device, body, drawn)
@@ -157,7 +159,16 @@ def _store(
         # Locked for too long, closed, or the disk fails: nothing was stored, and the device has everything.
         report(log, events.SAMPLES_NOT_STORED, error=str(error))
         raise service.later("store_unavailable", "the store cannot be written now") from error
-    return [rejected[i] if i in rejected else next(stored) for i in range(len(samples))]
+    verdicts = [rejected[i] if i in rejected else next(stored) for i in range(len(samples))]
+    service.history.add(cohort, _measures(samples, verdicts, draws))
+    return verdicts
+
+
+def _measures(samples: list[Sample], verdicts: list[Verdict], draws: Mapping[int, Draw]) -> Measures:
+    """Return what the history keeps of an upload: of all new samples, and of those that a selection has chosen."""
+    new = [i for i, verdict in enumerate(verdicts) if verdict.verdict == "stored"]
+    chosen = [samples[i].entropy for i in new if i not in draws or draws[i].selected]
+    return {"samples": (len(new), len(new)), "entropy": (len(chosen), sum(chosen))} if new else {}
 
 
 def _decode(body: bytes, most: int) -> list[Sample]:

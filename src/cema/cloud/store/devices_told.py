@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from cema.cloud.store.activity import activity_of
 from cema.cloud.store.base import Store
+from cema.cloud.store.device_problems import device_level, device_problems
 from cema.cloud.store.devices import Device
 from cema.cloud.store.reports import DeviceReports, reports_of
 from cema.errors import StoreError
@@ -35,8 +37,10 @@ def device_told(device: Device) -> dict[str, Any]:
     }
 
 
-def devices_told(store: Store, known: Collection[Device], cohorts: Collection[str]) -> list[dict[str, Any]]:
-    """Return all that is known of devices, JSON-able: also what they did, and whether the worker has quarantined them.
+def devices_told(
+    store: Store, known: Collection[Device], cohorts: Collection[str], *, now: float | None = None
+) -> list[dict[str, Any]]:
+    """Return all that is known of devices, JSON-able: what they did, and ``level`` and ``problems``, in words.
 
     Parameters
     ----------
@@ -45,17 +49,26 @@ def devices_told(store: Store, known: Collection[Device], cohorts: Collection[st
     known
         The devices, as the register lists them.
     cohorts
-        The cohorts whose workers are asked.
+        The cohorts whose workers are asked which devices they have quarantined.
+    now
+        Unix seconds; the present when left out.
     """
+    now = time.time() if now is None else now
     activity, reports = activity_of(store), reports_of(store)
     apart = {cohort: _quarantined(store, cohort) for cohort in cohorts}
-    return [
+    told = (
         device_told(device)
         | {name: getattr(activity.get(device.name), name, None) for name in _ACTIVITY}
         | _reported(reports.get(device.name))
         | {"quarantined_by_worker": device.name in apart.get(device.cohort or "", ())}
         for device in known
-    ]
+    )
+    return [one | _problems(one, now) for one in told]
+
+
+def _problems(told: dict[str, Any], now: float) -> dict[str, Any]:
+    problems = device_problems(told, now)
+    return {"level": device_level(problems), "problems": [problem.text for problem in problems]}
 
 
 def _reported(told: DeviceReports | None) -> dict[str, Any]:

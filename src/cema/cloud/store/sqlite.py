@@ -197,6 +197,7 @@ class SqliteStore(OptionalMembers):
             if update is not None:
                 self._insert_update(connection, cohort, update)
                 self._traces.insert(connection, cohort, update.version, trace)
+                self._history.publish(connection, cohort, update)
             self._offers.commit(connection, cohort, offer, update.version if update else None)
             bump(connection, cohort, counts or {})
             self._agreements.insert(connection, cohort, measured, now)

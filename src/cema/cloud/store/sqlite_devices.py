@@ -95,8 +95,11 @@ class SqliteDevices:
 
     def authenticate(self, token: str) -> Device | None:
         """Return whose token this is, revoked or not, or None when nobody's."""
+        return self.of_digest(token_digest(token))
+
+    def of_digest(self, digest: bytes) -> Device | None:
+        """Return whose token has this digest, see `cema.cloud.store.devices.token_digest`."""
         row = self._database.peek(
-            "SELECT name, role, cohort, created_at, revoked_at FROM devices WHERE token_hash = ?",
-            (token_digest(token),),
+            "SELECT name, role, cohort, created_at, revoked_at FROM devices WHERE token_hash = ?", (digest,)
         )
         return Device(row[0], cast("Role", row[1]), *row[2:]) if row else None

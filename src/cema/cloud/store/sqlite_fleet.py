@@ -126,11 +126,11 @@ class SqliteFleet(SqliteDevices):
         super().__init__(database, cohorts, acts=acts, actor=actor)
         self._there = there
 
-    def authenticate(self, token: str) -> Device | None:
-        """Return whose token this is, revoked or expired or not, or None when nobody's."""
+    def of_digest(self, digest: bytes) -> Device | None:
+        """Return whose token has this digest, revoked or expired or not, or None when nobody's."""
         if not self._there:
-            return super().authenticate(token)
-        now, digest = time.time(), token_digest(token)
+            return super().of_digest(digest)
+        now = time.time()
         # The newest token is one indexed row, and what is none of those is looked for among the older ones.
         row = self._database.peek(_BY_TOKEN, (digest,)) or self._database.peek(_BY_OLDER, (digest, now))
         return _device(row, now) if row else None

@@ -14,7 +14,9 @@ from cema.cloud.store.backups import Content, Progress, Restored
 from cema.cloud.store.base import PublishedUpdate, UpdateTag
 from cema.cloud.store.bases import DeviceBase, Migration, Period
 from cema.cloud.store.control import Act, Acted, Control, VersionRecord
+from cema.cloud.store.devices import Device
 from cema.cloud.store.draws import DrawnSample, RandomCount, RandomPoint, VersionRandomAgreement
+from cema.cloud.store.history import DomainChange, HistoryBin, HistoryNote, Published
 from cema.cloud.store.offers import Offers, PinnedDevice, Rollout
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite_activity import ActivityTable
@@ -24,10 +26,12 @@ from cema.cloud.store.sqlite_bases import BaseTable
 from cema.cloud.store.sqlite_control import ControlTable
 from cema.cloud.store.sqlite_draws import DrawTable
 from cema.cloud.store.sqlite_fleet import SqliteFleet, make_fleet_columns
+from cema.cloud.store.sqlite_history import HistoryTable
 from cema.cloud.store.sqlite_keys import KeysTable
 from cema.cloud.store.sqlite_offers import OfferTable
 from cema.cloud.store.sqlite_reports import ReportTable
 from cema.cloud.store.sqlite_rights import RightsMembers
+from cema.cloud.store.sqlite_sessions import SessionTable
 from cema.cloud.store.sqlite_traces import TraceTable
 from cema.cloud.store.traces import Fetch
 from cema.errors import ConfigError
@@ -48,9 +52,11 @@ class OptionalMembers(RightsMembers):
         self._control = ControlTable(self.database, self._audit, self._offers)
         self._bases = BaseTable(self.database, self._audit, self._control, self._offers)
         self._reports = ReportTable(self.database)
+        self._history = HistoryTable(self.database)
         self._keys = KeysTable(self.database, self._audit)
         self._fleet_there = make_fleet_columns(self.database)
         self._make_rights(self._audit, self._draws)
+        self._sessions = SessionTable(self.database, self.devices(()))
         # Only a restore sets them, and that waits until nobody has the store open.
         with self.database.read() as connection:
             self._floors = sqlite_backup.read_floors(connection)
@@ -97,6 +103,18 @@ class OptionalMembers(RightsMembers):
     def audited_devices(self, cohorts: Collection[str], *, actor: str) -> SqliteFleet:
         """Return the register of devices that keeps who does what with them."""
         return SqliteFleet(self.database, cohorts, acts=self._audit, actor=actor, there=self._fleet_there)
+
+    def open_session(self, token: str, *, now: float) -> str | None:
+        """Open a session for the holder of a token."""
+        return self._sessions.open(token, now)
+
+    def session(self, secret: str, *, now: float) -> Device | None:
+        """Return whose session this is; None where it is none, or has ended."""
+        return self._sessions.find(secret, now)
+
+    def end_session(self, secret: str) -> None:
+        """End a session."""
+        self._sessions.end(secret)
 
     def record_act(self, act: AuditedAct, *, now: float | None = None) -> None:
         """Keep an act, durably."""
@@ -216,6 +234,22 @@ class OptionalMembers(RightsMembers):
     def reports(self, devices: Collection[str] | None = None) -> dict[str, DeviceReports]:
         """Return what is known of every device that has ever reported, by its name; or of some devices alone."""
         return self._reports.read(devices)
+
+    def note_history(self, notes: Sequence[HistoryNote], changes: Sequence[DomainChange] = ()) -> None:
+        """Add measures to the bins of their moments, and keep changes of the domain."""
+        self._history.note(notes, changes)
+
+    def history(self, cohort: str, since: float, until: float, seconds: int) -> list[HistoryBin]:
+        """Return the bins in which something is known, oldest first."""
+        return self._history.read(cohort, since, until, seconds)
+
+    def domain_changes(self, cohort: str, since: float, until: float) -> list[DomainChange]:
+        """Return the changes of the domain, oldest first."""
+        return self._history.changes(cohort, since, until)
+
+    def published(self, cohort: str, since: float, until: float) -> list[Published]:
+        """Return the versions that were published, oldest first."""
+        return self._history.published(cohort, since, until)
 
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""

@@ -32,7 +32,7 @@ ROW_BYTES = 512
 # Pages that a transaction may need beside its rows: new index leaves and their parents.
 SLACK_BYTES = 8 * PAGE
 # What the tables and indexes of an empty database take.
-EMPTY_BYTES = 56 * PAGE
+EMPTY_BYTES = 60 * PAGE
 # Identities looked up by one query; SQLite takes so many parameters everywhere.
 KEYS_AT_ONCE = 500
 # In the order of StoredSample.

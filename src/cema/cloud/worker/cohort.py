@@ -30,6 +30,7 @@ from cema.cloud.worker.checkpoint import Progress, dump_checkpoint, load_checkpo
 from cema.cloud.worker.drawn import DrawnSamples
 from cema.cloud.worker.fairness import Draw, draw
 from cema.cloud.worker.gate import BatchAgreement, agreements
+from cema.cloud.worker.history import ChangeOfDomain, HistoryOfSteps
 from cema.cloud.worker.images import DecodedImages, most_pixels
 from cema.cloud.worker.measured import counts_of
 from cema.cloud.worker.publisher import Candidate, Publisher
@@ -110,7 +111,8 @@ class CohortWorker:
         self._rights = RightsOfData(store, cohort)
         most = most_pixels(edge.preprocessing, foundation.preprocessing)
         self._images = DecodedImages(most)
-        self._drawn = DrawnSamples(store, cohort.name, most)
+        self.history = HistoryOfSteps(store, cohort.name)
+        self._drawn = DrawnSamples(store, cohort.name, most, note=self.history.random)
         self._claim()
 
     def _claim(self) -> None:
@@ -153,6 +155,7 @@ class CohortWorker:
         """Go back to the last committed step."""
         self._rights.undo()
         self._rollouts.resume()
+        self.history.undone()
         self.learner = self._rights.ready(self._new_learner())
         self.publisher.learned(self.learner)  # refuses at the start what could never be published
         self.progress = Progress()
@@ -180,7 +183,10 @@ class CohortWorker:
         try:
             newest = self._rollouts.newest
             measured = self._drawn.measure(self.learner, self.publisher, self._clock(), newest=newest)
-            return self._run_once() or measured
+            busy = self._run_once() or measured
+            if not busy:
+                self.history.write()
+            return busy
         except ControlChanged as error:
             report(log, events.STEP_MADE_AGAIN, cohort=self.cohort.name, error=str(error))
             self.rewind()
@@ -340,6 +346,7 @@ class CohortWorker:
         self.publisher.devices_run(max(sample.version for sample in samples))
         # A model that has learned nothing yet is the source model: that it does as well as that says nothing.
         started = self.learner.steps > 0
+        domain = ChangeOfDomain(self.learner, self.settings.fresh)
         put_back = isinstance(self.learner, PutsBack) and self.learner.prepare(batch)
         predictions = self.publisher.predictions(batch, *self.publisher.learned(self.learner))
         report = self.learner.learn([sample.seq for sample in samples], batch)
@@ -350,6 +357,9 @@ class CohortWorker:
         counts = agreements(labels, *predictions)
         # No more samples since the last change than this batch has: it is the first of its domain.
         changed = self.learner.since_change <= len(batch)
+        if domain.found(self.learner, len(batch)):
+            rows = batch.statistics(self._models[0].preprocessing)
+            self.history.changed(domain.distance(rows), self._clock())
         if put_back:
             self.progress.window.put_back(changed=changed)
         # What was put back had no part in the change: it was tested as it was learned, before this batch.
@@ -362,6 +372,7 @@ class CohortWorker:
             before_update=before_update,
         )
         self.progress.window.add(tested, self.cohort.publish.window)
+        self._tracer.tested(predictions, labels, before_update=before_update, size=self.cohort.publish.window)
         version, newest = self.publisher.version, self._rollouts.newest
         self._measured += counts_of(tested, samples, labels, version=version, newest=newest)
         self.progress.ledger.learned([sample.device for sample in samples])
@@ -409,6 +420,7 @@ class CohortWorker:
         self._count("worker.fresh_steps" if report.fresh else "worker.replay_steps", 1)
         self._count("worker.gone_samples", report.dropped)
         self._count("worker.refused_gradients", report.skipped)
+        self.history.losses(report.losses)
         losses = {name: value if math.isfinite(value) else None for name, value in report.losses.items()}
         counts = {name: getattr(report, name) for name in ("step", "fresh", "replayed", "dropped", "skipped")}
         self._last |= {"step": counts | losses, "step_seconds": seconds}
@@ -500,7 +512,7 @@ class CohortWorker:
             self.cohort.name,
             cursor,
             saved,
-            self._tracer.traced(update, now, about or self._lineage()),
+            self._tracer.traced(update, now, self._lineage if about is None else lambda: about),
             epoch=self.epoch,
             now=now,
             counts=counts,
@@ -509,16 +521,24 @@ class CohortWorker:
         )
         self.cursor, self._saved = cursor, saved
         self._attempts.committed()
+        self.history.committed(measured, now)
         if update is not None:
             self.publisher.published(update, to_all=to_all)
             report(log, events.UPDATE_PUBLISHED, cohort=self.cohort.name, version=update.version)
         self._rollouts.committed(offer, update)
 
     def _lineage(self) -> dict[str, Any]:
-        """Return what a version was learned with: the gate's agreement, and the losses of the last step."""
+        """Return what a version was learned with: the gate's agreement, the last losses, what inputs look like."""
         candidate = self._last.get("candidate", {})
         kind = "reverted" if candidate.get("outcome") == "reverted" else "learned"
-        return {"kind": kind, "gate": candidate, "step": self._last.get("step")}
+        domain = self.learner.domain()
+        return {
+            "kind": kind,
+            "gate": candidate,
+            "step": self._last.get("step"),
+            "domain": None if domain is None else domain.mean.tolist(),
+            "predictions": self._tracer.predictions(self.publisher.bundle.manifest.classes),
+        }
 
     def report(self) -> dict[str, Any]:
         """Return what the worker is doing, JSON-able."""

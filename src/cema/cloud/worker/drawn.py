@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +51,20 @@ class DrawnSamples:
         The cohort's name.
     most_pixels
         See `cema.cloud.worker.images.read_image`.
+    note
+        Gets what was found, once it is kept, and when.
     """
 
-    def __init__(self, store: Store, cohort: str, most_pixels: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cohort: str,
+        most_pixels: int,
+        *,
+        note: Callable[[Sequence[RandomCount], float], None] = lambda counts, now: None,
+    ) -> None:
         self._store, self._cohort, self._most = draws_of(store), cohort, most_pixels
+        self._note = note
 
     def measure(self, learner: Learner[int], publisher: Publisher, now: float, *, newest: int = 0) -> bool:
         """Measure what waits now (unix seconds); return whether anything did.
@@ -85,7 +95,8 @@ class DrawnSamples:
                 return True
             numbers = [sample.number for sample in samples]
             unreadable = len(samples) - len(readable)
-            self._store.measured_draws(self._cohort, numbers, counts, now=now, unreadable=unreadable)
+            if self._store.measured_draws(self._cohort, numbers, counts, now=now, unreadable=unreadable):
+                self._note(counts, now)
         return True
 
     def _read(self, samples: Sequence[DrawnSample]) -> tuple[list[DrawnSample], list[npt.NDArray[np.uint8]]]:

@@ -29,8 +29,9 @@ from cema.models.device import why_unusable
 from cema.models.left_out import left_out_layers, left_out_text
 from cema.models.norm_state import restrict_to
 from cema.models.registry import resolve
+from cema.models.spec import Model
 
-__all__ = ["Opener", "open_cohort", "run"]
+__all__ = ["Opener", "load_models", "open_cohort", "run", "usable_device"]
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +57,11 @@ def open_cohort(
     CemaError
         Something that the configuration names is missing or does not fit.
     """
-    worker = _resolved(config.worker)
+    worker = msgspec.structs.replace(config.worker, device=usable_device(config.worker))
     bundle = Bundle.load(Path(cohort.bundle))
     # Before the models are loaded: a cohort of another base is tried again and again.
     store.open_cohort(cohort.name, base=bundle.manifest.base)
-    edge = resolve(cohort.model, weights=_path(cohort.model_weights))
-    foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
-    restrict_to(edge.module, bundle.norm_state())
+    edge, foundation = load_models(cohort, bundle)
     for side, model in (("edge", edge), ("foundation", foundation)):
         if left_out := left_out_layers(model.module, varied_inputs(model.preprocessing, 1)):
             layers = left_out_text(left_out)
@@ -79,6 +78,20 @@ def open_cohort(
         device=worker.device,
     )
     return CohortWorker(store, cohort, edge=edge, foundation=foundation, publisher=publisher, config=worker)
+
+
+def load_models(cohort: CohortConfig, bundle: Bundle) -> tuple[Model, Model]:
+    """Load the edge model of a bundle, with the layers that updates change, and the foundation model.
+
+    Raises
+    ------
+    ModelError
+        A model cannot be loaded, or the edge model has not the bundle's layers.
+    """
+    edge = resolve(cohort.model, weights=_path(cohort.model_weights))
+    foundation = resolve(cohort.foundation, weights=_path(cohort.foundation_weights))
+    restrict_to(edge.module, bundle.norm_state())
+    return edge, foundation
 
 
 class Opener:
@@ -125,13 +138,20 @@ def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
-def _resolved(config: WorkerConfig) -> WorkerConfig:
+def usable_device(config: WorkerConfig) -> str:
+    """Return the torch device that a worker uses; ``auto`` is a GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        torch cannot use it.
+    """
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if reason := why_unusable(device):
         raise ConfigError(f"worker.device: torch cannot use {device!r} ({reason}); choose 'auto' or 'cpu'")
-    return msgspec.structs.replace(config, device=device)
+    return device
 
 
 def run(
@@ -168,8 +188,9 @@ def run(
         torch.set_num_threads(config.worker.threads)
     signers = open_signers(config.signers, moved=moved)
     store = config.open_store()
+    turns: list[Turn] = []
     try:
-        turns = [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
+        turns += [_turn(store, config, cohort, signers, reread) for cohort in config.cohort]
         working.set()
         seen = time.monotonic()
         while not stop.is_set():
@@ -186,6 +207,8 @@ def run(
                     turn.report()
             stop.wait(config.worker.poll_seconds)
     finally:
+        for turn in turns:
+            turn.finish()
         store.close()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from cema.cloud.store.base import PublishedUpdate, StoredSample
 
@@ -12,6 +15,18 @@ __all__ = ["STEPS_TRACED", "Tracer"]
 
 # Steps that a trace describes one by one: the newest, and the first.
 STEPS_TRACED = 32
+# Classes of a model above which a trace does not count predictions by class.
+CLASSES_COUNTED = 1000
+
+Labels = npt.NDArray[np.int64]
+
+
+class _Tested(NamedTuple):
+    """What the running version, the adapted model and the foundation model chose for one batch."""
+
+    before: Labels
+    after: Labels
+    teacher: Labels
 
 
 class Tracer:
@@ -26,6 +41,7 @@ class Tracer:
     """
 
     def __init__(self, now: float) -> None:
+        self._tested: list[_Tested] = []
         self._begin(now)
 
     def _begin(self, now: float) -> None:
@@ -62,6 +78,43 @@ class Tracer:
         """Note that replaying was tried, and whether there was enough for a step."""
         self._replays += stepped
 
+    def tested(
+        self, predictions: Sequence[Labels], teacher: Labels, *, before_update: bool, size: int
+    ) -> None:
+        """Note what models chose for a batch of new samples, as the gate's window has it.
+
+        Parameters
+        ----------
+        predictions : sequence of ndarray of int64 (N,)
+            Of the adapted model, and of the version that devices run.
+        teacher : ndarray of int64 (N,)
+            The foundation model's.
+        before_update : bool
+            See `cema.cloud.worker.gate.BatchAgreement`: one that says nothing of the adapted model begins anew.
+        size : int
+            Samples that are kept at least, where there are.
+        """
+        if not before_update:
+            self._tested = []
+            return
+        self._tested.append(_Tested(predictions[1], predictions[0], teacher))
+        while sum(len(batch.teacher) for batch in self._tested[1:]) >= size:
+            self._tested.pop(0)
+
+    def predictions(self, classes: int) -> dict[str, Any] | None:
+        """Return how often each class was chosen: ``before`` the update, ``after`` it, and by the ``teacher``.
+
+        None where nothing is known, as after a start of the worker, and for a model of more than 1000 classes.
+        """
+        if not self._tested or classes > CLASSES_COUNTED:
+            return None
+        told: dict[str, Any] = {"classes": classes}
+        for name, column in zip(("before", "after", "teacher"), zip(*self._tested, strict=True), strict=True):
+            labels = np.concatenate(column)
+            known = labels[(labels >= 0) & (labels < classes)]
+            told[name] = np.bincount(known, minlength=classes).tolist()
+        return told
+
     def judged(self, outcome: str, now: float) -> None:
         """Note what the gate said of a candidate that it was asked about at `now` (unix seconds)."""
         self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
@@ -69,10 +122,18 @@ class Tracer:
             self._evidence = now
 
     def traced(
-        self, update: PublishedUpdate | None, now: float, about: Mapping[str, Any] | None = None
+        self, update: PublishedUpdate | None, now: float, about: Callable[[], Mapping[str, Any]]
     ) -> PublishedUpdate | None:
         """Return an update, if there is one, with its trace, and with what it is about; see `take`."""
-        return None if update is None else replace(update, trace=self.take(now) | dict(about or {}))
+        if update is None:
+            return None
+        told = dict(about())
+        # What was adapted runs from now on, as in the gate's window; of any other content nothing is known.
+        learned = told.get("kind") == "learned"
+        self._tested = (
+            [_Tested(batch.after, batch.after, batch.teacher) for batch in self._tested] if learned else []
+        )
+        return replace(update, trace=self.take(now) | told)
 
     def take(self, now: float) -> dict[str, Any]:
         """Return the trace of the version that is published at `now`, and begin the next one.

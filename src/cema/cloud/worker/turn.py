@@ -111,6 +111,11 @@ class Turn:
             check_base(self._store, self.cohort, base)  # was it a migration?
             raise
 
+    def finish(self) -> None:
+        """Write what a worker that is told to stop has still to write."""
+        if self._worker is not None:
+            self._worker.history.write()
+
     def report(self) -> None:
         """Say in the store what the cohort is doing."""
         if self._aside is not None or self._worker is None:

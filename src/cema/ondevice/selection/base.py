@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NotesChanges", "Selector", "SelectorFactory"]
+__all__ = ["NotesChanges", "Selector", "SelectorFactory", "TellsWhy"]
 
 
 class Selector(Protocol):
@@ -66,6 +66,23 @@ class NotesChanges(Protocol):
         (`cema.ondevice.drift.DriftMonitor`): the inputs are no longer those that the update was made for. It calls it
         too where inputs are no longer like the first ones of their domain (`cema.ondevice.own_domain.OwnDomain`), which
         it watches for statistics and centred logits of its own.
+        """
+        ...
+
+
+@runtime_checkable
+class TellsWhy(Protocol):
+    """What a rule may have beside `Selector`: it tells why samples are left out, for those who watch a device.
+
+    A rule without this method works as well.
+    """
+
+    def left_out(self) -> Mapping[str, int]:
+        """Return how many of the last call's samples were not selected, by reason.
+
+        A reason is of ``a-z`` and ``_``. The built-in rules say ``below`` and ``above`` (a threshold on the entropy),
+        ``redundant`` (like the average prediction) and ``budget`` (others were more useful). Clouds of this version
+        keep these and ``other``.
         """
         ...
 

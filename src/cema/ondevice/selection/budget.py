@@ -92,6 +92,7 @@ class Budget:
         self._classes = int(classes)
         # What states on devices hold and are compared by.
         self._settings: dict[str, Any] = {"num_classes": self._classes} | msgspec.to_builtins(self._options)
+        self._left_out = 0
         self._lanes = _lanes(self._options)
         self._seen, self._sent = 0, 0
         # Samples until the burst ends, and until another may begin.
@@ -124,6 +125,7 @@ class Budget:
         z, values = self._checked(logits, entropy)
         count = len(values)
         selected = np.zeros(count, np.bool_)
+        self._left_out = 0
         if not count:
             return selected
         self._take_in(z, values)
@@ -138,8 +140,13 @@ class Budget:
             lane.saved = min(lane.saved, _TOKEN + self._options.group * self._rate(lane))
         self._seen += count
         self._sent += int(selected.sum())
+        self._left_out = count - int(selected.sum())
         self._recent = self._recent[:, -_REMEMBERED * self._options.group :]
         return selected
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many of the last call's samples were not selected, by reason: others were more useful."""
+        return {"budget": self._left_out}
 
     def describe(self) -> dict[str, float]:
         """Return the tokens in the bucket, how long the burst still lasts, and the share that was sent so far."""

@@ -90,6 +90,7 @@ class EntropyBand:
             self._settings["d_margin"] = float(config.d_margin)
         if config.on_change != "keep":  # states from before there was this setting go on without it
             self._settings["on_change"] = str(config.on_change)
+        self._left_out: dict[str, int] = {}
         self._ceiling = math.log(classes)
         self._e_min = config.e_min * self._ceiling
         self._begin()
@@ -124,9 +125,20 @@ class EntropyBand:
             As `decide`.
         """
         selected = self.decide(entropy)
+        inside = int(selected.sum())
         if self._redundancy is not None:
             selected[selected] = self._redundancy.passes(logits[selected])
+        below = int(np.count_nonzero(np.asarray(entropy) <= self._e_min))
+        self._left_out = {
+            "below": below,
+            "above": len(selected) - inside - below,
+            "redundant": inside - int(selected.sum()),
+        }
         return selected
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many of the last call's samples were not selected, by reason."""
+        return self._left_out
 
     def decide(self, entropy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Tell which entropies lie in the band, moving the threshold first if they complete a batch.

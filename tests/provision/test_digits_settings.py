@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from cema.bench.hyperparameters import table_settings
-from cema.demo.digits_settings import adapt_settings, edge_settings
+from cema.provision.digits_settings import adapt_settings, edge_settings
 
 
 @pytest.mark.parametrize("kind", ["batchnorm", "layernorm"])

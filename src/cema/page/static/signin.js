@@ -1,0 +1,58 @@
+/** Signing in with a token: by hand, or by a link that holds it. */
+
+import { useState } from "preact/hooks";
+import { Refusal, request } from "cema/api.js";
+import { began } from "cema/live.js";
+import { Failure, html } from "cema/ui.js";
+
+const PREFIX = "#sign-in=";
+
+/** @param {string} token */
+export async function signIn(token) {
+  began(await request("POST", "/v1/session", { token }));
+}
+
+/** The token that the address holds, which is taken out of it at once; or an empty text. */
+export function tokenInAddress() {
+  if (!location.hash.startsWith(PREFIX)) return "";
+  const text = location.hash.slice(PREFIX.length);
+  history.replaceState(null, "", `${location.pathname}#/`);
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/** What someone sees who has not signed in. @param {{problem?: Error|null}} props */
+export function SignIn({ problem = null }) {
+  const [error, setError] = useState(problem);
+  const [busy, setBusy] = useState(false);
+  const submit = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const form = /** @type {HTMLFormElement} */ (event.currentTarget);
+    const token = String(new FormData(form).get("token")).trim();
+    if (!token) return setError(new Refusal(0, { message: "The token is missing.", remedy: "Paste the token of an operator or an admin." }));
+    setBusy(true);
+    try {
+      await signIn(token);
+    } catch (refused) {
+      setError(/** @type {Error} */ (refused));
+      setBusy(false);
+    }
+  };
+  return html`<section class="signin">
+    <h1 tabindex="-1">Sign in</h1>
+    <p>Use the token of an operator, who looks, or of an admin, who also acts.</p>
+    <form onSubmit=${submit} novalidate>
+      <label for="token">Token</label>
+      <input id="token" name="token" type="password" autocomplete="current-password" spellcheck="false" required
+        aria-describedby="token-note" autofocus />
+      <p class="note" id="token-note">The token is exchanged for a cookie that scripts cannot read, and is kept nowhere in this page.</p>
+      ${error ? html`<${Failure} error=${error} />` : null}
+      <button class="button primary" aria-disabled=${busy ? "true" : undefined}>${busy ? "Signing in …" : "Sign in"}</button>
+    </form>
+    <details class="how"><summary>Where is a token?</summary>
+      <p>Whoever runs the cloud makes one: <code>cema device add NAME --role operator</code>.</p></details>
+  </section>`;
+}
