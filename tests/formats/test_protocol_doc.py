@@ -321,7 +321,7 @@ def test_who_may_do_what_is_as_the_table_says(site: Site) -> None:
         "measures": b'{"measures": {"labelled.adapted": [1, 1]}}',
     }
     for method, path, who, success in table("endpoints"):
-        names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north"}
+        names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north", "version": "1"}
         address = path.format(cohort="north", **names)
         for name, token in tokens.items():
             request: dict[str, Any] = {}

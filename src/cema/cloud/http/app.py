@@ -19,8 +19,10 @@ from cema.cloud.http import (
     keys,
     operations,
     reports,
+    samples_shown,
     updates,
     uploads,
+    versions,
 )
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
@@ -87,7 +89,20 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.service = service
     install_errors(app)
     app.add_middleware(RequestTimer, metrics=service.metrics)
-    for part in (uploads, updates, keys, bundles, reports, acts, devices, data, history, operations):
+    for part in (
+        uploads,
+        updates,
+        keys,
+        bundles,
+        reports,
+        acts,
+        devices,
+        data,
+        versions,
+        samples_shown,
+        history,
+        operations,
+    ):
         app.include_router(part.router)
     return app
 

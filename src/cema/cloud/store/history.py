@@ -82,11 +82,23 @@ class DomainChange(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A version of a cohort: its number, when it was published (unix seconds), and why, as its trace says."""
+    """A version of a cohort.
+
+    Attributes
+    ----------
+    version : int
+    at : float
+        When it was published, unix seconds.
+    kind : str
+        Why, as its trace says.
+    domain : tuple of float or None
+        What inputs looked like then: the means of their statistics.
+    """
 
     version: int
     at: float
     kind: str
+    domain: tuple[float, ...] | None = None
 
 
 class HistoryBin(NamedTuple):
