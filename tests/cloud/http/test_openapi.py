@@ -60,6 +60,7 @@ MEASURES = "/v1/cohorts/{cohort}/measures"
 IMAGE = "/v1/cohorts/{cohort}/samples/{id}/image"
 VERSION = "/v1/cohorts/{cohort}/versions/{version}"
 DOMAINS = "/v1/cohorts/{cohort}/domains"
+DEVICE = "/v1/cohorts/{cohort}/devices/{name}"
 KNOWN = make_samples(1, seed=500)[0]
 TOLD_TO_OPERATORS = (
     VERSIONS,
@@ -74,6 +75,7 @@ TOLD_TO_OPERATORS = (
     IMAGE,
     VERSION,
     DOMAINS,
+    DEVICE,
 )
 ADMINISTRATORS_WRITE = (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS, MEASURES)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
@@ -424,6 +426,9 @@ def acts_on_devices(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
+    assert api("GET", f"{DEVICES}?limit=0", who="operator").status_code == 400
+    assert api("GET", DEVICE, who="operator", name="nobody").status_code == 404
+    assert api("GET", DEVICE, who="operator", name="new").json()["problems"] == []
     assert "new" in {device["name"] for device in api("GET", DEVICES, who="operator").json()["devices"]}
 
 
@@ -523,6 +528,7 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE device_activity RENAME TO lost_activity")
     api("GET", DEVICES, who="admin")
+    api("GET", DEVICE, who="admin")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE cohort_bases RENAME COLUMN notice TO lost")
     for path in (VERSIONS, VERSION, DOMAINS):
@@ -586,7 +592,18 @@ BODIES = st.one_of(
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
         + [
             ("GET", path)
-            for path in (DATA, SAMPLE, DELETIONS, HISTORY, SAMPLES, IMAGE, VERSION, DOMAINS, "/metrics")
+            for path in (
+                DATA,
+                SAMPLE,
+                DELETIONS,
+                HISTORY,
+                SAMPLES,
+                IMAGE,
+                VERSION,
+                DOMAINS,
+                DEVICE,
+                "/metrics",
+            )
         ]
     ),
     request=st.fixed_dictionaries(REQUESTS),

@@ -141,6 +141,13 @@ class HistoryStore(Protocol):
         """Return the versions that were published from `since` until before `until`, oldest first."""
         ...
 
+    def fetched(self, cohort: str, device: str, *, limit: int) -> list[tuple[int, float]]:
+        """Return the newest versions that a device has fetched, and when it first did (unix seconds), newest first.
+
+        Of each version the first devices are noted alone, see `cema.cloud.store.traces.TraceStore.note_fetches`.
+        """
+        ...
+
 
 def history_of(store: Store) -> HistoryStore | None:
     """Return a store that keeps a history as one, or None."""
