@@ -268,7 +268,7 @@ def test_a_camera_that_is_not_there_is_waited_for(make_config: Make) -> None:
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="expected a folder of images"):
+    with pytest.raises(ImageError, match="missing: there is no such file or folder; check the path"):
         open_source(tmp_path / "missing")
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ImageError, match=r"a\.txt: expected a folder of images, .* a video file"):
