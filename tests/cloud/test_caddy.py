@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -127,6 +128,28 @@ def test_a_device_sends_and_fetches_through_it(server: Server, serve: Any, tmp_p
         status = agent.status()
         assert status.uploaded > 0
         assert status.last_error is None
+
+
+def test_cema_check_asks_through_it_as_the_device_does(server: Server, serve: Any, tmp_path: Path) -> None:
+    proxy, device = serve(server.url.removeprefix("http://")), tmp_path / "device"
+    device.mkdir()
+    lines = (
+        f'bundle = "{tmp_path / "f" / "bundle"}"\nstate = "state"\n[cloud]\nurl = "{proxy.url}"\ncohort = "north"\n',
+        f'token_file = "{tmp_path / "camera.token"}"\n',
+        f'ca_file = "{proxy.root}"\n',
+    )
+    for text, ok in (("".join(lines), True), ("".join(lines[:2]), False)):
+        (device / "edge.toml").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "cema", "check", "--json"],
+            cwd=device,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert ("takes the token, for the cohort north" in done.stdout) is ok, done.stdout + done.stderr
+        assert ("cloud.ca_file" in done.stdout) is not ok
 
 
 def test_a_device_that_does_not_trust_it_says_so(server: Server, serve: Any, tmp_path: Path) -> None:
