@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ REPORT = "report.html"
 
 # The row that others are compared with.
 _OURS = "cema"
+# How the lines of the others differ.
+_STYLES = ("other", "dashed", "ink")
 
 
 def write_html(path: Path, tables: Sequence[ResultTable], results: Mapping[str, Any]) -> None:
@@ -60,7 +63,10 @@ def _bars(table: ResultTable) -> dict[str, Any]:
     return {
         "kind": "bars",
         "title": table.title,
-        "y": {"name": f"mean accuracy over {len(averaged(table.corruptions))} columns", "share": True},
+        "y": {
+            "name": f"mean accuracy over {len(averaged(table.corruptions))} columns, with its error",
+            "share": True,
+        },
         "bars": bars,
     }
 
@@ -101,10 +107,11 @@ def _stream(stream: Stream) -> dict[str, Any]:
     """Draw accuracy over the stream of the first seed; methods are measured at the same places."""
     curves = {members[0]["method"]: dict(curve_of(members)) for members in stream.methods}
     at = sorted(set().union(*curves.values()))
+    styles = cycle(_STYLES)
     lines = []
     for method, known in curves.items():
         values = [None if end not in known else known[end] / 100 for end in at]
-        lines.append({"name": method, "values": values, "style": "main" if method == _OURS else "other"})
+        lines.append({"name": method, "values": values, "style": "main" if method == _OURS else next(styles)})
     return {
         "kind": "series",
         "title": f"Over the stream: {stream.title}",
