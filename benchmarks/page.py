@@ -43,7 +43,7 @@ def main() -> int:
     options = parser.parse_args()
     server = None if options.url else _made_up()
     try:
-        url = options.url or server.url
+        url = options.url if server is None else server.url
         result = measured(url, options.token, options.cohort, options.seconds)
     finally:
         if server is not None:
