@@ -8,7 +8,8 @@ import { Bytes, Entropy, Losses, Reasons } from "cema/why.js";
 import { Chart } from "cema/chart.js";
 import { bytes, count, money, percent, plural, version } from "cema/format.js";
 import { CohortHead } from "cema/head.js";
-import { MODELS, agreementLines, timeOf } from "cema/lines.js";
+import { timeOf, useHistory } from "cema/history.js";
+import { MODELS, agreementLines } from "cema/lines.js";
 import { useCohort, useMayAct } from "cema/live.js";
 import { Problems, publishing } from "cema/overview.js";
 import { Bars } from "cema/plots.js";
@@ -27,11 +28,7 @@ export function Cohort({ cohort: name }) {
   const [range, setRange] = useState("24h");
   const [asked, ask] = useState(/** @type {any} */ (null));
   const [chosen, choose] = useState(/** @type {number|null} */ (null));
-  const path = () => {
-    const now = Math.floor(Date.now() / 1000);
-    return `${at(name, "history")}?since=${now - RANGES[range]}&until=${now}&points=300`;
-  };
-  const history = useData(path, { key: `${name} ${range}`, every: range === "1h" ? 15 : 60, on: cohort?.changed ?? null });
+  const history = useHistory(name, RANGES[range], { points: 300, every: range === "1h" ? 15 : 60, on: cohort?.changed ?? null });
   const versions = useData(at(name, "versions"), { on: cohort ? `${cohort.version} ${cohort.publishing}` : null });
   const ranged = html`<${Segmented} legend="Time shown" name="range" options=${LABELS} value=${range} onChange=${setRange} />`;
   return html`<${CohortHead} cohort=${name} view="cohort" />
@@ -45,7 +42,7 @@ export function Cohort({ cohort: name }) {
       <${Versions} cohort=${name} from=${versions} history=${history.data} chosen=${chosen} choose=${choose} ask=${ask} />
       <${Domains} cohort=${name} newest=${cohort?.version} choose=${choose} chosen=${chosen} />
       <${LatestActs} cohort=${name} />
-      <${Wall} cohort=${name} on=${cohort?.samples ?? null} />
+      <${Wall} cohort=${name} on=${cohort ? `${cohort.samples} ${cohort.last_step_at}` : null} />
     </div>
     ${asked ? html`<${ActDialog} cohort=${cohort ?? { cohort: name }} asked=${asked} versions=${versions.data?.versions ?? []} onClose=${() => ask(null)} />` : null}`;
 }

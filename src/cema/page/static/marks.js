@@ -117,11 +117,12 @@ export function drawVersions(u, versions, numbered) {
   const ctx = u.ctx;
   const scale = ratio();
   const foot = top + height;
-  let last = -Infinity;
+  let last = Infinity;
   ctx.save();
   ctx.font = `${10.5 * scale}px system-ui, sans-serif`;
   ctx.textAlign = "center";
-  for (const version of versions) {
+  // The newest first, so that it is the one whose number is sure to have room.
+  for (const version of [...versions].reverse()) {
     const x = u.valToPos(version.at, "x", true);
     if (x < left || x > left + width) continue;
     const taken = isTaken(version.kind);
@@ -139,7 +140,7 @@ export function drawVersions(u, versions, numbered) {
     ctx.lineJoin = "round";
     ctx.stroke();
     ctx.fill();
-    if (!numbered || x - last < 34 * scale) continue;
+    if (!numbered || last - x < 34 * scale) continue;
     last = x;
     ctx.strokeText(`v${version.version}`, x, foot - 10 * scale);
     ctx.fillText(`v${version.version}`, x, foot - 10 * scale);

@@ -51,6 +51,7 @@ function Row({ cohort, one, kind, asked, chosen, choose }) {
 
 function Adoption({ adoption }) {
   if (!adoption) return html`<span class="muted">–</span>`;
+  if (!adoption.offered) return html`<span class="muted">${adoption.runs ? `${count(adoption.runs)} still run it` : "nobody now"}</span>`;
   const share = adoption.offered ? adoption.runs / adoption.offered : 0;
   return html`<span class="adoption"><span class="meter" aria-hidden="true"><i style=${{ width: `${Math.min(100, share * 100)}%` }}></i></span>
     <span>${count(adoption.runs)} of ${count(adoption.offered)}</span></span>`;
