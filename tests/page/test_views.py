@@ -153,6 +153,20 @@ def test_a_cohort_is_explained_by_its_charts_versions_and_samples(browse: Browse
     assert len([path for path in server.requests if path.endswith("/history")]) == len(asked) + 1
 
 
+def test_of_a_young_cohort_the_known_time_alone_is_shown_and_in_finer_bins(
+    browse: Browse, scene: Scene, server: PageServer
+) -> None:
+    scene.age = 300
+    page = browse("#/c/yard")
+    page.get_by_text("Nothing is known of before").wait_for()
+    page.wait_for_function(
+        "() => document.querySelector('[role=slider]').getAttribute('aria-valuemax') >= 20"
+    )
+    (first, until), *_, (last, _) = server.histories
+    assert until - first == 86_400
+    assert until - last <= 600
+
+
 def test_devices_with_problems_come_first_and_the_cloud_searches_and_pages(browse: Browse) -> None:
     page = browse("#/c/yard/devices")
     page.wait_for_function(SETTLED)

@@ -28,6 +28,7 @@ class Scene:
 
     devices: int = 120
     points: int = 0  # of a history; 0: as asked for
+    age: float = float("inf")  # seconds of a history in which anything is known
     versions: int = 14
     samples: int = 60
     cohorts: tuple[str, ...] = ("yard", "harbour", "tunnel")
@@ -158,8 +159,7 @@ class Scene:
         points = self.points or points
         seconds = 10 if self.points else max(10, int(np.ceil((until - since) / points / 10)) * 10)
         at = np.arange(since // seconds * seconds, until, seconds)[-points:]
-        if self.empty:
-            at = at[:0]
+        at = at[:0] if self.empty else at[at >= until - self.age]
         measures = made_measures(self.now, cohort, at, seconds)
         return {
             "cohort": cohort,
