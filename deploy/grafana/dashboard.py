@@ -247,7 +247,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Requests in progress",
-                "With those that wait for a new version.",
+                "With those that wait for news.",
                 (gauge("cema_http_requests_in_progress", "{{instance}}", of=CLOUD),),
             ),
         ),

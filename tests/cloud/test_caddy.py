@@ -7,17 +7,17 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from cloud_process import PATIENCE, Server, eventually
+from cloud_support import samples_of
 from cloud_tiny_models import quadrants
 from programs import free_port, listens, running
 from tools import tool
@@ -130,6 +130,28 @@ def test_a_device_sends_and_fetches_through_it(server: Server, serve: Any, tmp_p
         assert status.last_error is None
 
 
+def test_cema_check_asks_through_it_as_the_device_does(server: Server, serve: Any, tmp_path: Path) -> None:
+    proxy, device = serve(server.url.removeprefix("http://")), tmp_path / "device"
+    device.mkdir()
+    lines = (
+        f'bundle = "{tmp_path / "f" / "bundle"}"\nstate = "state"\n[cloud]\nurl = "{proxy.url}"\ncohort = "north"\n',
+        f'token_file = "{tmp_path / "camera.token"}"\n',
+        f'ca_file = "{proxy.root}"\n',
+    )
+    for text, ok in (("".join(lines), True), ("".join(lines[:2]), False)):
+        (device / "edge.toml").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "cema", "check", "--json"],
+            cwd=device,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert ("takes the token, for the cohort north" in done.stdout) is ok, done.stdout + done.stderr
+        assert ("cloud.ca_file" in done.stdout) is not ok
+
+
 def test_a_device_that_does_not_trust_it_says_so(server: Server, serve: Any, tmp_path: Path) -> None:
     proxy = serve(server.url.removeprefix("http://"))
     config = EdgeConfig(
@@ -152,7 +174,7 @@ def test_metrics_are_not_for_the_world_and_bodies_have_the_clouds_limit(
         assert http.get("/livez").json()["status"] == "ok"
         assert http.get("/v1/cohorts/north/status").json()["cohort"] == "north"
         for path in ("/metrics", "/metrics/", "/%6Detrics", "//metrics", "/./metrics"):
-            answer = http.get(path)
+            answer = http.get(f"{proxy.url}{path}")
             assert answer.status_code == 404, path
             assert "cema_" not in answer.text, path
         token = {"Authorization": f"Bearer {(tmp_path / 'camera.token').read_text()}"}
@@ -188,40 +210,28 @@ def test_nothing_in_it_ends_an_answer_that_a_device_waits_for() -> None:
     assert ("flush_interval", -1) in found
 
 
-class _Events(BaseHTTPRequestHandler):
-    """Answers with one event, and with the next only once it is told that the first has come."""
-
-    arrived: threading.Event
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        self.wfile.write(b"data: first\n\n")
-        self.wfile.flush()
-        assert self.arrived.wait(PATIENCE)
-        self.wfile.write(b"data: second\n\n")
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing to say."""
+def overviews(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of the events `overview`, as they come."""
+    for line in lines:
+        if line == "event: overview":
+            yield json.loads(next(lines).removeprefix("data: "))
 
 
-def test_events_are_passed_on_as_they_come(serve: Any) -> None:
-    handler = type("_OurEvents", (_Events,), {"arrived": threading.Event()})
-    backend = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=backend.serve_forever)
-    thread.start()
-    try:
-        proxy = serve(f"127.0.0.1:{backend.server_address[1]}")
-        with (
-            httpx2.Client(base_url=proxy.url, verify=proxy.trusted(), timeout=20) as http,
-            http.stream("GET", "/v1/events") as answer,
-        ):
-            events = answer.iter_lines()
-            assert next(events) == "data: first"
-            handler.arrived.set()
-            assert "data: second" in list(events)
-    finally:
-        backend.shutdown()
-        backend.server_close()
-        thread.join()
+def test_an_operator_signs_in_at_it_and_is_told_what_happens_as_it_does(
+    server: Server, serve: Any, tmp_path: Path
+) -> None:
+    proxy = serve(server.url.removeprefix("http://"))
+    with httpx2.Client(base_url=proxy.url, verify=proxy.trusted(), timeout=30) as http:
+        assert http.get("/").status_code == 200
+        asked = {"token": (tmp_path / "operator.token").read_text()}
+        signed_in = http.post("/v1/session", json=asked, headers={"CEMA-Page": "1"})
+        assert signed_in.status_code == 200
+        assert "; secure" in signed_in.headers["set-cookie"].lower(), (
+            "the cloud knows that TLS ends at the proxy"
+        )
+        with http.stream("GET", "/v1/events") as answer:
+            events = overviews(answer.iter_lines())
+            (cohort,) = next(events)["cohorts"]
+            assert cohort["cohort"] == "north"
+            server.send(samples_of(quadrants(4, 3)[0]))
+            assert any(found["samples"] == 4 for event in events for found in event["cohorts"])

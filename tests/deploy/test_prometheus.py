@@ -93,6 +93,12 @@ def test_every_alert_says_what_it_is_and_how_bad() -> None:
         assert rule["annotations"]["description"].endswith(".")
 
 
+def test_the_page_for_operators_has_every_alert_with_its_severity() -> None:
+    page = (DEPLOY.parent / "docs" / "operating.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| `(Cema\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted((rule["labels"]["severity"], rule["alert"]) for rule in alerts())
+
+
 def test_alerts_and_dashboard_know_no_metric_and_no_label_that_is_not_served() -> None:
     for text in [rule["expr"] for rule in alerts()] + queries():
         named = set(re.findall(r"\bcema_\w+", text))

@@ -328,7 +328,7 @@ def test_who_may_do_what_is_as_the_table_says(site: Site, monkeypatch: pytest.Mo
         "session": json.dumps({"token": tokens["chief"]}).encode(),
     }
     for method, path, who, success in table("endpoints"):
-        names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north"}
+        names = {"digest": manifest().payload, "id": example_sample().id, "name": "ops-north", "version": "1"}
         address = path.format(cohort="north", **names)
         for name, token in tokens.items():
             request: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["average_error", "colour_of", "write_plots"]
+__all__ = ["Stream", "average_error", "colour_of", "curve_of", "streams_of", "write_plots"]
 
 # In what sequence of conditions a stream changes while a method goes along it, and is short enough to be drawn whole.
 _CHANGING = ("continual", "gradual", "mixed")
@@ -50,9 +50,9 @@ def write_plots(out: Path, tables: Sequence[ResultTable], cells: Sequence[Mappin
     if not shown:
         return []
     figures = {"accuracy": _bars(shown), "uploads": _against_bytes(shown)}
-    changing = [cell for cell in cells if sequence(cell["protocol"]) in _CHANGING and cell["curve"]]
-    if changing:
-        figures["stream"] = _over_stream(changing)
+    streams = streams_of(cells)
+    if streams:
+        figures["stream"] = _over_stream(streams)
     returning = [one for one in visits_of(cells) if one.visits > 1]
     if returning:
         figures["visits"] = _over_visits(returning)
@@ -171,22 +171,47 @@ def _label(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         )
 
 
-def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw accuracy over the stream of the first seed, a panel for each stream."""
-    first = min(cell["seed"] for cell in cells)
+class Stream(NamedTuple):
+    """One stream of conditions: what it is of, and of each method the cells along it."""
+
+    title: str
+    changes: bool
+    methods: list[list[Mapping[str, Any]]]
+
+
+def streams_of(cells: Sequence[Mapping[str, Any]]) -> list[Stream]:
+    """Return the streams that change while a method goes along them and are short enough to be drawn whole.
+
+    Of several seeds the first.
+    """
+    changing = [cell for cell in cells if sequence(cell["protocol"]) in _CHANGING and cell["curve"]]
+    first = min((cell["seed"] for cell in changing), default=0)
     runs: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
+    for cell in changing:
         if cell["seed"] == first:
             runs.setdefault(cell["run"], []).append(cell)
-    panels: dict[tuple[Any, ...], list[list[Mapping[str, Any]]]] = {}
+    streams: dict[tuple[Any, ...], Stream] = {}
     for members in runs.values():
         head = members[0]
         top = max(cell["severity"] for cell in members)
-        panels.setdefault((head["dataset"], head["model"], head["protocol"], top), []).append(members)
-    figure, axes_list = _panels(len(panels), width=8.0, height=3.8)
-    for axes, (what, streams) in zip(axes_list, panels.items(), strict=True):
-        for members in streams:
-            points = sorted(point for cell in members for point in cell["curve"])
+        title = f"{head['model']}, {head['protocol']}, severity {top} ({head['dataset']})"
+        what = (head["dataset"], head["model"], head["protocol"], top)
+        stream = Stream(title, sequence(head["protocol"]) == "continual", [])
+        streams.setdefault(what, stream).methods.append(members)
+    return list(streams.values())
+
+
+def curve_of(members: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return where on its stream a method was measured, and its accuracy there in percent."""
+    return sorted((int(end), float(accuracy)) for cell in members for end, accuracy in cell["curve"])
+
+
+def _over_stream(streams: Sequence[Stream]) -> Figure:
+    """Draw accuracy over the stream, a panel for each stream."""
+    figure, axes_list = _panels(len(streams), width=8.0, height=3.8)
+    for axes, stream in zip(axes_list, streams, strict=True):
+        for members in stream.methods:
+            points = curve_of(members)
             method = members[0]["method"]
             axes.plot(
                 [end for end, _ in points],
@@ -195,10 +220,10 @@ def _over_stream(cells: Sequence[Mapping[str, Any]]) -> Figure:
                 label=method,
                 linewidth=1.2,
             )
-        if sequence(what[2]) == "continual":
-            _mark_segments(axes, streams[0])
+        if stream.changes:
+            _mark_segments(axes, stream.methods[0])
         axes.set(xlabel="samples of the stream", ylabel="accuracy, %")
-        axes.set_title(f"{what[1]}, {what[2]}, severity {what[3]} ({what[0]})", fontsize=10)
+        axes.set_title(stream.title, fontsize=10)
         axes.legend(fontsize=7, ncols=2, framealpha=0.8)
     return figure
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cema.bench.config import QUICK_SAMPLES, BenchConfig, check_names
 from cema.bench.execute import RunContext
+from cema.bench.html import REPORT, write_html
 from cema.bench.hyperparameters import check_methods
 from cema.bench.plan import Pair, Run, describe_pair, make_runs, with_class_order
 from cema.bench.plots import write_plots
@@ -108,6 +109,7 @@ def run_benchmark(
     cache: Path | None = None,
     quick: bool = False,
     replace: bool = False,
+    html: bool = False,
 ) -> dict[str, Any]:
     """Run a benchmark, or what is left of it, and write its tables.
 
@@ -123,6 +125,8 @@ def run_benchmark(
         How many runs go on at a time; by default one for each core, and one on an accelerator.
     replace : bool
         Measure again what `out` holds as measured with other settings or other code.
+    html : bool
+        Write ``report.html``, too.
 
     Returns
     -------
@@ -150,7 +154,7 @@ def run_benchmark(
                 display.begin_runs(plan.runs, finished, folder.cells())
                 failures = _measure(workers, display, left, folder)
         results = _collect(plan, folder)
-    _write(out, results, console)
+    _write(out, results, console, html=html)
     if failures:
         raise CemaError(_explain(failures, out))
     return results
@@ -308,7 +312,7 @@ def _in_order(cells: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     return sorted(cells, key=place)
 
 
-def _write(out: Path, results: dict[str, Any], console: Console) -> None:
+def _write(out: Path, results: dict[str, Any], console: Console, *, html: bool) -> None:
     write_results(out / RESULTS, results)
     tables, visits = summarise(results["cells"]), visits_of(results["cells"])
     for table in tables:
@@ -322,6 +326,8 @@ def _write(out: Path, results: dict[str, Any], console: Console) -> None:
     if visits:
         visits_csv(out / "visits.csv", visits)
     write_plots(out, tables, results["cells"])
+    if html:
+        write_html(out / REPORT, tables, results)
     console.print(f"results, tables and plots: {out}", highlight=False, soft_wrap=True)
 
 

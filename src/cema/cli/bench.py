@@ -65,6 +65,12 @@ def _bench(
             help="Measure again what --out holds as measured with other settings or code.",
         ),
     ] = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", show_default="off", help="Write report.html into --out, one file that opens anywhere."
+        ),
+    ] = False,
     show_settings: Annotated[
         bool,
         typer.Option(
@@ -103,7 +109,7 @@ def _bench(
         warning = f"rates short are for the protocol reset, not for {asked.protocol}; consider --rates papers"
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     try:
-        run_benchmark(asked, out, console, jobs=jobs, cache=cache, quick=quick, replace=replace)
+        run_benchmark(asked, out, console, jobs=jobs, cache=cache, quick=quick, replace=replace, html=html)
     except KeyboardInterrupt:
         console.print(
             f"stopped; the same command goes on from what is in {out}", highlight=False, soft_wrap=True

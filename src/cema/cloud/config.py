@@ -258,6 +258,9 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         How long samples are kept after they arrived, by the cloud's clock; 0: until the store needs their room. What is
         older is deleted within an hour (within a 24th of the time, where that is less): the images from the store, and
         what the worker keeps of them.
+    private : bool
+        Whether nobody may look at the cohort's images: the API shows none, and the operators' page has none. Whoever
+        may read the store's files can.
     """
 
     name: str
@@ -270,6 +273,7 @@ class CohortConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     publish: PublishConfig = PublishConfig()
     rollout: RolloutConfig = RolloutConfig()
     retention_days: float = 0.0
+    private: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a name that is no URL segment, and a time below 0."""

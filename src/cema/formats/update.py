@@ -32,7 +32,15 @@ from cema.formats.payload import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["UPDATE_FORMAT", "UpdateManifest", "sign_update", "verify_payload", "verify_update", "version_of"]
+__all__ = [
+    "UPDATE_FORMAT",
+    "UpdateManifest",
+    "base_of",
+    "sign_update",
+    "verify_payload",
+    "verify_update",
+    "version_of",
+]
 
 UPDATE_FORMAT = "cema.update/1"
 """What a manifest says that it is."""
@@ -224,6 +232,14 @@ def version_of(envelope: bytes) -> int:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return 0
     return version if 0 <= version < 2**53 else 0
+
+
+def base_of(envelope: bytes) -> str | None:
+    """Return the base model that an envelope says it is for, unverified: for who made it; None if it cannot be read."""
+    try:
+        return msgspec.json.decode(content_of(envelope), type=UpdateManifest).base
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _canonical(manifest: UpdateManifest) -> bytes:

@@ -17,7 +17,14 @@ import numpy.typing as npt
 from cema.errors import FormatError
 from cema.ondevice.domain_chart import PIECE, RATE, DomainChart, moving_weights
 
-__all__ = ["Domain", "DriftMonitor", "InputAverage", "input_statistics", "statistics_size"]
+__all__ = [
+    "Domain",
+    "DriftMonitor",
+    "InputAverage",
+    "input_statistics",
+    "statistics_names",
+    "statistics_size",
+]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -90,6 +97,20 @@ def _sizes(channels: int, height: int, width: int) -> Float32:
 def statistics_size(channels: int, height: int, width: int) -> int:
     """Return F of `input_statistics` for inputs of that shape."""
     return len(_sizes(channels, min(height, _SIDE), min(width, _SIDE)))
+
+
+def statistics_names(channels: int, size: int) -> tuple[str, ...]:
+    """Return what each of the F = `size` statistics of `input_statistics` is.
+
+    Examples
+    --------
+    >>> statistics_names(1, 4)
+    ('brightness', 'contrast', 'detail along rows, full size', 'detail along columns, full size')
+    """
+    names = ["brightness", "contrast", *(["red cast", "blue cast"] if channels == 3 else [])]
+    for scale in ("full size", "half size", "quarter size"):
+        names += [f"detail along rows, {scale}", f"detail along columns, {scale}"]
+    return tuple(names[:size])
 
 
 def _sum(values: Float32, out: Float32) -> None:

@@ -135,13 +135,14 @@ class HistoryTests(StoreCase):
         for number, kind in ((1, None), (2, "rollback")):
             update = numbered_update(number)
             if kind:
-                update = replace(update, trace={"kind": kind, "published_at": NOW + number})
+                trace = {"kind": kind, "published_at": NOW + number, "domain": [0.5, -1.0]}
+                update = replace(update, trace=trace)
             store.commit_step("north", 0, b"", update, epoch=epoch, now=NOW + number)
         with pytest.raises(StoreError):
             store.commit_step("north", 0, b"", numbered_update(2), epoch=epoch, now=NOW + 3)
         first, second = keeps.published("north", 0, 2 * NOW)
         assert first == Published(1, numbered_update(1).created, "learned")
-        assert second == Published(2, NOW + 2, "rollback")
+        assert second == Published(2, NOW + 2, "rollback", (0.5, -1.0))
         assert keeps.published("north", NOW, NOW + 3) == [second]
         assert keeps.published("south", 0, 2 * NOW) == []
 

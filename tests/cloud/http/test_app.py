@@ -336,7 +336,7 @@ def test_health_needs_no_token(cloud: Cloud, path: str) -> None:
 
 def test_unknown_addresses_and_methods_are_errors_of_the_same_form(cloud: Cloud) -> None:
     refused(cloud.get("/no/such/place"), 404, "not_found")
-    response = cloud.get("/v1/cohorts/north/samples")
+    response = cloud.get("/v1/cohorts/north/reports")
     refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
 
@@ -378,6 +378,11 @@ def test_the_api_describes_itself(cloud: Cloud) -> None:
         "artifact",
         "cohort_status",
         "history",
+        "show_device",
+        "sample_image",
+        "show_version",
+        "domains",
+        "list_samples",
         "add_measures",
         "sign_in",
         "session",

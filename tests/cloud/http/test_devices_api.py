@@ -10,7 +10,11 @@ import pytest
 from cloud_client import Cloud, auth, refused
 from cloud_support import make_samples
 
+from cema.cloud.store.activity import Poll
 from cema.cloud.store.fleet import Quarantine, fleet_of
+from cema.cloud.store.reports import Reported
+from cema.cloud.store.traces import Fetch
+from cema.formats.report import DeviceReport, Refused, Served
 
 LATEST = "/v1/cohorts/north/updates/latest"
 
@@ -145,3 +149,60 @@ def test_an_operator_s_list_is_of_its_cohort_alone(cloud: Cloud) -> None:
     text = cloud.get("/metrics", token=cloud.operator).text
     assert 'cema_quarantined_devices{cohort="south"} 1.0' in text
     assert 'cema_quarantined_devices{cohort="north"} 0.0' in text
+
+
+def page(cloud: Cloud, query: str) -> tuple[list[str], int]:
+    response = cloud.get(f"/v1/cohorts/north/devices?{query}", token=cloud.operator)
+    assert response.status_code == 200
+    told = response.json()
+    return [device["name"] for device in told["devices"]], told["total"]
+
+
+def test_a_part_of_the_list_by_name_or_by_trouble(cloud: Cloud) -> None:
+    for number in range(6):
+        cloud.engine.devices.add(f"Yard-{number}", cohort="north")
+    now = time.time()
+    fleet_of(cloud.engine.devices).act("Yard-4", Quarantine())
+    report = DeviceReport(
+        boot="a" * 16, number=1, serving=Served(version=1), refused=Refused(version=2, reason="expired")
+    )
+    cloud.store.note_polls(
+        [Poll("north", name, now - ago, 1) for name, ago in (("Yard-1", 5), ("Yard-2", 900), ("Yard-4", 900))]
+    )
+    cloud.store.note_reports([Reported("north", "Yard-5", now, report)])
+    names = ["Yard-0", "Yard-1", "Yard-2", "Yard-3", "Yard-4", "Yard-5", "cam", "ops-north"]
+    assert page(cloud, "") == (names, 8)
+    assert page(cloud, "limit=3&offset=2") == (names[2:5], 8)
+    assert page(cloud, "offset=7&limit=9") == (names[7:], 8)
+    assert page(cloud, "offset=20") == ([], 8)
+    assert page(cloud, "search=yARD-&limit=2") == (names[:2], 6)
+    assert page(cloud, "search=%25") == ([], 0)
+    trouble = ["Yard-5", "Yard-4", "Yard-2", "Yard-0", "Yard-1", "Yard-3", "cam", "ops-north"]
+    assert page(cloud, "order=trouble") == (trouble, 8)
+    assert page(cloud, "order=trouble&limit=2&offset=1") == (trouble[1:3], 8)
+    told = listed(cloud)
+    assert (told["Yard-5"]["level"], told["Yard-5"]["problems"]) == ("bad", ["refused version 2: expired"])
+    assert told["Yard-2"]["problems"] == ["silent for 15 min"]
+    for wrong in ("order=age", "limit=0", "offset=-1", f"search={'x' * 65}"):
+        refused(cloud.get(f"/v1/cohorts/north/devices?{wrong}", token=cloud.operator), 400, "invalid_request")
+
+
+def test_a_device_is_shown_with_what_it_sent_and_fetched(cloud: Cloud) -> None:
+    for number in range(30):
+        cloud.store.put("north", make_samples(1, seed=number), device="cam", now=5.0, max_backlog=100)
+    cloud.store.put("north", make_samples(1, seed=99), device="other", now=5.0, max_backlog=100)
+    for version in (1, 2):
+        cloud.publish(version, bytes([version]), trace={"steps": []})
+        cloud.store.note_fetches([Fetch("north", version, "cam", 10.0 + version)])
+    found = cloud.get("/v1/cohorts/north/devices/cam", token=cloud.operator)
+    told = found.json()
+    assert told["name"] == "cam"
+    assert [one["id"] for one in told["uploads"]] == [make_samples(1, seed=n)[0].id for n in range(29, 9, -1)]
+    assert told["adopted"] == [{"version": 2, "fetched_at": 12.0}, {"version": 1, "fetched_at": 11.0}]
+    assert {name: told[name] for name in listed(cloud)["cam"]} == listed(cloud)["cam"]
+    operator = cloud.get("/v1/cohorts/north/devices/ops-north", token=cloud.operator).json()
+    assert (operator["role"], operator["uploads"], operator["adopted"]) == ("operator", [], [])
+    for name in ("nobody", "far", "%00", "x" * 300):
+        answer = cloud.get(f"/v1/cohorts/north/devices/{name}", token=cloud.operator)
+        refused(answer, 404, "unknown_device")
+    refused(cloud.get("/v1/cohorts/north/devices/cam"), 403, "not_an_operator")

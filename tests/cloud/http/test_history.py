@@ -188,7 +188,7 @@ class Kept:
     def history(self) -> None:
         raise NotImplementedError
 
-    domain_changes = published = history
+    domain_changes = published = fetched = history
 
 
 def test_many_threads_add_and_nothing_is_lost() -> None:

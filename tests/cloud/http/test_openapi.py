@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import numpy as np
 import pytest
 from bundle_offer import migrated, sha256
@@ -60,8 +61,26 @@ OVERVIEW = "/v1/overview"
 EVENTS = "/v1/events"
 HISTORY = "/v1/cohorts/{cohort}/history"
 MEASURES = "/v1/cohorts/{cohort}/measures"
+IMAGE = "/v1/cohorts/{cohort}/samples/{id}/image"
+VERSION = "/v1/cohorts/{cohort}/versions/{version}"
+DOMAINS = "/v1/cohorts/{cohort}/domains"
+DEVICE = "/v1/cohorts/{cohort}/devices/{name}"
 KNOWN = make_samples(1, seed=500)[0]
-TOLD_TO_OPERATORS = (VERSIONS, ACTS, BASES, DEVICES, DATA, SAMPLE, DELETIONS, HISTORY)
+TOLD_TO_OPERATORS = (
+    VERSIONS,
+    ACTS,
+    BASES,
+    DEVICES,
+    DATA,
+    SAMPLE,
+    DELETIONS,
+    HISTORY,
+    SAMPLES,
+    IMAGE,
+    VERSION,
+    DOMAINS,
+    DEVICE,
+)
 ADMINISTRATORS_WRITE = (ACTS, DEVICES, DEVICE_ACTS, DELETIONS, LABELS, MEASURES)
 # Codes that a client in this process does not see: it waits for its response, and nobody stops the server.
 UNSEEN = {"disconnected", "stopping"}
@@ -98,6 +117,7 @@ class Api:
         digest: str = DIGEST,
         name: str = "cam",
         id: str = KNOWN.id,
+        version: object = 1,
         headers: dict[str, str] | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
     ) -> httpx2.Response:
@@ -105,7 +125,7 @@ class Api:
         if who is not None:
             sent["Authorization"] = f"Bearer {self.tokens.get(who, who)}"
         sent |= headers or {}
-        url = f"http://cloud{path.format(cohort=cohort, digest=digest, name=name, id=id)}"
+        url = f"http://cloud{path.format(cohort=cohort, digest=digest, name=name, id=id, version=version)}"
 
         async def call() -> httpx2.Response:
             transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -286,7 +306,8 @@ def wrong_acts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for content in (*wrong, b'{"type": "pause", "to": 1}', b"[" * 4000):
         assert api("POST", ACTS, who="admin", content=content).status_code == 400
-    assert api("POST", ACTS, who="admin", content=b'{"type": "pin", "to": 9}').status_code == 409
+    for content in (b'{"type": "pin", "to": 9}', b'{"type": "canary", "first": 0.5}'):
+        assert api("POST", ACTS, who="admin", content=content).status_code == 409
     with monkeypatch.context() as patch:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", ACTS, who="admin", content=never())
@@ -319,6 +340,7 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     assert api("GET", f"{DELETIONS}?limit=0", who="admin").status_code == 400
     for unknown in ("0" * 64, "short", "%00", "ab cd"):
         assert api("GET", SAMPLE, who="operator", id=unknown).status_code == 404
+        assert api("GET", IMAGE, who="operator", id=unknown).status_code == 404
     wrong: dict[str, tuple[bytes, ...]] = {
         DELETIONS: (
             b"{}",
@@ -349,6 +371,7 @@ def wrong_data(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
     assert api("GET", DELETIONS, who="admin").json() == {"deletions": []}
+    assert api("GET", f"{SAMPLES}?limit=0", who="admin").status_code == 400
     for query in ("since=9&until=5", "points=0", "points=5000", "since=-1", "until=soon"):
         assert api("GET", f"{HISTORY}?{query}", who="admin").status_code == 400
 
@@ -367,6 +390,13 @@ def good_data(api: Api) -> None:
     assert (taken["new"], taken["changed"], taken["same"]) == (2, 0, 0)
     assert [refused["id"] for refused in taken["refused"]] == [other[1].id, "no id", "0" * 64]
     assert api("GET", SAMPLE, who="operator").json()["truth"] == 3
+    shown = api("GET", f"{SAMPLES}?device=cam", who="operator").json()["samples"]
+    assert (shown[-1]["id"], shown[-1]["truth"]) == (KNOWN.id, 3)
+    assert api("GET", IMAGE, who="operator").content.startswith(b"\x89PNG")  # it was sent raw
+    configs = api.app.state.service._configs
+    configs["north"] = msgspec.structs.replace(configs["north"], private=True)
+    assert api("GET", IMAGE, who="operator").json()["error"]["code"] == "private"
+    configs["north"] = msgspec.structs.replace(configs["north"], private=False)
     first = api("POST", DELETIONS, who="admin", content=b'{"device": "cam", "class": 3}')
     assert first.status_code == 202
     assert (first.json()["samples"], first.json()["state"], first.json()["actor"]) == (
@@ -413,6 +443,11 @@ def good_acts(api: Api) -> None:
         ("rollback", "superseded", "token:boss"),
         ("pin", "superseded", "token:boss"),
     ]
+    for unknown, status in ((9, 404), (0, 400), ("newest", 400)):
+        assert api("GET", VERSION, who="operator", version=unknown).status_code == status
+    shown = api("GET", VERSION, who="operator").json()
+    assert (shown["digest"], shown["moved"], shown["adoption"]["offered"]) == (DIGEST, None, 1)
+    assert api("GET", DOMAINS, who="operator").json()["points"] == []
     (version,) = api("GET", VERSIONS, who="chief").json()["versions"]
     assert (version["version"], version["digest"]) == (1, DIGEST)
     assert api("POST", ACTS, who="admin", content=b'{"type": "stop"}').status_code == 202
@@ -440,6 +475,9 @@ def acts_on_devices(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(body, "FIRST_SECONDS", 0.01)
             api("POST", path, who="admin", content=never())
+    assert api("GET", f"{DEVICES}?limit=0", who="operator").status_code == 400
+    assert api("GET", DEVICE, who="operator", name="nobody").status_code == 404
+    assert api("GET", DEVICE, who="operator", name="new").json()["problems"] == []
     assert "new" in {device["name"] for device in api("GET", DEVICES, who="operator").json()["devices"]}
 
 
@@ -518,13 +556,14 @@ def faults(api: Api) -> None:
         connection.execute("ALTER TABLE true_labels RENAME COLUMN label TO lost")
         connection.execute("ALTER TABLE deletions RENAME TO lost_deletions")
         connection.execute("ALTER TABLE history RENAME TO lost_history")
+        connection.execute("ALTER TABLE history_versions RENAME TO lost_versions")
     for path, content in (
         (DELETIONS, b'{"all": true}'),
         (LABELS, f'{{"labels": {{"{KNOWN.id}": 1}}}}'.encode()),
         (MEASURES, b'{"measures": {"labelled.adapted": [8, 6]}}'),
     ):
         assert api("POST", path, who="admin", content=content).status_code == 503
-    for path in (DATA, SAMPLE, DELETIONS, HISTORY):
+    for path in (DATA, SAMPLE, DELETIONS, HISTORY, SAMPLES, IMAGE):
         assert api("GET", path, who="operator").status_code == 500
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE updates RENAME TO lost_updates")
@@ -538,9 +577,11 @@ def faults(api: Api) -> None:
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE device_activity RENAME TO lost_activity")
     api("GET", DEVICES, who="admin")
+    api("GET", DEVICE, who="admin")
     with api.engine.store.database.write() as connection:
         connection.execute("ALTER TABLE cohort_bases RENAME COLUMN notice TO lost")
-    api("GET", VERSIONS, who="admin")
+    for path in (VERSIONS, VERSION, DOMAINS):
+        assert api("GET", path, who="admin").status_code == 500
     api("GET", BASES, who="admin")
     api("GET", LATEST)
     api("GET", ARTIFACT)
@@ -606,6 +647,7 @@ BODIES = st.one_of(
         [("POST", path) for path in (SAMPLES, *ADMINISTRATORS_WRITE)]
         + [("GET", path) for path in (LATEST, ARTIFACT, STATUS, VERSIONS, ACTS, DEVICES)]
         + [("GET", path) for path in (DATA, SAMPLE, DELETIONS, HISTORY, SESSION, OVERVIEW, "/metrics")]
+        + [("GET", path) for path in (SAMPLES, IMAGE, VERSION, DOMAINS, DEVICE)]
     ),
     request=st.fixed_dictionaries(REQUESTS),
     content=BODIES,

@@ -101,7 +101,8 @@ def test_the_worst_comes_first_and_orders_a_list() -> None:
     assert [problem.level for problem in both] == ["bad", "warn"]
     one, well = both[1:], list[Problem]()
     order = sorted(
-        [("a", well), ("c", one), ("b", one), ("d", both)], key=lambda x: trouble_order(x[1], x[0])
+        [("a", well), ("c", one), ("b", one), ("d", both)],
+        key=lambda x: trouble_order(device_level(x[1]), x[1], x[0]),
     )
     assert [name for name, _ in order] == ["d", "b", "c", "a"]
 

@@ -68,7 +68,8 @@ def _check_port(config: CloudConfig) -> str:
         if ready is None or ready.get("status") != "ok":
             told = (ready or {}).get("error", {}).get("message", "it does not answer whether it is ready")
             raise Wrong(
-                f"{place}: a CEMA cloud runs there, and is not well: {told}", "see its log"
+                f"{place}: a CEMA cloud runs there, and is not well: {told}",
+                "check again in a moment; if it stays so, see the log of the cloud",
             ) from error
         return f"{place}: a CEMA cloud ({alive.get('version')}) runs there already, and is well"
     return "a free one is taken at the start" if config.port == 0 else f"{place} is free"

@@ -73,7 +73,9 @@ class _Asked:
         from cema.edge.background import Clock
         from cema.edge.client import CloudClient
 
-        client = CloudClient(link.url, link.cohort, link.read_token, _ANSWER_SECONDS, Clock())
+        client = CloudClient(
+            link.url, link.cohort, link.read_token, _ANSWER_SECONDS, Clock(), ca_file=link.ca_file
+        )
         try:
             reply = client.status()
         finally:

@@ -21,9 +21,11 @@ from cema.cloud.http import (
     overview,
     page,
     reports,
+    samples_shown,
     sessions,
     updates,
     uploads,
+    versions,
 )
 from cema.cloud.http.errors import install_errors
 from cema.cloud.http.metrics import RequestTimer
@@ -93,7 +95,7 @@ def create_app(engine: Engine) -> FastAPI:
     install_errors(app, service.metrics.failed)
     app.add_middleware(RequestTimer, metrics=service.metrics)
     parts = (
-        *(uploads, updates, keys, bundles, reports, acts, devices, data, history),
+        *(uploads, updates, keys, bundles, reports, acts, devices, data, versions, samples_shown, history),
         *(sessions, overview, page, operations),
     )
     for part in parts:

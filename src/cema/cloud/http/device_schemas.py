@@ -7,10 +7,20 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from cema.cloud.http.samples_schemas import ShownSample
 from cema.cloud.http.schemas import Seconds
 from cema.cloud.store.fleet import LAST_MOMENT, LONGEST_OVERLAP
 
-__all__ = ["MOST_ADDED", "AddDevices", "AddedDevices", "DeviceDone", "Devices", "act_schema", "add_schema"]
+__all__ = [
+    "MOST_ADDED",
+    "AddDevices",
+    "AddedDevices",
+    "DeviceDetail",
+    "DeviceDone",
+    "Devices",
+    "act_schema",
+    "add_schema",
+]
 
 MOST_ADDED = 1000
 """Devices in one request."""
@@ -76,9 +86,24 @@ class ListedDevice(DeviceRecord):
 
 
 class Devices(BaseModel):
-    """The devices of a cohort, by name."""
+    """Devices of a cohort."""
 
     devices: list[ListedDevice]
+    total: int = Field(description="How many there are, listed or not, whose names are as was asked for.")
+
+
+class Adopted(BaseModel):
+    """A version that a device has fetched, and when it first did."""
+
+    version: int
+    fetched_at: Seconds
+
+
+class DeviceDetail(ListedDevice):
+    """What is known of a device, and what it sent and fetched last."""
+
+    uploads: list[ShownSample] = Field(description="Its newest samples, the newest first.")
+    adopted: list[Adopted] = Field(description="The newest first, as far as it was among the first to fetch.")
 
 
 class AddedDevice(BaseModel):

@@ -6,11 +6,11 @@ revoked, and lock the others out. The command line does both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
@@ -28,6 +28,7 @@ from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.device_schemas import (
     AddDevices,
     AddedDevices,
+    DeviceDetail,
     DeviceDone,
     Devices,
     act_schema,
@@ -35,9 +36,12 @@ from cema.cloud.http.device_schemas import (
 )
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
+from cema.cloud.http.samples_shown import shown
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.audits import AuditStore
 from cema.cloud.store.control import ActRefused
+from cema.cloud.store.data import newest_samples
+from cema.cloud.store.device_problems import trouble_order
 from cema.cloud.store.devices import Device, new_token
 from cema.cloud.store.devices_told import device_told, devices_told
 from cema.cloud.store.fleet import (
@@ -50,6 +54,7 @@ from cema.cloud.store.fleet import (
     UnknownDevice,
     fleet_of,
 )
+from cema.cloud.store.history import history_of
 from cema.errors import StoreFull, StoreUnavailable
 
 __all__ = ["router"]
@@ -59,6 +64,8 @@ T = TypeVar("T")
 router = APIRouter(prefix="/v1/cohorts/{cohort}/devices", tags=["devices"])
 
 LARGEST_ACT = 4096
+# Of one device: its newest samples, and the versions that it has fetched.
+UPLOADS_SHOWN, ADOPTED_SHOWN = 20, 50
 LARGEST_LIST = 256 * 1024
 _NOT_KEPT = {"headers": headers("Cache-Control")}
 _CHANGE_ERRORS = (
@@ -86,18 +93,73 @@ def _body(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class _Page(NamedTuple):
+    """A part of a list of devices."""
+
+    order: Literal["name", "trouble"]
+    limit: int | None
+    offset: int
+    search: str
+
+
+def _page(
+    order: Annotated[
+        Literal["name", "trouble"], Query(description="By name, or those first that need somebody most.")
+    ] = "name",
+    limit: Annotated[int | None, Query(ge=1, le=100_000, description="So many, at most.")] = None,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="So many of the first are left out.")] = 0,
+    search: Annotated[str, Query(max_length=64, description="A part of the name.")] = "",
+) -> _Page:
+    return _Page(order, limit, offset, search)
+
+
 @router.get(
     "",
     summary="List the devices of a cohort",
-    response_description="Devices, operators and admins of this cohort alone, revoked ones too, by name.",
-    responses={200: _NOT_KEPT, **errors(*OPERATOR_ERRORS)},
+    response_model=Devices,
+    response_description="Devices, operators and admins of this cohort alone, revoked ones too.",
+    responses={200: _NOT_KEPT, **errors("invalid_request", *OPERATOR_ERRORS)},
     dependencies=[Depends(operator)],
 )
-def list_devices(cohort: CohortName, service: TheService, response: Response) -> Devices:
+def list_devices(cohort: CohortName, service: TheService, page: Annotated[_Page, Depends(_page)]) -> Response:
     """When each was heard of, what it has and sent, and what operators have said of it."""
-    response.headers.update(NO_STORE)
-    known = [device for device in service.engine.devices.list() if device.cohort == cohort]
-    return Devices.model_validate({"devices": devices_told(service.store, known, [cohort])})
+    search = page.search.lower()
+    known = [
+        device
+        for device in service.engine.devices.list()
+        if device.cohort == cohort and search in device.name.lower()
+    ]
+    end = None if page.limit is None else page.offset + page.limit
+    if page.order == "name":
+        told = devices_told(service.store, known[page.offset : end], [cohort])
+    else:
+        told = devices_told(service.store, known, [cohort])
+        told.sort(key=lambda one: trouble_order(one["level"], one["problems"], one["name"]))
+        told = told[page.offset : end]
+    return _answer({"devices": told, "total": len(known)}, 200)
+
+
+@router.get(
+    "/{name}",
+    summary="Show a device",
+    response_model=DeviceDetail,
+    response_description="What is known of it, its newest samples, and the versions that it has fetched.",
+    responses={200: _NOT_KEPT, **errors(*OPERATOR_ERRORS, "unknown_device")},
+    dependencies=[Depends(operator)],
+)
+def show_device(cohort: CohortName, name: DeviceName, service: TheService) -> Response:
+    """One device, or one operator of the cohort alone."""
+    known = _find(service.engine.devices.list(), cohort, name)
+    (told,) = devices_told(service.store, [known], [cohort])
+    facts = service.bundle_facts(cohort)
+    newest = newest_samples(service.store, cohort, limit=UPLOADS_SHOWN, device=name)
+    keeps = history_of(service.store)
+    adopted = keeps.fetched(cohort, name, limit=ADOPTED_SHOWN) if keeps else []
+    more = {
+        "uploads": [shown(each, facts) for each in newest],
+        "adopted": [{"version": version, "fetched_at": at} for version, at in adopted],
+    }
+    return _answer(told | more, 200)
 
 
 @router.post(
@@ -145,9 +207,7 @@ async def act_on_device(cohort: CohortName, name: DeviceName, request: Request) 
         administrator(act.to, signed_in(request), service)
 
     def do(register: FleetRegister) -> Done:
-        known = next((d for d in register.list() if d.name == name and d.cohort == cohort), None)
-        if known is None:
-            raise UnknownDevice(f"cohort {cohort!r} has no device {name[:64]!r}")
+        known = _find(register.list(), cohort, name)
         if known.role == "admin":
             raise ActRefused(f"{name!r} is an admin: acts on admins are for the command line")
         return register.act(name, act)
@@ -155,6 +215,14 @@ async def act_on_device(cohort: CohortName, name: DeviceName, request: Request) 
     done = await run_in_threadpool(_changed, service, who, do)
     device = None if done.device is None else device_told(done.device)
     return _answer({"device": device, "token": done.token}, 200)
+
+
+def _find(known: Iterable[Device], cohort: str, name: str) -> Device:
+    found = next((device for device in known if device.name == name and device.cohort == cohort), None)
+    if found is None:
+        message = f"cohort {cohort!r} has no device {name[:64]!r}"
+        raise ApiError("unknown_device", message, "see the list of devices")
+    return found
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:

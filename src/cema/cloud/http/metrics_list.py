@@ -45,7 +45,7 @@ METRICS = (
         "cema_http_requests_in_progress",
         "gauge",
         (),
-        "Requests that are being answered, with those that wait for a new version.",
+        "Requests that are being answered, with those that wait for news.",
     ),
     Described(
         "cema_samples_rejected", "counter", ("cohort", "reason"), "Samples refused at upload, by reason."

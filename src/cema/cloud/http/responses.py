@@ -17,10 +17,12 @@ _HEADERS = {
     "more than one.",
     "Cache-Control": "Whether the response may be kept.",
     "Content-Range": "Which bytes of how many.",
+    "Content-Security-Policy": "Nothing in it may run, or load anything.",
     "ETag": "The entity tag, for If-None-Match.",
     "Retry-After": "Seconds to wait before the next try.",
     "Set-Cookie": "The session's cookie: HttpOnly, SameSite=Strict.",
     "WWW-Authenticate": "Always `Bearer`.",
+    "X-Content-Type-Options": "Always `nosniff`.",
 }
 _OPTIONAL = {"CEMA-Base"}
 _MORE_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}

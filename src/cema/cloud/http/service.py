@@ -12,7 +12,9 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from cema.cloud.config import CohortConfig
 from cema.cloud.http.bases import Bases
+from cema.cloud.http.bundle_facts import BundleFacts, BundlesRead
 from cema.cloud.http.device_bases import DeviceBases
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.fetches import Fetches
@@ -57,7 +59,9 @@ class Service:
         self.engine = engine
         self.store = engine.store
         self.limits = engine.config.limits
-        self.cohorts = frozenset(cohort.name for cohort in engine.config.cohort)
+        self._configs = {cohort.name: cohort for cohort in engine.config.cohort}
+        self.cohorts = frozenset(self._configs)
+        self._bundles = BundlesRead()
         self.readiness = Readiness(engine)
         self.metrics = Metrics(engine.store, sorted(self.cohorts), self.limits, self.readiness)
         self.rates = DeviceRates(self.limits, engine.devices)
@@ -85,6 +89,18 @@ class Service:
         if self._instant:
             return read(*args, **kwargs)
         return await run_in_threadpool(read, *args, **kwargs)
+
+    def config(self, cohort: str) -> CohortConfig:
+        """Return what a cohort is configured with."""
+        return self._configs[cohort]
+
+    def private(self, cohort: str) -> bool:
+        """Return whether nobody may look at a cohort's images."""
+        return self._configs[cohort].private
+
+    def bundle_facts(self, cohort: str) -> BundleFacts:
+        """Return what a cohort's bundle says; may read the disk."""
+        return self._bundles.of(self._configs[cohort])
 
     def latest_tag(self, cohort: str, device: str) -> UpdateTag | None:
         """Return what tells the newest update that a device is offered from others, or None before the first."""

@@ -18,12 +18,15 @@ from cema.errors import StoreError
 
 __all__ = [
     "RETENTION",
+    "SEARCHED",
     "DataFilter",
     "DataGroup",
     "DataSample",
     "DataStore",
     "DeletionState",
     "LabelsTaken",
+    "NewestSample",
+    "NewestStore",
     "Pending",
     "Receipt",
     "TeacherLabel",
@@ -31,10 +34,14 @@ __all__ = [
     "all_samples",
     "data_of",
     "find_receipt",
+    "newest_samples",
 ]
 
 RETENTION = "retention"
 """In place of a person, where samples were deleted because they had reached the cohort's ``retention_days``."""
+
+SEARCHED = 20_000
+"""Samples among which those of one device are searched for: the newest of the cohort."""
 
 DeletionState: TypeAlias = Literal["deleting", "waiting", "forgotten", "done"]
 """``deleting``: not every sample is removed yet; a deletion that was interrupted goes on with the worker's next turn.
@@ -133,6 +140,13 @@ class DataSample(msgspec.Struct, frozen=True, kw_only=True):
     received_at: float
     bytes: int
     waiting: bool
+
+
+class NewestSample(NamedTuple):
+    """A stored sample, and whether a device drew it at random too."""
+
+    sample: DataSample
+    drawn: bool
 
 
 class TeacherLabel(NamedTuple):
@@ -303,6 +317,22 @@ class DataStore(Protocol):
     def true_labels(self, cohort: str) -> dict[int, int]:
         """Return the true classes that people have given, by sequence number."""
         ...
+
+
+@runtime_checkable
+class NewestStore(Protocol):
+    """What a back end may have beside `DataStore`: it shows what came last."""
+
+    def newest_samples(self, cohort: str, *, limit: int, device: str | None = None) -> list[NewestSample]:
+        """Return the newest samples, newest first: of all devices, or of one among the newest `SEARCHED` of all."""
+        ...
+
+
+def newest_samples(store: Store, cohort: str, *, limit: int, device: str | None = None) -> list[NewestSample]:
+    """Return the newest samples, newest first; none where the store's back end does not show them."""
+    if not isinstance(store, NewestStore):
+        return []
+    return store.newest_samples(cohort, limit=limit, device=device)
 
 
 def data_of(store: Store) -> DataStore:

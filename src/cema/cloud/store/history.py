@@ -82,11 +82,23 @@ class DomainChange(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A version of a cohort: its number, when it was published (unix seconds), and why, as its trace says."""
+    """A version of a cohort.
+
+    Attributes
+    ----------
+    version : int
+    at : float
+        When it was published, unix seconds.
+    kind : str
+        Why, as its trace says.
+    domain : tuple of float or None
+        What inputs looked like then: the means of their statistics.
+    """
 
     version: int
     at: float
     kind: str
+    domain: tuple[float, ...] | None = None
 
 
 class HistoryBin(NamedTuple):
@@ -127,6 +139,13 @@ class HistoryStore(Protocol):
 
     def published(self, cohort: str, since: float, until: float) -> list[Published]:
         """Return the versions that were published from `since` until before `until`, oldest first."""
+        ...
+
+    def fetched(self, cohort: str, device: str, *, limit: int) -> list[tuple[int, float]]:
+        """Return the newest versions that a device has fetched, and when it first did (unix seconds), newest first.
+
+        Of each version the first devices are noted alone, see `cema.cloud.store.traces.TraceStore.note_fetches`.
+        """
         ...
 
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from cema.cloud.store.data import DataFilter, DataGroup, DataSample, LabelsTaken, TeacherLabel
+from cema.cloud.store.data import (
+    SEARCHED,
+    DataFilter,
+    DataGroup,
+    DataSample,
+    LabelsTaken,
+    NewestSample,
+    TeacherLabel,
+)
 from cema.cloud.store.sqlite_beside import make_tables
 from cema.cloud.store.sqlite_database import PAGE, Database, bump
 from cema.cloud.store.sqlite_space import make_room
@@ -103,6 +112,29 @@ class LabelTables:
         where, values = conditions(cohort, which)
         return self._samples(f"{where} AND s.seq > ? ORDER BY s.seq LIMIT ?", [*values, after, limit])
 
+    def newest(self, cohort: str, device: str | None, limit: int, *, draws: bool) -> list[NewestSample]:
+        """Return the newest samples, newest first; with `draws`, the table of those that were drawn is there."""
+        self.require()
+        drawn = (
+            "EXISTS (SELECT 1 FROM draws AS d WHERE d.cohort = s.cohort AND d.id = s.id AND d.device = s.device "
+            "AND d.captured_at = s.captured_at)"
+        )
+        with self._database.read() as connection:
+            seqs = connection.execute(
+                # No index helps to find one device: its samples are searched for among the newest alone.
+                "SELECT seq FROM (SELECT seq, device FROM samples WHERE cohort = ?1 ORDER BY seq DESC LIMIT ?2) "
+                "WHERE ?3 IS NULL OR device = ?3 ORDER BY seq DESC LIMIT ?4",
+                (cohort, limit if device is None else SEARCHED, device, limit),
+            ).fetchall()
+            rows = [
+                connection.execute(
+                    f"SELECT {drawn if draws else '0'}, {COLUMNS} FROM {FROM} WHERE s.seq = ?",  # noqa: S608
+                    seq,
+                ).fetchone()
+                for seq in seqs
+            ]
+        return [NewestSample(_sample(row[1:]), bool(row[0])) for row in rows]
+
     def sample(self, cohort: str, key: str) -> DataSample | None:
         """Return one sample by its id, or None."""
         try:
@@ -115,10 +147,7 @@ class LabelTables:
         self.require()
         with self._database.read() as connection:
             rows = connection.execute(f"SELECT {COLUMNS} FROM {FROM} WHERE {where}", values).fetchall()  # noqa: S608
-        return [
-            DataSample(**dict(zip(SAMPLE, (row[0], row[1].hex(), *row[2:-1], bool(row[-1])), strict=True)))
-            for row in rows
-        ]
+        return [_sample(row) for row in rows]
 
     def put(self, cohort: str, labels: Mapping[str, int], *, actor: str, now: float) -> LabelsTaken:
         """Keep the classes that people have given, in one transaction."""
@@ -177,6 +206,10 @@ class LabelTables:
             "SELECT value FROM counters WHERE cohort = ? AND name = ?", (cohort, LABELLED)
         )
         return int(row[0]) if row else 0
+
+
+def _sample(row: tuple[Any, ...]) -> DataSample:
+    return DataSample(**dict(zip(SAMPLE, (row[0], row[1].hex(), *row[2:-1], bool(row[-1])), strict=True)))
 
 
 def _was_there(connection: sqlite3.Connection, cohort: str, key: bytes) -> bool:

@@ -39,12 +39,13 @@ TABLES = {
     # Beside the rows: to count bins and to find the oldest no content is read.
     "history_bins": "CREATE UNIQUE INDEX history_bins ON history (cohort, seconds, at)",
     "history_versions": "CREATE TABLE history_versions (cohort TEXT NOT NULL, version INTEGER NOT NULL, "
-    "at REAL NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (cohort, version)) WITHOUT ROWID",
+    "at REAL NOT NULL, kind TEXT NOT NULL, domain TEXT, PRIMARY KEY (cohort, version)) WITHOUT ROWID",
     "history_changes": "CREATE TABLE history_changes (cohort TEXT NOT NULL, at REAL NOT NULL, distance REAL, "
     "PRIMARY KEY (cohort, at)) WITHOUT ROWID",
 }
 _ONE = "cohort = ? AND seconds = ? AND at = ?"
 _Content = dict[str, tuple[float, float]]
+_domain = msgspec.json.Decoder(tuple[float, ...]).decode
 _decoder = msgspec.msgpack.Decoder(_Content)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -86,13 +87,11 @@ class HistoryTable:
         if not self._there:
             return
         trace = update.trace or {}
-        row = (
-            cohort,
-            update.version,
-            trace.get("published_at", update.created),
-            trace.get("kind", "learned"),
-        )
-        connection.execute("INSERT OR REPLACE INTO history_versions VALUES (?, ?, ?, ?)", row)
+        at, kind = trace.get("published_at", update.created), trace.get("kind", "learned")
+        domain = trace.get("domain")
+        told = None if domain is None else msgspec.json.encode(domain).decode()
+        row = (cohort, update.version, at, kind, told)
+        connection.execute("INSERT OR REPLACE INTO history_versions VALUES (?, ?, ?, ?, ?)", row)
         self._drop(connection, cohort, "history_versions", "version")
 
     def _drop(self, connection: sqlite3.Connection, cohort: str, table: str, key: str) -> None:
@@ -157,11 +156,14 @@ class HistoryTable:
             return []
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT version, at, kind FROM history_versions WHERE cohort = ? AND at >= ? AND at < ? "
+                "SELECT version, at, kind, domain FROM history_versions WHERE cohort = ? AND at >= ? AND at < ? "
                 "ORDER BY version",
                 (cohort, since, until),
             ).fetchall()
-        return [Published(*row) for row in rows]
+        return [
+            Published(version, at, kind, None if domain is None else _domain(domain))
+            for version, at, kind, domain in rows
+        ]
 
 
 def _add(connection: sqlite3.Connection, cohort: str, seconds: int, at: int, *more: Measures) -> None:

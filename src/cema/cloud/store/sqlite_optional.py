@@ -251,6 +251,10 @@ class OptionalMembers(RightsMembers):
         """Return the versions that were published, oldest first."""
         return self._history.published(cohort, since, until)
 
+    def fetched(self, cohort: str, device: str, *, limit: int) -> list[tuple[int, float]]:
+        """Return the newest versions that a device has fetched, newest first."""
+        return self._traces.fetched(cohort, device, limit)
+
     def newest_versions(self, cohorts: Collection[str]) -> dict[str, int]:
         """Return the newest version by cohort, in one query; 0 before the first."""
         return self._traces.newest_versions(cohorts)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cema.cloud.store.audits import AuditedAct
-from cema.cloud.store.data import DataFilter, DataGroup, DataSample, LabelsTaken, Pending, Receipt, ToForget
+from cema.cloud.store.data import (
+    DataFilter,
+    DataGroup,
+    DataSample,
+    LabelsTaken,
+    NewestSample,
+    Pending,
+    Receipt,
+    ToForget,
+)
 from cema.cloud.store.sqlite_audits import AuditTable
 from cema.cloud.store.sqlite_data import LabelTables
 from cema.cloud.store.sqlite_database import Database
@@ -21,7 +30,7 @@ class RightsMembers:
     database: Database
 
     def _make_rights(self, audit: AuditTable, draws: DrawTable) -> None:
-        self._audit_of_data = audit
+        self._audit_of_data, self._draws_of_data = audit, draws
         self._labels = LabelTables(self.database)
         self._deletions = DeletionTables(self.database, self._labels, audit, draws)
 
@@ -32,6 +41,10 @@ class RightsMembers:
     def data_samples(self, cohort: str, which: DataFilter, *, after: int = 0, limit: int) -> list[DataSample]:
         """Return up to `limit` samples that follow `after` in the sequence, oldest first."""
         return self._labels.samples(cohort, which, after=after, limit=limit)
+
+    def newest_samples(self, cohort: str, *, limit: int, device: str | None = None) -> list[NewestSample]:
+        """Return the newest samples, newest first: of all devices, or of one among the newest of all."""
+        return self._labels.newest(cohort, device, limit, draws=self._draws_of_data.there)
 
     def data_sample(self, cohort: str, id: str) -> DataSample | None:
         """Return one sample, by the digest of its image; None where it is not stored."""

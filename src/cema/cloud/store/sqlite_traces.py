@@ -85,6 +85,16 @@ class TraceTable:
                 [(*fetch, DEVICES_TRACED) for fetch in fetches],
             )
 
+    def fetched(self, cohort: str, device: str, limit: int) -> list[tuple[int, float]]:
+        """Return the newest versions that a device was given, and when it first was."""
+        if not self._there:
+            return []
+        with self._database.read() as connection:
+            return connection.execute(
+                "SELECT version, at FROM fetches WHERE cohort = ? AND device = ? ORDER BY version DESC LIMIT ?",
+                (cohort, device, limit),
+            ).fetchall()
+
     def traced(self, cohort: str) -> list[int]:
         """Return the versions whose traces are kept, oldest first."""
         if not self._there:

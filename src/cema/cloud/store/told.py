@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-from cema.cloud.store.agreements import agreement_members, agreements_of
+from cema.cloud.store.agreements import VersionAgreement, agreement_members, agreements_of
 from cema.cloud.store.base import Store
-from cema.cloud.store.control import ControlStore, control_of
+from cema.cloud.store.control import ControlStore, VersionRecord, control_of
 from cema.cloud.store.draws import random_agreement_members
 from cema.cloud.store.offers import Rollout, offers_of
 from cema.cloud.store.reports import reports_of
 from cema.cloud.store.traces import TraceStore
 
-__all__ = ["more_status", "versions_told"]
+__all__ = ["more_status", "version_told", "versions_told"]
 
 
 def more_status(store: Store, cohort: str) -> dict[str, Any]:
@@ -24,9 +24,9 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``agreement`` and ``random_agreement``, by who answered; for a store that takes acts, ``publishing`` and
-        ``act``, the first that waits for the worker or None; and for one that keeps offers ``rollout``, the newest one
-        or None, and ``pinned``, the devices that are pinned.
+        ``agreement`` and ``random_agreement``, by who answered; for a store that takes acts, ``publishing``,
+        ``canary_first``, and ``act``, the first that waits for the worker or None; and for one that keeps offers
+        ``rollout``, the newest one or None, and ``pinned``, the devices that are pinned.
     """
     found: dict[str, Any] = {
         "agreement": agreement_members(store, cohort),
@@ -34,7 +34,8 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     }
     if isinstance(store, ControlStore):
         waiting = store.waiting_act(cohort)
-        found["publishing"] = store.control(cohort).publishing
+        control = store.control(cohort)
+        found["publishing"], found["canary_first"] = control.publishing, control.first
         found["act"] = None if waiting is None else msgspec.to_builtins(waiting)
     offers = offers_of(store)
     if offers is not None:
@@ -67,20 +68,32 @@ def versions_told(store: Store, cohort: str) -> list[Mapping[str, Any]]:
     StoreError
         The store's back end takes no acts, and tells no versions.
     """
+    agreement = _agreement(store, cohort)
+    return [_version(store, cohort, record, agreement) for record in control_of(store).versions(cohort)]
+
+
+def version_told(store: Store, cohort: str, version: int) -> Mapping[str, Any] | None:
+    """Return one of `versions_told`; None where it is not kept."""
+    records = control_of(store).versions(cohort)
+    record = next((record for record in records if record.version == version), None)
+    return None if record is None else _version(store, cohort, record, _agreement(store, cohort))
+
+
+def _agreement(store: Store, cohort: str) -> Mapping[int, VersionAgreement]:
     keeps = agreements_of(store)
-    agreement = {known.version: known for known in keeps.agreement_by_version(cohort)} if keeps else {}
-    found: list[Mapping[str, Any]] = []
-    for record in control_of(store).versions(cohort):
-        known = agreement.get(record.version)
-        found.append(
-            {
-                "version": record.version,
-                "digest": record.digest,
-                "created": record.created,
-                "expires": record.expires,
-                "payload_bytes": record.payload_bytes,
-                "agreement": msgspec.to_builtins(dict(known.models)) if known else {},
-                "trace": store.trace(cohort, record.version) if isinstance(store, TraceStore) else None,
-            }
-        )
-    return found
+    return {known.version: known for known in keeps.agreement_by_version(cohort)} if keeps else {}
+
+
+def _version(
+    store: Store, cohort: str, record: VersionRecord, agreement: Mapping[int, VersionAgreement]
+) -> dict[str, Any]:
+    known = agreement.get(record.version)
+    return {
+        "version": record.version,
+        "digest": record.digest,
+        "created": record.created,
+        "expires": record.expires,
+        "payload_bytes": record.payload_bytes,
+        "agreement": msgspec.to_builtins(dict(known.models)) if known else {},
+        "trace": store.trace(cohort, record.version) if isinstance(store, TraceStore) else None,
+    }
