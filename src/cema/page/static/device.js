@@ -43,7 +43,7 @@ function Whole({ cohort, device, ask }) {
       <${Counts} report=${report} device=${device} />
       <${Adopted} adopted=${device.adopted} />
       <div class="stack"><${Telemetry} device=${device} /><${Token} device=${device} /></div>
-      <${Wall} cohort=${cohort} device=${device.name} samples=${{ private: device.private ?? false, samples: device.uploads ?? [] }} />
+      <${Wall} cohort=${cohort} device=${device.name} on=${device.samples} />
     </div>`;
 }
 

@@ -153,4 +153,4 @@ export function drawVersions(u, versions, numbered) {
 }
 
 /** Whether a version gave back earlier content. @param {string|undefined} kind */
-export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken_back"].includes(kind ?? "");
+export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken back"].includes(kind ?? "");
