@@ -38,6 +38,7 @@ def scene(server: PageServer) -> Scene:
     """A fresh scene behind the server."""
     server.scene = Scene()
     server.requests.clear()
+    server.histories.clear()
     return server.scene
 
 

@@ -138,7 +138,7 @@ def test_a_cohort_is_explained_by_its_charts_versions_and_samples(browse: Browse
         "Newest samples",
     ]
     assert page.locator(".chart canvas").count() == 5
-    assert page.locator("tr.chosen").inner_text().startswith("v14")
+    assert page.locator("tr.chosen").inner_text().split("\t")[:2] == ["v14", "rolled back to v12"]
     assert page.locator(".histogram tbody tr").count() == 10
     assert page.locator(".tile").count() == 60
     different = page.locator(".tile.differs").count()
@@ -151,6 +151,20 @@ def test_a_cohort_is_explained_by_its_charts_versions_and_samples(browse: Browse
     page.wait_for_function("() => document.querySelector('.marks')")
     page.wait_for_timeout(100)
     assert len([path for path in server.requests if path.endswith("/history")]) == len(asked) + 1
+
+
+def test_of_a_young_cohort_the_known_time_alone_is_shown_and_in_finer_bins(
+    browse: Browse, scene: Scene, server: PageServer
+) -> None:
+    scene.age = 300
+    page = browse("#/c/yard")
+    page.get_by_text("Nothing is known of before").wait_for()
+    page.wait_for_function(
+        "() => document.querySelector('[role=slider]').getAttribute('aria-valuemax') >= 20"
+    )
+    (first, until), *_, (last, _) = server.histories
+    assert until - first == 86_400
+    assert until - last <= 600
 
 
 def test_devices_with_problems_come_first_and_the_cloud_searches_and_pages(browse: Browse) -> None:
@@ -187,7 +201,8 @@ def test_a_device_tells_what_it_serves_holds_and_sent(browse: Browse) -> None:
         "5,120",
     ):
         assert told in text
-    assert page.locator(".tile").count() == 20
+    page.locator(".tile").first.wait_for()
+    assert page.locator(".tile").count() == 24
 
 
 NOTHING_YET = [

@@ -11,7 +11,7 @@
 
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import { day, hour, moment, percent, short } from "cema/format.js";
+import { clock, day, hour, moment, percent, short } from "cema/format.js";
 import { colour, drawDomains, drawVersions, faded, isTaken, onTheme } from "cema/marks.js";
 import { gapped, nearest, shareRange, stacked, thin } from "cema/stats.js";
 import { AsTable, Scrolled, html } from "cema/ui.js";
@@ -137,7 +137,7 @@ function moments(at, splits) {
   const step = splits.length > 1 ? splits[1] - splits[0] : 0;
   const start = new Date(at * 1000);
   if (step >= 86_400 || (start.getHours() === 0 && start.getMinutes() === 0)) return day(at);
-  return step && step < 60 ? moment(at).slice(-5) : hour(at);
+  return step && step < 60 ? clock(at) : hour(at);
 }
 
 /** How a drawing's values are told. @param {Drawing} drawing */

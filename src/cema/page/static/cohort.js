@@ -6,7 +6,7 @@ import { ActDialog } from "cema/dialog.js";
 import { Domains } from "cema/domains.js";
 import { Bytes, Entropy, Losses, Reasons } from "cema/why.js";
 import { Chart } from "cema/chart.js";
-import { bytes, count, money, percent, plural, version } from "cema/format.js";
+import { bytes, count, money, moment, percent, plural, version } from "cema/format.js";
 import { CohortHead } from "cema/head.js";
 import { timeOf, useHistory } from "cema/history.js";
 import { MODELS, agreementLines } from "cema/lines.js";
@@ -35,7 +35,7 @@ export function Cohort({ cohort: name }) {
     ${cohort ? html`<${Now} cohort=${cohort} ask=${ask} />` : null}
     <div class="panels">
       <${Panel} wide title="Is it getting worse?" note="The share of samples on which each model chose the foundation model's label. The band is the interval of 95 % of the running version." aside=${ranged}>
-        <${Loaded} from=${history} lines=${8}>${(/** @type {any} */ data) => html`<${Agreement} history=${data} name=${name} />`}<//>
+        <${Loaded} from=${history} lines=${8}>${(/** @type {any} */ data) => html`<${Agreement} history=${data} name=${name} seconds=${RANGES[range]} />`}<//>
         ${cohort ? html`<${Newest} cohort=${cohort} />` : null}
       <//>
       <${Loaded} from=${history}>${(/** @type {any} */ data) => html`<${Why} history=${data} name=${name} />`}<//>
@@ -79,11 +79,12 @@ function Now({ cohort, ask }) {
     </section>`;
 }
 
-function Agreement({ history, name }) {
+function Agreement({ history, name, seconds }) {
   const shown = useMemo(() => readable(history, "agreement.running", { least: 60 }), [history]);
   const lines = useMemo(() => agreementLines(shown, { models: ["running", "adapted", "device", "source"] }), [shown]);
   if (!lines.length) return html`<${Empty} title="No agreement is known in this time.">Choose a longer time. If there are no samples at all: is a device running, and does it select any? Its status says so.<//>`;
-  return html`<${Chart} title=${`Agreement with the foundation model in ${name}`} at=${shown.at} lines=${lines} x=${timeOf(shown)} y=${SHARE}
+  const time = timeOf(shown);
+  return html`${shown.until - time.from < 0.9 * seconds ? html`<p class="note">Nothing is known of before ${moment(time.from)}.</p>` : null}<${Chart} title=${`Agreement with the foundation model in ${name}`} at=${shown.at} lines=${lines} x=${time} y=${SHARE}
     versions=${shown.versions} domains=${shown.domains} height=${260} sync=${`cohort-${name}`} gap=${shown.seconds * 3.5} />`;
 }
 

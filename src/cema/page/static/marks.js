@@ -118,6 +118,7 @@ export function drawVersions(u, versions, numbered) {
   const scale = ratio();
   const foot = top + height;
   let last = Infinity;
+  let drawn = Infinity;
   ctx.save();
   ctx.font = `${10.5 * scale}px system-ui, sans-serif`;
   ctx.textAlign = "center";
@@ -126,6 +127,9 @@ export function drawVersions(u, versions, numbered) {
     const x = u.valToPos(version.at, "x", true);
     if (x < left || x > left + width) continue;
     const taken = isTaken(version.kind);
+    // Where many came one after another, some of the marks: those of versions that went back are among them.
+    if (!taken && drawn - x < 7 * scale) continue;
+    drawn = x;
     ctx.fillStyle = colour(taken ? "bad" : "muted");
     ctx.beginPath();
     if (taken) ctx.rect(x - 3 * scale, foot - 6 * scale, 6 * scale, 6 * scale);
@@ -149,4 +153,4 @@ export function drawVersions(u, versions, numbered) {
 }
 
 /** Whether a version gave back earlier content. @param {string|undefined} kind */
-export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken_back"].includes(kind ?? "");
+export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken back"].includes(kind ?? "");

@@ -5,7 +5,7 @@ import { Chart } from "cema/chart.js";
 import { bytes, capital, decimal, duration, short, words } from "cema/format.js";
 import { timeOf } from "cema/history.js";
 import { meanLines, totalLines } from "cema/lines.js";
-import { sum } from "cema/stats.js";
+import { complete, sum } from "cema/stats.js";
 import { Empty, Panel, html } from "cema/ui.js";
 
 const NATS = { format: (/** @type {any} */ value) => decimal(value, 2) };
@@ -35,7 +35,8 @@ const REASONS = { below: "Too certain", above: "Too uncertain", selected: "Selec
 /** @param {string} name */
 const reason = (name) => REASONS[name] ?? capital(words(name));
 
-export function Reasons({ history, sync }) {
+export function Reasons({ history: all, sync }) {
+  const history = useMemo(() => complete(all), [all]);
   const lines = useMemo(() => {
     const names = Object.keys(history.measures).filter((name) => name.startsWith("selection."));
     const size = (/** @type {string} */ name) => sum(history.measures[name].count);
@@ -56,7 +57,8 @@ export function Losses({ history, sync }) {
     empty="A loss is known once the worker has taken a step: it waits for a batch of samples." />`;
 }
 
-export function Bytes({ history, sync }) {
+export function Bytes({ history: all, sync }) {
+  const history = useMemo(() => complete(all), [all]);
   const lines = useMemo(() => totalLines(history, [["bytes.up", "Sent by devices", "main"], ["bytes.down", "Fetched by devices", "inkdashed"]]), [history]);
   return html`<${Timed} title="Traffic" note=${`Bytes in ${duration(history.seconds)}.`} history=${history} lines=${lines} y=${SIZE} sync=${sync}
     empty="Nothing was sent or fetched." />`;
