@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -253,6 +254,16 @@ def test_a_password_is_used_and_never_shown(make_config: Make, tmp_path: Path, s
 )
 def test_what_is_shown_of_an_address(source: str, name: str) -> None:
     assert address_of(source).name == name
+
+
+def test_a_stream_that_says_nothing_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cema.edge.images.decoding.SILENT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        read = open_source(f"http://127.0.0.1:{silent.getsockname()[1]}/a").read(reports := Reports())
+        while len(reports) < 2:
+            assert next(read) is None
+        read.close()
+    assert all("it sent nothing for 0.2 s" in told for _, told in reports)
 
 
 def test_a_camera_that_is_not_there_is_waited_for(make_config: Make) -> None:

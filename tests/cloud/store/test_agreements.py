@@ -6,10 +6,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cema._util.proportion import proportion
 from cema.cloud.store.agreements import (
+    JUDGED,
     MINUTE,
     AgreementCount,
     AgreementPoint,
@@ -76,3 +78,21 @@ def test_a_store_that_cannot_have_them_works_without(tmp_path: Path, monkeypatch
         commit(store, 1.0, AgreementCount(1, "running", 4, 3))
         assert (store.agreement_by_version("north"), store.agreement_over_time("north")) == ([], [])
         assert agreement_members(store, "north") == {}
+
+
+@pytest.mark.parametrize("samples", [8, 16, 17])
+@pytest.mark.parametrize("absent", [None, "device"])
+def test_the_agreement_on_the_newest_samples_is_that_of_all_minutes_however_few_are_read(
+    tmp_path: Path, samples: int, absent: str | None
+) -> None:
+    with closing(opened(tmp_path)) as store:
+        for minute in range(80):
+            counts = [
+                AgreementCount(1, model, samples, min(minute, samples))
+                for model in JUDGED
+                if model != absent or minute < 3
+            ]
+            commit(store, MINUTE * minute, *counts)
+        everything = recent_agreement(store.agreement_over_time("north"))
+        assert agreement_members(store, "north") == msgspec.to_builtins(everything)
+        assert everything.keys() == set(JUDGED)

@@ -6,7 +6,7 @@ adaptation helps. A back end may do without; `agreements_of` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -27,6 +27,7 @@ __all__ = [
     "agreement_members",
     "agreements_of",
     "in_order",
+    "of_newest",
     "recent_agreement",
 ]
 
@@ -41,6 +42,7 @@ MINUTE = 60.0
 VERSIONS_KEPT = 1000
 # The newest samples of each model that the present agreement is told of: a standard error of 1.5 points at most.
 RECENT = 1024
+_FEW = 64
 
 
 class AgreementCount(NamedTuple):
@@ -147,5 +149,22 @@ def agreement_members(store: Store, cohort: str) -> dict[str, dict[str, Any]]:
     Empty for a store that keeps none, and before the first step.
     """
     keeps = agreements_of(store)
-    recent = {} if keeps is None else recent_agreement(keeps.agreement_over_time(cohort, newest=RECENT))
+    if keeps is None:
+        return {}
+    recent = of_newest(lambda minutes: recent_agreement(keeps.agreement_over_time(cohort, newest=minutes)))
     return {model: msgspec.to_builtins(found) for model, found in recent.items()}
+
+
+def of_newest(read: Callable[[int], dict[Judged, Proportion]]) -> dict[Judged, Proportion]:
+    """Return the agreement on the newest `RECENT` samples of each model, from as few minutes as have them.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the agreement of so many of the newest minutes. To read many takes ten times as long.
+    """
+    found = read(_FEW)
+    # Older minutes add nothing to a model that has so many; one without any may have them there.
+    if all(model in found and found[model].samples >= RECENT for model in JUDGED):
+        return found
+    return read(RECENT)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from cema._util.proportion import Proportion, Weighted, weighted_proportion
-from cema.cloud.store.agreements import RECENT, Judged, in_order
+from cema.cloud.store.agreements import RECENT, Judged, in_order, of_newest
 from cema.cloud.store.base import Store
 
 __all__ = [
@@ -170,5 +170,7 @@ def random_agreement_members(store: Store, cohort: str) -> dict[str, dict[str, A
     keeps = draws_of(store)
     if keeps is None:
         return {}
-    recent = recent_random_agreement(keeps.random_agreement_over_time(cohort, newest=RECENT))
+    recent = of_newest(
+        lambda minutes: recent_random_agreement(keeps.random_agreement_over_time(cohort, newest=minutes))
+    )
     return {model: msgspec.to_builtins(found) for model, found in recent.items()}
