@@ -97,6 +97,21 @@ def test_a_cloud_that_is_dead_at_first_is_tried_again(
     page.complaints.clear()
 
 
+def test_where_too_many_pages_listen_it_asks_from_time_to_time(browse: Browse, scene: Scene) -> None:
+    scene.full = True
+    page = browse()
+    page.wait_for_function(SETTLED)
+    scene.told["yard"] = "Agrees on 12 now."
+    scene.changes += 1
+    page.get_by_text("Agrees on 12 now.").wait_for()
+    page.get_by_text("Live").wait_for()
+    assert page.get_by_role("alert").count() == 0
+    assert {text.rsplit(" ", 1)[0] for text in page.complaints} == {
+        "Failed to load resource: the server responded with a status of 503 (Service"
+    }
+    page.complaints.clear()
+
+
 def test_a_session_that_ends_leads_to_the_sign_in(browse: Browse, scene: Scene) -> None:
     page = browse("#/c/yard/devices")
     page.wait_for_function(SETTLED)

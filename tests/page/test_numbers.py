@@ -56,6 +56,7 @@ def test_numbers_are_told_as_people_read_them(call: Callable[..., Any]) -> None:
         ("short", [3.14159], "3.14"),
         ("machine", [0], "1970-01-01T00:00:00.000Z"),
         ("machine", [1e300], ""),
+        ("unbroken", ["on 89 % ± 2 of all"], "on 89\u00a0%\u00a0±\u00a02 of all"),
     ]
     for name, arguments, expected in cases:
         assert call("format.js", name, *arguments) == expected, (name, arguments)

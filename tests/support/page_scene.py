@@ -42,6 +42,7 @@ class Scene:
     deletions: list[dict[str, Any]] = field(default_factory=list)
     device_acts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     changes: int = 0
+    full: bool = False  # too many pages listen to events
     same: bool = False  # events by themselves say the same again
     told: dict[str, str] = field(default_factory=dict)  # sentences that replace those of the scene
     levels: dict[str, str] = field(default_factory=dict)  # levels that replace those of the scene

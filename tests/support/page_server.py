@@ -157,6 +157,11 @@ class PageServer:
         return self.answer(self.scene.overview())
 
     async def events(self, request: Request) -> Response:
+        if self.scene.full:
+            return self.error(
+                503, "busy", "too many pages are told what happens at this moment", "ask again later"
+            )
+
         async def stream() -> AsyncIterator[str]:
             last, at = None, 0.0
             while not self._server.should_exit:

@@ -105,6 +105,9 @@ export function actor(actor) {
   return { token: `${name} (token)`, os: `${name} (command line)` }[kind] ?? actor;
 }
 
+/** A sentence in which no line begins with a unit or a margin: "89 % ± 2". @param {string} text */
+export const unbroken = (text) => text.replace(/ (?=[%±])|(?<=±) /g, "\u00a0");
+
 /** A name of a program in words: "foundation_loss" is "foundation loss". @param {string} name */
 export const words = (name) => name.replaceAll("_", " ").replaceAll(".", " · ");
 

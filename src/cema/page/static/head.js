@@ -1,6 +1,6 @@
 /** What is above each view of one cohort: its name, its state, and the way to its other views. */
 
-import { count } from "cema/format.js";
+import { count, unbroken } from "cema/format.js";
 import { useCohort } from "cema/live.js";
 import { Level, html } from "cema/ui.js";
 
@@ -20,7 +20,7 @@ export function CohortHead({ cohort: name, view, title = null, children = null }
       ${view === "device" ? html`<li><a href=${address(name, "devices")}>Devices</a></li>` : null}
       <li aria-current="page">${title ?? name}</li></ol></nav>
     <div class="title"><div class="title-line"><h1 tabindex="-1">${title ?? name}</h1>${view === "cohort" && cohort ? html`<${Level} level=${cohort.level} />` : null}${children}</div>
-      ${view === "cohort" && cohort ? html`<p class="lead">${cohort.sentence}</p>` : null}</div>
+      ${view === "cohort" && cohort ? html`<p class="lead">${unbroken(cohort.sentence)}</p>` : null}</div>
     ${view === "device" ? null : html`<nav class="tabs" aria-label=${`Views of ${name}`}><ul>
       ${tabs.map(([key, label, link]) => html`<li key=${key}><a href=${link} aria-current=${key === view ? "page" : undefined}>${label}</a></li>`)}
     </ul></nav>`}`;

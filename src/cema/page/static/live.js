@@ -104,10 +104,7 @@ export function connect() {
   let first = true;
   source = new EventSource("/v1/events");
   source.addEventListener("overview", (event) => {
-    const overview = JSON.parse(event.data);
-    const back = state.connection === "lost";
-    if (state.connection !== "live") change({ connection: "live", epoch: state.epoch + (back ? 1 : 0) });
-    tell(overview, first);
+    heard(JSON.parse(event.data), first);
     first = false;
   });
   source.addEventListener("end", () => {
@@ -116,13 +113,19 @@ export function connect() {
   });
   source.addEventListener("error", () => {
     first = true;
-    if (state.connection !== "lost") change({ connection: "lost", since: Date.now() / 1000 });
-    // The browser tries again by itself, but not where it got an answer that is no stream, such as 401 or 503.
-    if (source?.readyState === EventSource.CLOSED) {
-      disconnect();
-      again();
-    }
+    // The browser tries again by itself, but not where it got an answer that is no stream, such as 401, or 503 where
+    // too many pages listen: then this one asks from time to time.
+    if (source?.readyState !== EventSource.CLOSED) return lost();
+    disconnect();
+    return again();
   });
+}
+
+/** The cloud has said how things are. @param {any} overview @param {boolean} all */
+function heard(overview, all) {
+  const back = state.connection === "lost";
+  if (state.connection !== "live") change({ connection: "live", epoch: state.epoch + (back ? 1 : 0) });
+  tell(overview, all);
 }
 
 function disconnect() {
@@ -132,17 +135,19 @@ function disconnect() {
   source = null;
 }
 
-/** Ask whether the session is good, and connect if so; try until there is an answer. */
+/** Ask how things are, and listen again if the session is good; try until there is an answer. */
 function again(wait = RETRY) {
   if (retry) return;
   retry = setTimeout(async () => {
     retry = 0;
-    const status = await fetch("/v1/session").then((response) => response.status, () => 0);
-    if (status === 401) ended();
-    else if (status === 200) connect();
-    else {
-      if (state.connection !== "lost") change({ connection: "lost", since: Date.now() / 1000 });
-      again();
+    const response = await fetch("/v1/overview").catch(() => null);
+    const overview = response?.ok ? await response.json().catch(() => null) : null;
+    if (response?.status === 401) return ended();
+    if (!overview) {
+      lost();
+      return again();
     }
+    heard(overview, true);
+    return connect();
   }, wait);
 }

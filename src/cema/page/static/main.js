@@ -80,7 +80,7 @@ function Bar() {
   const out = () => request("DELETE", "/v1/session").catch(() => {}).then(ended);
   return html`<header class="topbar">
     <a class="brand" href="#/"><svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true"><rect width="32" height="32" rx="7" /><path d="M6 20 12 20 16 9 20 23 23 16 26 16" /></svg>CEMA</a>
-    ${session ? html`<span class="connection ${connection}"><i aria-hidden="true"></i>${CONNECTION[connection]}</span>` : null}
+    ${session ? html`<span class="connection ${connection}"><i aria-hidden="true"></i><span>${CONNECTION[connection]}</span></span>` : null}
     <span class="space"></span>
     <${Theme} />
     ${session ? html`<span class="who"><b>${session.name}</b> <span>${session.role}</span></span><button type="button" class="button quiet" onClick=${out}>Sign out</button>` : null}

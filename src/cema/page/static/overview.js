@@ -2,7 +2,7 @@
 
 import { useMemo } from "preact/hooks";
 import { Chart } from "cema/chart.js";
-import { bytes, count, money, plural, version } from "cema/format.js";
+import { bytes, count, money, plural, unbroken, version } from "cema/format.js";
 import { timeOf, useHistory } from "cema/history.js";
 import { agreementLines } from "cema/lines.js";
 import { useLive } from "cema/live.js";
@@ -43,7 +43,7 @@ function Card({ cohort }) {
   return html`<article class="card level-edge-${cohort.level}" aria-label=${`Cohort ${name}`}>
     <div class="card-text">
       <header><h2><a href=${address}>${name}</a></h2><${Level} level=${cohort.level} /></header>
-      <p class="sentence">${cohort.sentence}</p>
+      <p class="sentence">${unbroken(cohort.sentence)}</p>
       <${Problems} problems=${cohort.problems} level=${cohort.level} />
       <${Facts} facts=${[
         ["Version", version(cohort.version), html`<${Ago} at=${cohort.version_at} />`],
@@ -60,7 +60,7 @@ function Card({ cohort }) {
 
 /** What is wrong, one line each. */
 export const Problems = ({ problems, level = "bad" }) =>
-  problems?.length ? html`<ul class=${`problems ${level}`}>${problems.map((/** @type {string} */ text, /** @type {number} */ i) => html`<li key=${i}>${text}</li>`)}</ul>` : null;
+  problems?.length ? html`<ul class=${`problems ${level}`}>${problems.map((/** @type {string} */ text, /** @type {number} */ i) => html`<li key=${i}>${unbroken(text)}</li>`)}</ul>` : null;
 
 /** Agreement over the last day. */
 function DayChart({ cohort }) {
