@@ -119,6 +119,17 @@ def test_a_running_cloud_is_asked(fleet: Path, tmp_path: Path) -> None:
     assert "the cloud adapts the base model" in told["detail"]
 
 
+@pytest.mark.usefixtures("cloud")
+def test_the_cloud_of_another_fleet_is_no_answer(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    _, found = check("--config", "cloud.toml")
+    assert crosses(found) == {"port"}
+    assert "another CEMA cloud runs there" in found["port"]["detail"]
+
+
 def test_what_is_damaged_is_told(fleet: Path) -> None:
     (fleet / "bundle" / "norm.bin").write_bytes(b"short")
     code, found = check()

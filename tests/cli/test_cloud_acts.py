@@ -93,3 +93,19 @@ def test_a_version_that_is_not_kept_is_refused(config: Path) -> None:
     with pytest.raises(ActRefused, match=r"keeps no version 7; the newest that are kept: 1, 2 "):
         cloud("pin", "--to", "7", config=config)
     assert json.loads(cloud("acts", "--json", config=config)) == []
+
+
+def test_the_share_of_canary_devices_is_set_where_there_are_any(config: Path) -> None:
+    with pytest.raises(ActRefused, match="by the mode 'immediate'; set mode = \"canary\""):
+        cloud("canary", "--first", "0.2", config=config)
+    assert json.loads(cloud("acts", "--json", config=config)) == []
+    text = config.read_text().replace("[[cohort]]", '[[cohort]]\nrollout = {mode = "canary"}', 1)
+    config.write_text(text)
+    printed = cloud("canary", "--first", "0.25", config=config)
+    assert "canary of cohort yard: act 1, done" in printed
+    assert "From the next version on, 0.25 of the devices try it first." in printed
+    assert "the configured share of the devices" in cloud("canary", config=config)
+    assert "canary 0.25" in cloud("acts", config=config)
+    for wrong in ("0", "-1", "2"):
+        done = CliRunner().invoke(app, ["cloud", "canary", "--first", wrong, "--config", str(config)])
+        assert done.exit_code != 0

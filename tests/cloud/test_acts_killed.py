@@ -21,7 +21,7 @@ from cloud_tiny_models import quadrants
 from killed_command import killed_at
 
 from cema.cloud.config import CloudConfig
-from cema.cloud.store.control import Acted, Control
+from cema.cloud.store.control import Acted, Canary, Control
 from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker.rounds import open_cohort
 
@@ -104,6 +104,25 @@ def test_a_command_that_is_killed_has_written_its_act_whole_or_not_at_all(folder
     assert told.audit == [f"cohort.{act}"]
     assert told.control.serial == told.acts[0].number
     check_done_once(config, act, before)
+
+
+def test_a_share_of_canary_devices_is_set_whole_or_not_at_all_by_a_command_that_is_killed(
+    folder: Path,
+) -> None:
+    path = folder / "cloud.toml"
+    text = path.read_text().replace("[[cohort]]", '[[cohort]]\nrollout = {mode = "canary"}', 1)
+    path.write_text(text)
+    config, point = CloudConfig.load(path), 0
+    command = ("cloud", "canary", "--first", "0.5", "--config", str(path))
+    while killed_at(point, *command):
+        told = Told(config)
+        assert (told.acts, told.audit, told.control) == ([], [], Control())
+        point += 1
+    assert point >= 4
+    told = Told(config)
+    assert [(acted.state, acted.act) for acted in told.acts] == [("done", Canary(first=0.5))]
+    assert told.audit == ["cohort.canary"]
+    assert told.control == Control(serial=told.acts[0].number, first=0.5)
 
 
 # A worker for each point, forked off one process so that torch is loaded once; its store is a copy of its own.

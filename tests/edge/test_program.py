@@ -22,6 +22,7 @@ from PIL import Image
 
 from cema.edge.agent import EdgeAgent
 from cema.edge.config import EdgeConfig
+from cema.edge.lines import as_text
 from cema.edge.program import run
 from cema.errors import ConfigError, ImageError
 from cema.formats.bundle import Bundle
@@ -169,13 +170,28 @@ def test_an_array_is_predicted_with_rate_and_linger_until_everything_is_delivere
     assert swap["bytes"] == events[-1]["bytes_down"] > 0
 
 
+def test_a_run_whose_cloud_is_away_says_why_it_waits(make_config: Make, cloud: Cloud, folder: Path) -> None:
+    cloud.close()
+    out, text = io.StringIO(), io.StringIO()
+    assert run(make_config(cloud), folder, linger=0.5, out=out) == 0
+    (waiting,) = [event for event in lines(out.getvalue()) if event["event"] == "waiting"]
+    assert 0 <= waiting["seconds"] <= 0.5
+    assert run(make_config(cloud), folder, linger=0.5, out=text, form=as_text()) == 0
+    told = text.getvalue().splitlines()
+    assert any(line.startswith("waiting for uploads, ") for line in told)
+    assert any("wait to be sent" in line for line in told if line.startswith("finished"))
+    assert len([line for line in told if line.startswith("error: uploader")]) <= 1, (
+        "once, not again at the end"
+    )
+
+
 def test_a_source_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="found none"):
         run(make_config(), tmp_path, out=io.StringIO())
     np.save(tmp_path / "array.npy", images(1))
     with pytest.raises(ConfigError, match="leave out --follow"):
         run(make_config(), tmp_path / "array.npy", follow=True, out=io.StringIO())
-    with pytest.raises(ImageError, match="folder of images"):
+    with pytest.raises(ImageError, match="no such file or folder"):
         run(make_config(), tmp_path / "nowhere", out=io.StringIO())
     np.save(tmp_path / "float.npy", np.zeros((2, 3, 3, 3)))
     with pytest.raises(ImageError, match="uint8"):
@@ -263,6 +279,7 @@ import sys
 from pathlib import Path
 import msgspec
 from cema import EdgeConfig
+from cema.edge.lines import as_text
 from cema.edge.program import run
 config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
 follow = sys.argv[3:] == ["follow"]

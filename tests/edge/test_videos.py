@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 from edge_support import images
-from made_videos import HttpCamera, shades, write_video
+from made_videos import Camera, shades, write_video
 from PIL import Image
 
 from cema.edge.config import EdgeConfig
@@ -40,9 +41,9 @@ class Reports(list[tuple[int | None, str]]):
         self.append((index, str(error)))
 
 
-@pytest.fixture
-def camera() -> Iterator[HttpCamera]:
-    camera = HttpCamera()
+@pytest.fixture(params=["http", "rtsp"])
+def camera(request: pytest.FixtureRequest) -> Iterator[Camera]:
+    camera = Camera(request.param)
     yield camera
     camera.kill()
 
@@ -154,8 +155,8 @@ def test_a_damaged_frame_keeps_its_place(tmp_path: Path) -> None:
     assert [(index, "cannot be decoded" in told) for index, told in reports] == [(4, True)]
 
 
-def test_a_stream_that_breaks_is_opened_again(camera: HttpCamera) -> None:
-    source, reports = open_source(f"http://127.0.0.1:{camera.port}/live"), Reports()
+def test_a_stream_that_breaks_is_opened_again(camera: Camera) -> None:
+    source, reports = open_source(camera.url), Reports()
     read = source.read(reports)
     first = next(picture for picture in read if picture is not None)
     camera.kill()
@@ -168,11 +169,11 @@ def test_a_stream_that_breaks_is_opened_again(camera: HttpCamera) -> None:
             break
     read.close()
     assert {index for index, _ in reports} == {None}
-    assert {told.partition(": ")[0] for _, told in reports} == {f"http://127.0.0.1:{camera.port}/live"}
+    assert {told.partition(": ")[0] for _, told in reports} == {camera.url}
 
 
-def test_the_newest_frame_is_read_and_the_others_are_counted(camera: HttpCamera) -> None:
-    source = open_source(f"http://127.0.0.1:{camera.port}/live")
+def test_the_newest_frame_is_read_and_the_others_are_counted(camera: Camera) -> None:
+    source = open_source(camera.url)
     taken = []
     read = source.read(Reports())
     for picture in read:
@@ -191,8 +192,8 @@ def test_the_newest_frame_is_read_and_the_others_are_counted(camera: HttpCamera)
     assert source.dropped >= taken[-1] + 1 - len(taken), "every frame was taken or is counted"
 
 
-def test_some_frames_of_a_stream_are_no_loss(camera: HttpCamera) -> None:
-    source = open_source(f"http://127.0.0.1:{camera.port}/live", every=0.2)
+def test_some_frames_of_a_stream_are_no_loss(camera: Camera) -> None:
+    source = open_source(camera.url, every=0.2)
     read = source.read(Reports())
     taken = []
     while len(taken) < 3:
@@ -204,13 +205,14 @@ def test_some_frames_of_a_stream_are_no_loss(camera: HttpCamera) -> None:
     assert source.dropped == 0
 
 
-def test_a_password_is_used_and_never_shown(make_config: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_a_password_is_used_and_never_shown(make_config: Make, tmp_path: Path, scheme: str) -> None:
     """A whole run as a process: everything that it writes, also when the camera breaks."""
-    camera = HttpCamera("Basic " + base64.b64encode(b"admin:s3cret").decode())
+    camera = Camera(scheme, "Basic " + base64.b64encode(b"admin:s3cret").decode())
     config = make_config()
     lines = [f"bundle = '{config.bundle}'", f"state = '{tmp_path / 'state'}'", "[log]", 'level = "debug"']
     (tmp_path / "edge.toml").write_text("\n".join(lines))
-    address = f"http://admin:s3cret@127.0.0.1:{camera.port}/live?token=pr1vate"
+    address = f"{scheme}://admin:s3cret@127.0.0.1:{camera.port}/live?token=pr1vate"
     command = [sys.executable, "-m", "cema", "edge", "run", "--config", str(tmp_path / "edge.toml")]
     arguments = [*command, "--source", address, "--linger", "0"]
     with (
@@ -229,7 +231,7 @@ def test_a_password_is_used_and_never_shown(make_config: Make, tmp_path: Path) -
                     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0, (tmp_path / "log").read_text()
     written = "".join(seen) + (tmp_path / "log").read_text()
-    assert events[0]["source"] == f"http://127.0.0.1:{camera.port}/live"
+    assert events[0]["source"] == camera.url
     prediction = next(event for event in events if event["event"] == "prediction")
     assert prediction["files"] == [events[0]["source"]]
     assert (events[-1]["reason"], events[-1]["frames_dropped"] >= 0) == ("signal", True)
@@ -254,6 +256,16 @@ def test_what_is_shown_of_an_address(source: str, name: str) -> None:
     assert address_of(source).name == name
 
 
+def test_a_stream_that_says_nothing_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cema.edge.images.decoding.SILENT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        read = open_source(f"http://127.0.0.1:{silent.getsockname()[1]}/a").read(reports := Reports())
+        while len(reports) < 2:
+            assert next(read) is None
+        read.close()
+    assert all("it sent nothing for 0.2 s" in told for _, told in reports)
+
+
 def test_a_camera_that_is_not_there_is_waited_for(make_config: Make) -> None:
     out, config = io.StringIO(), make_config()
     source = open_source("camera:987")
@@ -268,7 +280,7 @@ def test_a_camera_that_is_not_there_is_waited_for(make_config: Make) -> None:
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="expected a folder of images"):
+    with pytest.raises(ImageError, match="missing: there is no such file or folder; check the path"):
         open_source(tmp_path / "missing")
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ImageError, match=r"a\.txt: expected a folder of images, .* a video file"):

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from browser import complaints, opened_browser
+from cloud_factory import factory
 from page_scene import Scene
 from page_server import PageServer
+
+__all__ = ["browse", "chromium", "factory", "scene", "server", "shots"]
 
 SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (360, 760)}
 
@@ -35,6 +38,7 @@ def scene(server: PageServer) -> Scene:
     """A fresh scene behind the server."""
     server.scene = Scene()
     server.requests.clear()
+    server.histories.clear()
     return server.scene
 
 

@@ -1,4 +1,4 @@
-"""Videos that tests make, and a camera that serves them over HTTP, as a process that can be killed."""
+"""Videos that tests make, and cameras in the network."""
 
 from __future__ import annotations
 
@@ -11,64 +11,34 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HttpCamera", "shades", "write_video"]
-
-# Whatever answers is a frame of one shade, which grows by one from frame to frame of a connection.
-CAMERA = """
-import io, sys, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from PIL import Image
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-    def do_GET(self):
-        if sys.argv[2] and self.headers["Authorization"] != sys.argv[2]:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="camera"')
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        number = 0
-        while True:
-            file = io.BytesIO()
-            Image.new("RGB", (64, 48), (number % 250,) * 3).save(file, "JPEG")
-            body = file.getvalue()
-            head = b"--frame\\r\\nContent-Type: image/jpeg\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
-            try:
-                self.wfile.write(head + body + b"\\r\\n")
-            except OSError:
-                return
-            number += 1
-            time.sleep(0.01)
-
-server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-server.daemon_threads = True
-print(server.server_address[1], flush=True)
-server.serve_forever()
-"""
+__all__ = ["Camera", "shades", "write_video"]
 
 
-class HttpCamera:
-    """A camera that sends JPEG images over HTTP (MJPEG), a hundred a second.
+class Camera:
+    """A camera in the network, as a process that can be killed and comes back.
 
     Parameters
     ----------
+    scheme : str
+        ``http`` or ``rtsp``: what it speaks.
     authorization : str
         The header that it asks for; empty: none.
     """
 
-    def __init__(self, authorization: str = "") -> None:
-        self._authorization = authorization
+    def __init__(self, scheme: str, authorization: str = "") -> None:
+        self._scheme, self._authorization = scheme, authorization
         self.port = 0
         self.start()
 
+    @property
+    def url(self) -> str:
+        """Its address, without a password."""
+        return f"{self._scheme}://127.0.0.1:{self.port}/live"
+
     def start(self) -> None:
         """Start it, on the port that it had."""
-        arguments = [sys.executable, "-c", CAMERA, str(self.port), self._authorization]
+        script = Path(__file__).with_name(f"{self._scheme}_camera.py")
+        arguments = [sys.executable, str(script), str(self.port), self._authorization]
         self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())

@@ -28,6 +28,7 @@ class Scene:
 
     devices: int = 120
     points: int = 0  # of a history; 0: as asked for
+    age: float = float("inf")  # seconds of a history in which anything is known
     versions: int = 14
     samples: int = 60
     cohorts: tuple[str, ...] = ("yard", "harbour", "tunnel")
@@ -158,8 +159,7 @@ class Scene:
         points = self.points or points
         seconds = 10 if self.points else max(10, int(np.ceil((until - since) / points / 10)) * 10)
         at = np.arange(since // seconds * seconds, until, seconds)[-points:]
-        if self.empty:
-            at = at[:0]
+        at = at[:0] if self.empty else at[at + seconds > until - self.age]
         measures = made_measures(self.now, cohort, at, seconds)
         return {
             "cohort": cohort,
@@ -210,6 +210,8 @@ class Scene:
                 "steps": [{"begin": created - 1800, "seconds": 1.2, "samples": 32, "devices": 17}] * 20,
                 "steps_left_out": 0,
                 "replays": 4,
+                "kind": self.kind(number),
+                **({"content_of": number - 2} if self.kind(number) == "rollback" else {}),
                 "outcomes": {"waiting": 18, "better": 1},
                 "domain": [0.1, 0.2],
                 "predictions": {
@@ -290,6 +292,7 @@ class Scene:
             "received_at": self.now - 20 - k * 7,
             "width": None,
             "drawn": k % 11 == 0,
+            "waiting": teacher is None,
         }
 
     @staticmethod

@@ -28,6 +28,7 @@ class PageServer:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.requests: list[str] = []
+        self.histories: list[tuple[float, float]] = []  # from when until when they were asked for
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -178,6 +179,7 @@ class PageServer:
 
     async def history(self, request: Request) -> Response:
         query = request.query_params
+        self.histories.append((float(query["since"]), float(query["until"])))
         return self.answer(
             self.scene.history(
                 of(request), float(query["since"]), float(query["until"]), int(query["points"])

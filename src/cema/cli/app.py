@@ -20,6 +20,7 @@ from cema.cli import (
     export,
     init,
     keys,
+    top,
     train,
     update,
 )
@@ -39,6 +40,7 @@ app.command("demo", short_help="Run a cloud and several devices here, and plot t
 app.command("export", short_help="Export a torch classifier as a bundle for devices.")(export.export)
 app.command("init", short_help="Make a fleet to start from: keys, settings, a bundle, tokens.")(init.init)
 app.command("check", short_help="Look whether all is well here; or measure versions on labels.")(check.check)
+app.command("top", short_help="Show where every cohort stands, in a terminal.")(top.top)
 app.add_typer(bench.app, name="bench", short_help="Measure test-time adaptation on the same streams.")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(data.app, name="data")

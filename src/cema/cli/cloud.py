@@ -140,6 +140,31 @@ def release(to: To, config: Config, cohort: OneCohort = None, json: JsonNotText 
 
 
 @app.command()
+def canary(
+    config: Config,
+    first: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="The share of devices that try a version first.", show_default="as configured"
+        ),
+    ] = None,
+    cohort: OneCohort = None,
+    json: JsonNotText = False,
+) -> None:
+    """Let more or fewer devices try new versions first.
+
+    It holds until the next such command, over restarts too. Without --first, the share is as configured again.
+    """
+    from cema.cli.cloud_acts import do
+    from cema.cloud.store.control import Canary
+    from cema.errors import ConfigError
+
+    if first is not None and not 0 < first <= 1:
+        raise ConfigError(f"--first: expected a share above 0, up to 1, got {first:g}")
+    do(config, cohort, Canary(first=first), json=json, wait=False)
+
+
+@app.command()
 def pause(config: Config, cohort: OneCohort = None, json: JsonNotText = False) -> None:
     """Publish nothing until resume.
 

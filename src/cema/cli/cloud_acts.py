@@ -13,7 +13,8 @@ import typer
 
 from cema.cli.actor import command_line_actor
 from cema.cli.cohorts import one_cohort, opened, utc
-from cema.cloud.store.control import Act, Acted, ControlStore, Release, control_of, name_of
+from cema.cloud.acts_allowed import check_act
+from cema.cloud.store.control import Act, Acted, Canary, ControlStore, Release, control_of, name_of
 from cema.cloud.store.told import versions_told
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _TOLD = {
     "release": "All devices are offered version {to}.",
     "stop": "Devices return to the source model and keep it until resume. Learning goes on; nothing is published.",
     "pause": "Devices keep the newest version until resume. Learning goes on; nothing is published.",
+    "canary": "From the next version on, {share} of the devices try it first.",
     "resume": "What is learned is published again, once it passes the gate.",
 }
 _TOLD_OF_DEVICE = {
@@ -47,6 +49,7 @@ def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> N
     """Write an act down, wait until the worker has done it, and say what devices will do and by when."""
     with opened(path) as (config, store):
         name, control = one_cohort(config, cohort), control_of(store)
+        check_act(act, next(each for each in config.cohort if each.name == name))
         acted = control.act(name, act, actor=command_line_actor(), now=time.time())
         if wait:
             acted = _await(control, acted)
@@ -56,7 +59,7 @@ def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> N
     typer.echo(f"{name_of(act)} of cohort {name}: act {acted.number}, {acted.state}")
     device = getattr(act, "device", None)
     told = (_TOLD if device is None else _TOLD_OF_DEVICE)[name_of(act)]
-    typer.echo(told.format(to=getattr(act, "to", 0), device=device))
+    typer.echo(told.format(to=getattr(act, "to", 0), device=device, share=_share_of(act)))
     if acted.state == "waiting":
         typer.echo("The worker has still to sign it: it does with its next step, or once the cloud runs.")
     elif acted.state == "failed":
@@ -66,6 +69,11 @@ def do(path: Path, cohort: str | None, act: Act, *, json: bool, wait: bool) -> N
         typer.echo(_WHEN)
     elif acted.version is not None:
         typer.echo(f"Version {acted.version} has it. {_WHEN}")
+
+
+def _share_of(act: Act) -> str:
+    first = getattr(act, "first", None)
+    return "the configured share" if first is None else f"{first:.3g}"
 
 
 def _await(control: ControlStore, acted: Acted) -> Acted:
@@ -91,6 +99,7 @@ def print_acts(path: Path, cohort: str | None, *, limit: int, json: bool) -> Non
         to = getattr(acted.act, "to", None)
         device = getattr(acted.act, "device", None)
         what = name_of(acted.act) + ("" if to is None else f" to {to}") + (f" of {device}" if device else "")
+        what += f" {_share_of(acted.act)}" if isinstance(acted.act, Canary) else ""
         version = "" if acted.version is None else str(acted.version)
         moment = utc(acted.at, milliseconds=False)
         table.add_row(str(acted.number), moment, acted.actor, what, acted.state, version)

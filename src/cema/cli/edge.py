@@ -95,9 +95,11 @@ def run(
         else:
             lifetime.stop_on_eof()
     settings = EdgeConfig.load(config)
-    # Libraries of HTTP log addresses, and in detail headers: only their warnings are of use here.
-    start_logging("edge", form=settings.log.format, level=settings.log.level, others="warning")
     text = sys.stdout.isatty() if lines is None else lines is _Form.TEXT
+    # Libraries of HTTP log addresses, and in detail headers: only their warnings are of use here.
+    # What is a warning is a line of the text, too: a person need not read it twice.
+    level = "error" if text and settings.log.level == "warning" else settings.log.level
+    start_logging("edge", form=settings.log.format, level=level, others="warning")
     status = run_program(
         settings,
         source,

@@ -8,6 +8,7 @@ __all__ = ["main"]
 
 # What installs the packages that a command may miss: an edge device has no torch, a cloud no plots.
 _EXTRAS = {
+    "cachetools": "cloud",
     "fastapi": "cloud",
     "httpx2": "edge",
     "imagecorruptions": "bench",
@@ -15,8 +16,11 @@ _EXTRAS = {
     "onnx": "cloud",
     "onnxruntime": "edge",
     "onnxscript": "cloud",
+    "platformdirs": "bench",
+    "pooch": "bench",
     "prometheus_client": "cloud",
     "pydantic": "cloud",
+    "scipy": "bench",
     "tomli_w": "bench",
     "torch": "cloud",
     "uvicorn": "cloud",

@@ -136,11 +136,13 @@ class _Texts:
                     f"update: version {fields['version']} serves now (before: {fields['previous']}), "
                     f"{human_bytes(fields['bytes'])}"
                 )
+            case "waiting":
+                yield f"waiting for uploads, {fields['seconds']:.0f} s at most; after Ctrl-C they go on next time"
             case "status":
                 yield from self._status(fields)
             case "finished":
                 yield f"finished ({fields['reason']}): {fields['images']} images; {_counts(fields)}"
-                if fields["last_error"]:
+                if fields["last_error"] not in {None, self._error}:
                     yield f"error: {fields['last_error']}"
 
     def _status(self, fields: Mapping[str, Any]) -> Iterator[str]:
@@ -172,12 +174,11 @@ def _place(fields: Mapping[str, Any], i: int) -> str:
 
 def _counts(status: Mapping[str, Any]) -> str:
     """Return what a device did, in words."""
-    parts = [f"{status['predicted']} predicted since the device is new"]
+    parts = [f"{status['predicted']} predicted in all"]
     parts += [f"{status['selected']} selected", f"{status['uploaded']} uploaded"]
     waiting = status["queued"] + status["spooled"]
     parts += [f"{waiting} wait to be sent"] if waiting else []
-    lost = sum(status["dropped"].values())
-    parts += [f"{lost} samples were dropped"] if lost else []
+    parts += [f"{count} not sent ({reason})" for reason, count in status["dropped"].items() if count]
     return ", ".join([*parts, f"version {status['version']}"])
 
 

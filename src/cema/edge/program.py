@@ -19,6 +19,7 @@ event          further keys
 `bundle`       `base`, `model`, `previous`: the model of another bundle serves, as it came
 `swap`         `version`, `digest`, `previous`: another version serves; `bytes` downloaded since the last one
 `status`       the agent's status, about once a second
+`waiting`      `seconds`: all images are predicted, and the program waits for uploads for so long at most
 `finished`     `reason` (``end``, ``signal`` or ``closed``), `images`, the agent's status, and of a stream or
                  camera `frames_dropped`
 =============  ========================================================================================
@@ -187,11 +188,15 @@ class _Session:
 
     def linger(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        told = False
         while not self._stop.is_set() and time.monotonic() < deadline:
             delivered = self._agent.flush(min(_TICK_SECONDS, max(0.0, deadline - time.monotonic())))
             self.report()
             if delivered:
                 return
+            if not told:
+                self.emit("waiting", seconds=max(0.0, deadline - time.monotonic()))
+                told = True
 
     def _permitted(self, permits: threading.Semaphore | None) -> bool:
         """Report until the next prediction may be made; return False when the run is to stop."""

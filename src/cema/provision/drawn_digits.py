@@ -34,7 +34,7 @@ _ARCS: dict[int, tuple[tuple[tuple[float, float, float, float], float, float], .
     8: (((34, 15, 66, 50), 0, 360), ((31, 50, 69, 86), 0, 360)),
     9: (((32, 14, 66, 50), 0, 360),),
 }
-_SCALE = 4
+_SCALE = 2
 _SIDE = 32
 _CLEAN, _NOISY = 40, 360
 _NOISE = 60.0

@@ -11,6 +11,7 @@ from cema.cloud.store.base import UPDATES_KEPT, Store
 from cema.cloud.store.control import (
     SOURCE,
     ActRefused,
+    Canary,
     Control,
     ControlChanged,
     ControlStore,
@@ -63,6 +64,27 @@ class ControlTests(StoreCase):
         assert controlled.acts("north") == [resume, pause]
         assert controlled.acts("north", limit=1) == [resume]
         assert controlled.control("north") == Control(serial=resume.number)
+
+    def test_the_share_of_canary_devices_stays_until_it_is_set_again(
+        self, store: Store, controlled: ControlStore
+    ) -> None:
+        assert controlled.control("north").first is None
+        act = controlled.act("north", Canary(first=0.25), actor="ann", now=5.0)
+        assert (act.state, act.act) == ("done", Canary(first=0.25))
+        pin = controlled.act("north", Pin(to=1), actor="ann", now=6.0)
+        assert controlled.waiting_act("north") == pin
+        again = controlled.act("north", Canary(first=0.5), actor="ann", now=7.0)
+        assert controlled.waiting_act("north") == pin, "it leaves others to be done"
+        state = controlled.control("north")
+        assert state == Control(
+            publishing="pinned", content=numbered_update(1).digest, serial=again.number, first=0.5
+        )
+        for other in (Resume(), Pause(), Rollback(to=1), Stop(), Resume()):
+            controlled.act("north", other, actor="ann", now=8.0)
+            assert controlled.control("north").first == 0.5
+        controlled.act("north", Canary(), actor="ann", now=9.0)
+        assert controlled.control("north").first is None
+        assert controlled.acts("north")[0].act == Canary()
 
     def test_nothing_is_published_that_was_made_before_an_act(
         self, store: Store, controlled: ControlStore

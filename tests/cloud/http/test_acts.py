@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import httpx2
 import pytest
-from cloud_client import Cloud, auth
+from cloud_client import Cloud, auth, refused
+from cloud_support import StillEngine, serving, write_config
+
+from cema.cloud.config import CloudConfig
 
 ACT = {"type": "stop"}
 
@@ -42,3 +48,35 @@ def test_an_admin_uploads_nothing(cloud: Cloud) -> None:
 def test_an_address_with_two_methods_names_both(cloud: Cloud) -> None:
     response = cloud.http.delete("/v1/cohorts/north/acts", headers=auth(cloud.admin))
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
+
+
+def test_the_share_of_canary_devices_is_set_where_there_are_any(cloud: Cloud) -> None:
+    def ask(first: float | None) -> httpx2.Response:
+        act = {"type": "canary", "first": first}
+        return cloud.http.post("/v1/cohorts/north/acts", json=act, headers=auth(cloud.admin))
+
+    error = refused(ask(0.2), 409, "act_refused")
+    assert "by the mode 'immediate'" in error["message"]
+    assert ask(None).status_code == 202, "as configured: that does no harm"
+    for wrong in (0, -0.1, 1.5, "half"):
+        act = {"type": "canary", "first": wrong}
+        found = cloud.http.post("/v1/cohorts/north/acts", json=act, headers=auth(cloud.admin))
+        refused(found, 400, "invalid_request")
+
+
+def test_the_share_of_canary_devices_is_in_the_status(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    path.write_text(path.read_text().rstrip() + '\n[cohort.rollout]\nmode = "canary"\n')
+    engine = StillEngine(CloudConfig.load(path))
+    admin = engine.devices.add("boss", cohort=None, role="admin")
+    with (
+        serving(engine) as url,
+        httpx2.Client(base_url=f"{url}/v1/cohorts/north", headers=auth(admin)) as http,
+    ):
+        assert http.get("/status").json()["canary_first"] is None
+        answer = http.post("/acts", json={"type": "canary", "first": 0.25})
+        assert (answer.status_code, answer.json()["state"]) == (202, "done")
+        assert http.get("/status").json()["canary_first"] == 0.25
+        assert http.get("/acts").json()["acts"][0]["act"] == {"type": "canary", "first": 0.25}
+        assert http.post("/acts", json={"type": "resume"}).status_code == 202
+        assert http.get("/status").json()["canary_first"] == 0.25

@@ -306,7 +306,8 @@ def wrong_acts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for content in (*wrong, b'{"type": "pause", "to": 1}', b"[" * 4000):
         assert api("POST", ACTS, who="admin", content=content).status_code == 400
-    assert api("POST", ACTS, who="admin", content=b'{"type": "pin", "to": 9}').status_code == 409
+    for content in (b'{"type": "pin", "to": 9}', b'{"type": "canary", "first": 0.5}'):
+        assert api("POST", ACTS, who="admin", content=content).status_code == 409
     with monkeypatch.context() as patch:
         patch.setattr(body, "FIRST_SECONDS", 0.01)
         api("POST", ACTS, who="admin", content=never())

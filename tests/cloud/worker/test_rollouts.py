@@ -12,7 +12,7 @@ from worker_cloud import Cloud, cloud, drain
 
 from cema.cloud.rollout_config import RolloutConfig, StopConfig
 from cema.cloud.store.activity import Poll
-from cema.cloud.store.control import Pause, Pin, Release, Resume, Rollback, Stop
+from cema.cloud.store.control import Canary, Pause, Pin, Release, Resume, Rollback, Stop
 from cema.cloud.store.offers import Rollout
 from cema.cloud.store.reports import Reported
 from cema.cloud.worker.cohort import CohortWorker
@@ -63,6 +63,27 @@ def tried(cloud: Cloud, **values: Any) -> tuple[CohortWorker, str]:
     assert (found.state, found.version, found.before) == ("open", 1, 0)
     (device,) = found.devices
     return worker, device
+
+
+def test_an_operator_sets_the_share_of_canary_devices_from_the_next_version_on(cloud: Cloud) -> None:
+    worker, device = tried(cloud)
+    cloud.store.act("north", Canary(first=0.6), actor="ann", now=cloud.now)
+    cloud.now += 61
+    tell(cloud, device, 1)
+    heard_of(cloud)
+    drain(worker)
+    assert (rollout(cloud).state, rollout(cloud).devices) == ("released", (device,))
+    heard_of(cloud)
+    while rollout(cloud).version == 1:
+        cloud.now += 2
+        cloud.send(64)
+        drain(worker)
+    second = rollout(cloud)
+    assert (second.state, len(second.devices)) == ("open", 3)
+    assert second.devices[0] == device, "the same devices come first"
+    cloud.store.act("north", Canary(), actor="ann", now=cloud.now)
+    worker = cloud.open()
+    assert worker._rollouts._first() == 0.2
 
 
 def test_a_version_goes_to_canary_devices_first_and_then_to_all(cloud: Cloud) -> None:

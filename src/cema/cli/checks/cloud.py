@@ -64,6 +64,11 @@ def _check_port(config: CloudConfig) -> str:
             raise Wrong(
                 f"{place}: {error}", "stop what uses it, or set another `host` or `port` in cloud.toml"
             ) from error
+        if not _in_use(Path(config.data)):
+            raise Wrong(
+                f"{place}: another CEMA cloud runs there, not that of {config.data}",
+                "set another `port` in cloud.toml, and in `url` of edge.toml",
+            ) from error
         ready = _ask(config, "/readyz")
         if ready is None or ready.get("status") != "ok":
             told = (ready or {}).get("error", {}).get("message", "it does not answer whether it is ready")
@@ -73,6 +78,18 @@ def _check_port(config: CloudConfig) -> str:
             ) from error
         return f"{place}: a CEMA cloud ({alive.get('version')}) runs there already, and is well"
     return "a free one is taken at the start" if config.port == 0 else f"{place} is free"
+
+
+def _in_use(data: Path) -> bool:
+    """Tell whether a running cloud has this data folder."""
+    from cema.cloud.data_folder import lock_data_folder
+    from cema.errors import StoreError
+
+    try:
+        lock_data_folder(data).close()
+    except StoreError:
+        return True
+    return False
 
 
 def _ask(config: CloudConfig, path: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from cema.cloud.acts_allowed import check_act
 from cema.cloud.http.access import (
     ADMINISTRATOR_ERRORS,
     BY_TOKEN_OR_SESSION,
@@ -23,7 +24,16 @@ from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
-from cema.cloud.http.schemas import ActRecord, Acts, PinAct, ResumeAct, VersionAct, VersionlessAct, Versions
+from cema.cloud.http.schemas import (
+    ActRecord,
+    Acts,
+    CanaryAct,
+    PinAct,
+    ResumeAct,
+    VersionAct,
+    VersionlessAct,
+    Versions,
+)
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.control import Act, Acted, ActRefused, control_of
 from cema.cloud.store.told import versions_told
@@ -37,7 +47,7 @@ router = APIRouter(prefix="/v1/cohorts/{cohort}", tags=["acts"])
 LARGEST_ACT = 4096
 _NOT_KEPT = {"headers": headers("Cache-Control")}
 _act_decoder = msgspec.json.Decoder(Act)
-_ACTS = (VersionAct, PinAct, VersionlessAct, ResumeAct)
+_ACTS = (VersionAct, PinAct, VersionlessAct, ResumeAct, CanaryAct)
 # Read by hand, within a limit, and so described by hand.
 _BODY: dict[str, Any] = {
     **BY_TOKEN_OR_SESSION,
@@ -107,7 +117,7 @@ def acts(
     openapi_extra=_BODY,
 )
 async def act(cohort: CohortName, request: Request) -> Response:
-    """Roll back, pin, pause, stop or resume; docs/operating.md says what devices do then."""
+    """Roll back, pin, release, pause, stop, resume, or set the share of canary devices: see docs/operating.md."""
     service: Service = request.app.state.service
     who = await service.at_once(administrator, cohort, signed_in(request), service)
     asked = _decode(await read_body(request, LARGEST_ACT))
@@ -123,14 +133,16 @@ def _decode(body: bytes) -> Act:
             "invalid_request",
             f"expected an act, got {len(body)} bytes: {error}",
             'send JSON such as {"type": "rollback", "to": 3}, {"type": "pin", "to": 3, "device": "cam-1"}, '
-            '{"type": "release", "to": 3}, {"type": "pause"}, {"type": "stop"} or {"type": "resume"}',
+            '{"type": "release", "to": 3}, {"type": "pause"}, {"type": "stop"}, {"type": "resume"} or '
+            '{"type": "canary", "first": 0.2}',
         ) from None
 
 
 def _act(service: Service, cohort: str, act: Act, who: str) -> Acted:
     try:
+        check_act(act, service.config(cohort))
         return control_of(service.store).act(cohort, act, actor=who, now=time.time())
     except ActRefused as error:
-        raise ApiError("act_refused", str(error), "see the list of versions") from error
+        raise ApiError("act_refused", str(error), "see the list of versions, and cloud.toml") from error
     except StoreUnavailable as error:
         raise service.later("store_unavailable", str(error), "send the act again") from error

@@ -12,6 +12,7 @@ __all__ = [
     "Agreement",
     "BaseModels",
     "BaseOfDevices",
+    "CanaryAct",
     "CheckResult",
     "Envelope",
     "Error",
@@ -185,6 +186,15 @@ class ResumeAct(BaseModel):
     device: str | None = Field(None, description="The device that was pinned; null for the cohort.")
 
 
+class CanaryAct(BaseModel):
+    """Let another share of the devices try new versions first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["canary"]
+    first: float | None = Field(None, gt=0, le=1, description="The share; null as configured.")
+
+
 class ActRecord(BaseModel):
     """An act as it was written down."""
 
@@ -192,7 +202,7 @@ class ActRecord(BaseModel):
     cohort: str
     at: Seconds
     actor: str = Field(description="`token:` and its name, or `os:` and the user of the command line.")
-    act: VersionAct | PinAct | VersionlessAct | ResumeAct
+    act: VersionAct | PinAct | VersionlessAct | ResumeAct | CanaryAct
     content: str | None = Field(
         description="The payload's digest, or `source`; null where no version is needed."
     )
@@ -276,6 +286,9 @@ class Status(BaseModel):
         description="The same on all that devices see, from samples that were drawn at random."
     )
     publishing: Literal["on", "paused", "pinned", "stopped"] = "on"
+    canary_first: float | None = Field(
+        None, description="The share of canary devices that an operator has set; null as configured."
+    )
     act: ActRecord | None = Field(None, description="The first act that the worker has still to do.")
     rollout: dict[str, Any] | None = Field(
         None, description="Of the newest version that was not for all at once."

@@ -12,6 +12,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from cema.cloud.config import CohortConfig
 from cema.cloud.http.bases import Bases
 from cema.cloud.http.bundle_facts import BundleFacts, BundlesRead
 from cema.cloud.http.device_bases import DeviceBases
@@ -88,6 +89,10 @@ class Service:
         if self._instant:
             return read(*args, **kwargs)
         return await run_in_threadpool(read, *args, **kwargs)
+
+    def config(self, cohort: str) -> CohortConfig:
+        """Return what a cohort is configured with."""
+        return self._configs[cohort]
 
     def private(self, cohort: str) -> bool:
         """Return whether nobody may look at a cohort's images."""

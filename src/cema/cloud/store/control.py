@@ -6,6 +6,7 @@ forbids. What must be signed for it, the worker signs with its next step. A back
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -18,6 +19,7 @@ __all__ = [
     "Act",
     "ActRefused",
     "Acted",
+    "Canary",
     "Control",
     "ControlChanged",
     "ControlStore",
@@ -114,7 +116,19 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Give all devices the source model, pinned ones too, and publish nothing else until `Resume`."""
 
 
-Act: TypeAlias = Rollback | Pin | Release | Pause | Resume | Stop
+class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="canary"):
+    """Let the next versions be tried by another share of the cohort's devices than is configured.
+
+    Attributes
+    ----------
+    first : float, optional
+        The share, above 0 to 1, until the next such act; None: as configured again.
+    """
+
+    first: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+
+
+Act: TypeAlias = Rollback | Pin | Release | Pause | Resume | Stop | Canary
 
 
 State: TypeAlias = Literal["waiting", "done", "superseded", "failed"]
@@ -157,7 +171,8 @@ class Acted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     version: int | None = None
 
 
-class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+# Without what is as ever: an older CEMA reads it as long as nothing is said that it does not know.
+class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What all acts on a cohort come to.
 
     Attributes
@@ -168,11 +183,14 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         What devices are to have while ``pinned`` or ``stopped``: a digest, or `SOURCE`.
     serial : int
         Number of the last act; 0 before the first.
+    first : float, optional
+        The share of devices that try new versions first; None: as configured.
     """
 
     publishing: Publishing = "on"
     content: str | None = None
     serial: int = 0
+    first: float | None = None
 
 
 class VersionRecord(NamedTuple):
@@ -255,21 +273,22 @@ def after(control: Control, act: Act, *, number: int, content: str | None) -> Co
     >>> pinned.publishing, after(pinned, Pause(), number=2, content=None).publishing
     ('pinned', 'pinned')
     >>> after(pinned, Resume(), number=2, content=None)
-    Control(publishing='on', content=None, serial=2)
+    Control(publishing='on', content=None, serial=2, first=None)
     """
+    change = partial(msgspec.structs.replace, control, serial=number)
     match act:
-        case Release() | Pin(device=str()) | Resume(device=str()):  # nothing changes for the cohort
-            return msgspec.structs.replace(control, serial=number)
-        case Pin():
-            return Control(publishing="pinned", content=content, serial=number)
+        case Canary(first=first):
+            return change(first=first)
+        case Pin(device=None):
+            return change(publishing="pinned", content=content)
         case Stop():
-            return Control(publishing="stopped", content=content, serial=number)
+            return change(publishing="stopped", content=content)
         case Pause() if control.publishing == "on":
-            return Control(publishing="paused", serial=number)
-        case Pause():  # devices have what they were pinned to, or the source model: nothing changes
-            return msgspec.structs.replace(control, serial=number)
-        case _:  # Resume; and Rollback, after which it goes on
-            return Control(serial=number)
+            return change(publishing="paused", content=None)
+        case Rollback() | Resume(device=None):  # after a rollback it goes on
+            return change(publishing="on", content=None)
+        case _:  # of one device, or a pause while devices have what they were pinned to: nothing changes for the cohort
+            return change()
 
 
 def name_of(act: Act) -> str:
@@ -297,7 +316,7 @@ def supersedes(act: Act, waiting: Act) -> bool:
     if one != other:  # of different devices, or of one and of all
         return isinstance(act, Stop)
     match act:
-        case Pause() | Release():
+        case Pause() | Release() | Canary():
             return False
         case Resume() if one is None:
             return not isinstance(waiting, Rollback)

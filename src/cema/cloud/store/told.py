@@ -24,9 +24,9 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``agreement`` and ``random_agreement``, by who answered; for a store that takes acts, ``publishing`` and
-        ``act``, the first that waits for the worker or None; and for one that keeps offers ``rollout``, the newest one
-        or None, and ``pinned``, the devices that are pinned.
+        ``agreement`` and ``random_agreement``, by who answered; for a store that takes acts, ``publishing``,
+        ``canary_first``, and ``act``, the first that waits for the worker or None; and for one that keeps offers
+        ``rollout``, the newest one or None, and ``pinned``, the devices that are pinned.
     """
     found: dict[str, Any] = {
         "agreement": agreement_members(store, cohort),
@@ -34,7 +34,8 @@ def more_status(store: Store, cohort: str) -> dict[str, Any]:
     }
     if isinstance(store, ControlStore):
         waiting = store.waiting_act(cohort)
-        found["publishing"] = store.control(cohort).publishing
+        control = store.control(cohort)
+        found["publishing"], found["canary_first"] = control.publishing, control.first
         found["act"] = None if waiting is None else msgspec.to_builtins(waiting)
     offers = offers_of(store)
     if offers is not None:

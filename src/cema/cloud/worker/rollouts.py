@@ -17,6 +17,7 @@ from cema.cloud.store.agreements import agreements_of
 from cema.cloud.store.audits import AuditedAct, AuditStore
 from cema.cloud.store.base import PublishedUpdate, Store, StoredSample
 from cema.cloud.store.bases import newest_of, periods_of
+from cema.cloud.store.control import ControlStore
 from cema.cloud.store.offers import Offer, Rollout, offers_of
 from cema.cloud.store.reports import reports_of
 from cema.cloud.worker.canary import Judgement, by_hash, canaries, judge
@@ -95,7 +96,7 @@ class Rollouts:
         mode: Literal["immediate", "manual", "canary"] = self._config.mode
         if mode == "immediate" or self._offers is None:
             return False
-        devices = canaries(self._cohort, self._heard_of(now), self._config.first) if mode == "canary" else ()
+        devices = canaries(self._cohort, self._heard_of(now), self._first()) if mode == "canary" else ()
         if mode == "canary" and not devices:
             return False  # nobody is there whom it could harm, or who could try it
         told = reports_of(self._store, devices)
@@ -117,6 +118,11 @@ class Rollouts:
             ),
         )
         return True
+
+    def _first(self) -> float:
+        """Return the share of the devices that try a version first: as an operator has said, or as configured."""
+        said = self._store.control(self._cohort).first if isinstance(self._store, ControlStore) else None
+        return self._config.first if said is None else said
 
     def measured(self, samples: Sequence[StoredSample], labels: Iterable[int]) -> None:
         """Take note of whether samples of canary devices agree with the foundation model, which gives the labels."""

@@ -88,6 +88,10 @@ def address_of(source: Path | str) -> Address:
         return Address(Kind.CAMERA, camera["number"], text)
     path = Path(source)
     kind = _kind_of_path(path)
+    if kind is None and not path.exists():
+        raise ImageError(
+            f"{path}: there is no such file or folder; check the path, or name a URL or camera:NUMBER"
+        )
     if kind is None:
         raise ImageError(
             f"{path}: expected a folder of images, a .npy file, a video file ({', '.join(_VIDEO_SUFFIXES)}), a URL "

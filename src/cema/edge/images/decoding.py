@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["decoded", "opened", "pixels_of", "require_decoder"]
 
-# How long a stream may take to open, and how long it may send nothing.
-OPEN_SECONDS = 10.0
-READ_SECONDS = 10.0
+# How long a stream may take to open, and then, how long it may send nothing.
+SILENT_SECONDS = 10.0
 # A stream whose every packet is damaged is one that has to be opened again.
 _MOST_DAMAGED = 100
 
@@ -65,7 +64,7 @@ def opened(address: Address) -> Iterator[InputContainer]:
     options = {"rtsp_transport": "tcp"} if place.lower().startswith("rtsp") else {}
     try:
         with av.open(
-            place, format=form, options=options, timeout=(OPEN_SECONDS, READ_SECONDS) if live else None
+            place, format=form, options=options, timeout=SILENT_SECONDS if live else None
         ) as container:
             if not container.streams.video:
                 raise ImageError(
@@ -75,6 +74,8 @@ def opened(address: Address) -> Iterator[InputContainer]:
     except av.FFmpegError as error:
         # Its own text has the whole address, password and all.
         reason = error.strerror or type(error).__name__
+        if isinstance(error, av.error.ExitError):  # how FFmpeg calls it that its time was over
+            reason = f"it sent nothing for {SILENT_SECONDS:g} s"
         what = "cannot be read as a video" if not live else "cannot be read"
         hint = "; check that the file is whole and a video" if not live else ""
         raise ImageError(f"{address.name}: {what}: {reason}{hint}") from None

@@ -21,7 +21,7 @@ __all__ = ["LiveSource"]
 _WAIT_SECONDS = 0.2
 # A stream that has run for so long was well: the next break is the first one again.
 _STEADY_SECONDS = 10.0
-_LONGEST_WAIT = 60.0
+_LEAST_WAIT, _LONGEST_WAIT = 0.2, 60.0
 
 
 class LiveSource:
@@ -106,7 +106,7 @@ class _Feed:
             error = self._read()
             if time.monotonic() - began > _STEADY_SECONDS:
                 backoff.reset()
-            wait = backoff.after(error)
+            wait = max(_LEAST_WAIT, backoff.after(error))
             with self._changed:
                 self._errors.append(ImageError(f"{error}; it is opened again in {wait:.1f} s"))
                 self._changed.notify()

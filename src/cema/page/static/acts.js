@@ -66,7 +66,7 @@ export const DEEDS = {
   },
   deletion: {
     title: "Delete data", button: "Delete", danger: true, typed: true, needs: ["filter"], path: "deletions",
-    sentence: ({ filter, name }, cohort, kept) => `This deletes ${kept ? `${plural(kept.samples, "sample")} (${bytes(kept.bytes)})` : "the samples"} ${filter === "device" ? `of 1 device, ${name || "…"},` : `of ${all(cohort)}`} of ${cohort.cohort} for good, and what was learned from them is forgotten.`,
+    sentence: ({ filter, name }, cohort, kept) => `This deletes ${kept ? `${plural(kept.samples, "sample")} (${bytes(kept.bytes)})` : "the samples"} ${filter === "device" ? `of 1 device, ${name || "…"},` : `of ${all(cohort)}`} of ${cohort.cohort} for good. What models have learned from them stays; roll back for that.`,
     body: ({ filter, name }) => (filter === "device" ? { device: name } : { all: true }),
   },
   quarantine: {

@@ -86,10 +86,11 @@ export const at = (cohort, ...parts) => ["/v1/cohorts", cohort, ...parts].map((p
  * connection came back. What came last stays when a later request fails.
  *
  * @param {string|null|(() => string)} path null: nothing is asked; a function is called for each request
- * @param {{every?: number, on?: any, key?: any}} [options] `key` says of a function when what it asks for is another
+ * @param {{every?: number, on?: any, key?: any, pace?: number}} [options] `key` says of a function when what it asks for
+ *   is another; for `on` it is asked once in `pace` seconds at most
  * @returns {{data: any, error: Error|null, loading: boolean, reload: () => void}}
  */
-export function useData(path, { every = 0, on = null, key = path } = {}) {
+export function useData(path, { every = 0, on = null, key = path, pace = 5 } = {}) {
   const [state, setState] = useState(/** @type {any} */ ({ data: null, error: null, loading: true, key }));
   const epoch = useLive((live) => live.epoch);
   const asked = useRef({ at: 0, timer: 0, text: "" });
@@ -122,7 +123,7 @@ export function useData(path, { every = 0, on = null, key = path } = {}) {
   }, [key, every, epoch]);
   useEffect(() => {
     if (on === null || !asked.current.at) return;
-    const wait = Math.max(300, asked.current.at + 5000 - Date.now());
+    const wait = Math.max(300, asked.current.at + pace * 1000 - Date.now());
     clearTimeout(asked.current.timer);
     asked.current.timer = setTimeout(() => ask.current(), wait);
   }, [on]);

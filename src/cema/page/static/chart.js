@@ -11,7 +11,7 @@
 
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import { day, hour, moment, percent, short } from "cema/format.js";
+import { clock, day, hour, moment, percent, short } from "cema/format.js";
 import { colour, drawDomains, drawVersions, faded, isTaken, onTheme } from "cema/marks.js";
 import { gapped, nearest, shareRange, stacked, thin } from "cema/stats.js";
 import { AsTable, Scrolled, html } from "cema/ui.js";
@@ -137,7 +137,7 @@ function moments(at, splits) {
   const step = splits.length > 1 ? splits[1] - splits[0] : 0;
   const start = new Date(at * 1000);
   if (step >= 86_400 || (start.getHours() === 0 && start.getMinutes() === 0)) return day(at);
-  return step && step < 60 ? moment(at).slice(-5) : hour(at);
+  return step && step < 60 ? clock(at) : hour(at);
 }
 
 /** How a drawing's values are told. @param {Drawing} drawing */
@@ -175,6 +175,7 @@ export function Chart(/** @type {Drawing} */ drawing) {
   const told = useMemo(() => () => tell(box.current, plot.current, latest.current), []);
   useEffect(() => {
     plot.current = new uPlot(options(drawing, latest, told), columns(latest.current), host.current);
+    told();
     const sized = new ResizeObserver(([entry]) => {
       const width = Math.floor(entry.contentRect.width);
       if (width > 0 && width !== plot.current.width) plot.current.setSize({ width, height: drawing.height ?? 180 });
@@ -200,7 +201,7 @@ export function Chart(/** @type {Drawing} */ drawing) {
       <span class="when" data-when></span>
     </div>
     <div class="plot" ref=${host} role="slider" tabindex="0" aria-label=${`${title}: place on the chart`} aria-valuemin="0"
-      aria-valuemax=${Math.max(0, drawing.at.length - 1)} aria-valuenow=${Math.max(0, drawing.at.length - 1)} aria-valuetext=${described}
+      aria-valuemax=${Math.max(0, drawing.at.length - 1)}
       onKeyDown=${(/** @type {KeyboardEvent} */ event) => moved(event, plot.current)}></div>
     <figcaption>
       <span class="unseen">${title}. ${described}</span>
@@ -246,10 +247,9 @@ function tell(/** @type {HTMLElement|null} */ box, /** @type {any} */ u, /** @ty
   const when = /** @type {HTMLElement} */ (box.querySelector("[data-when]"));
   const at = drawing.at.length ? placeOf(drawing, drawing.at[place]) : "";
   when.textContent = free ? "" : at;
-  if (free) return;
   const slider = /** @type {HTMLElement} */ (box.querySelector("[role=slider]"));
-  slider.setAttribute("aria-valuenow", String(place));
-  slider.setAttribute("aria-valuetext", `${at}: ${drawing.lines.map((line, i) => `${line.name} ${format(values[i])}`).join(", ")}`);
+  slider.setAttribute("aria-valuenow", String(Math.max(0, place)));
+  slider.setAttribute("aria-valuetext", free ? summary(drawing) : `${at}: ${drawing.lines.map((line, i) => `${line.name} ${format(values[i])}`).join(", ")}`);
 }
 
 /** @param {(number|null)[]} values */
@@ -269,7 +269,7 @@ function moved(/** @type {KeyboardEvent} */ event, /** @type {any} */ u) {
   if (!(event.key in places) || last < 0) return;
   event.preventDefault();
   const place = Math.min(last, Math.max(0, places[event.key]));
-  u.setCursor({ left: u.valToPos(u.data[0][place], "x"), top: u.over.clientHeight / 2 });
+  u.setCursor({ left: Math.max(0, u.valToPos(u.data[0][place], "x")), top: u.over.clientHeight / 2 });
 }
 
 /** How a line looks, in the legend. */

@@ -6,9 +6,10 @@ import { ActDialog } from "cema/dialog.js";
 import { Domains } from "cema/domains.js";
 import { Bytes, Entropy, Losses, Reasons } from "cema/why.js";
 import { Chart } from "cema/chart.js";
-import { bytes, count, money, percent, plural, version } from "cema/format.js";
+import { bytes, count, money, moment, percent, plural, version } from "cema/format.js";
 import { CohortHead } from "cema/head.js";
-import { MODELS, agreementLines, timeOf } from "cema/lines.js";
+import { timeOf, useHistory } from "cema/history.js";
+import { MODELS, agreementLines } from "cema/lines.js";
 import { useCohort, useMayAct } from "cema/live.js";
 import { Problems, publishing } from "cema/overview.js";
 import { Bars } from "cema/plots.js";
@@ -27,25 +28,21 @@ export function Cohort({ cohort: name }) {
   const [range, setRange] = useState("24h");
   const [asked, ask] = useState(/** @type {any} */ (null));
   const [chosen, choose] = useState(/** @type {number|null} */ (null));
-  const path = () => {
-    const now = Math.floor(Date.now() / 1000);
-    return `${at(name, "history")}?since=${now - RANGES[range]}&until=${now}&points=300`;
-  };
-  const history = useData(path, { key: `${name} ${range}`, every: range === "1h" ? 15 : 60, on: cohort?.changed ?? null });
+  const history = useHistory(name, RANGES[range], { points: 300, every: range === "1h" ? 15 : 60, on: cohort?.changed ?? null });
   const versions = useData(at(name, "versions"), { on: cohort ? `${cohort.version} ${cohort.publishing}` : null });
   const ranged = html`<${Segmented} legend="Time shown" name="range" options=${LABELS} value=${range} onChange=${setRange} />`;
   return html`<${CohortHead} cohort=${name} view="cohort" />
     ${cohort ? html`<${Now} cohort=${cohort} ask=${ask} />` : null}
     <div class="panels">
       <${Panel} wide title="Is it getting worse?" note="The share of samples on which each model chose the foundation model's label. The band is the interval of 95 % of the running version." aside=${ranged}>
-        <${Loaded} from=${history} lines=${8}>${(/** @type {any} */ data) => html`<${Agreement} history=${data} name=${name} />`}<//>
+        <${Loaded} from=${history} lines=${8}>${(/** @type {any} */ data) => html`<${Agreement} history=${data} name=${name} seconds=${RANGES[range]} />`}<//>
         ${cohort ? html`<${Newest} cohort=${cohort} />` : null}
       <//>
       <${Loaded} from=${history}>${(/** @type {any} */ data) => html`<${Why} history=${data} name=${name} />`}<//>
       <${Versions} cohort=${name} from=${versions} history=${history.data} chosen=${chosen} choose=${choose} ask=${ask} />
       <${Domains} cohort=${name} newest=${cohort?.version} choose=${choose} chosen=${chosen} />
       <${LatestActs} cohort=${name} />
-      <${Wall} cohort=${name} on=${cohort?.samples ?? null} />
+      <${Wall} cohort=${name} on=${cohort ? `${cohort.samples} ${cohort.last_step_at}` : null} />
     </div>
     ${asked ? html`<${ActDialog} cohort=${cohort ?? { cohort: name }} asked=${asked} versions=${versions.data?.versions ?? []} onClose=${() => ask(null)} />` : null}`;
 }
@@ -82,11 +79,12 @@ function Now({ cohort, ask }) {
     </section>`;
 }
 
-function Agreement({ history, name }) {
+function Agreement({ history, name, seconds }) {
   const shown = useMemo(() => readable(history, "agreement.running", { least: 60 }), [history]);
   const lines = useMemo(() => agreementLines(shown, { models: ["running", "adapted", "device", "source"] }), [shown]);
   if (!lines.length) return html`<${Empty} title="No agreement is known in this time.">Choose a longer time. If there are no samples at all: is a device running, and does it select any? Its status says so.<//>`;
-  return html`<${Chart} title=${`Agreement with the foundation model in ${name}`} at=${shown.at} lines=${lines} x=${timeOf(shown)} y=${SHARE}
+  const time = timeOf(shown);
+  return html`${shown.until - time.from < 0.9 * seconds ? html`<p class="note">Nothing is known of before ${moment(time.from)}.</p>` : null}<${Chart} title=${`Agreement with the foundation model in ${name}`} at=${shown.at} lines=${lines} x=${time} y=${SHARE}
     versions=${shown.versions} domains=${shown.domains} height=${260} sync=${`cohort-${name}`} gap=${shown.seconds * 3.5} />`;
 }
 

@@ -43,7 +43,7 @@ function Whole({ cohort, device, ask }) {
       <${Counts} report=${report} device=${device} />
       <${Adopted} adopted=${device.adopted} />
       <div class="stack"><${Telemetry} device=${device} /><${Token} device=${device} /></div>
-      <${Wall} cohort=${cohort} device=${device.name} samples=${{ private: device.private ?? false, samples: device.uploads ?? [] }} />
+      <${Wall} cohort=${cohort} device=${device.name} on=${device.samples} />
     </div>`;
 }
 
@@ -113,10 +113,14 @@ function leaves(value, path = "") {
   return [[path, typeof value === "number" ? (path.includes("bytes") ? bytes(value) : short(value)) : String(value)]];
 }
 
+const FEW = 8;
+
 function Adopted({ adopted }) {
+  const [all, setAll] = useState(false);
   if (!adopted?.length) return html`<${Panel} title="Versions fetched"><p class="note">None that is known.</p><//>`;
   return html`<${Panel} title="Versions fetched"><table class="plain"><thead><tr><th scope="col">Version</th><th scope="col">Fetched</th></tr></thead>
-    <tbody>${adopted.map((/** @type {any} */ one) => html`<tr key=${one.version}><th scope="row">${version(one.version)}</th><td>${moment(one.fetched_at)} (<${Ago} at=${one.fetched_at} />)</td></tr>`)}</tbody></table><//>`;
+    <tbody>${(all ? adopted : adopted.slice(0, FEW)).map((/** @type {any} */ one) => html`<tr key=${one.version}><th scope="row">${version(one.version)}</th><td>${moment(one.fetched_at)} (<${Ago} at=${one.fetched_at} />)</td></tr>`)}</tbody></table>
+    ${adopted.length > FEW ? html`<button type="button" class="button quiet" onClick=${() => setAll(!all)}>${all ? "Show the newest only" : `Show all ${adopted.length}`}</button>` : null}<//>`;
 }
 
 function Token({ device }) {

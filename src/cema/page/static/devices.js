@@ -71,7 +71,7 @@ function Row({ cohort, device }) {
   const problems = device.problems ?? [];
   const special = standing(device);
   return html`<tr class=${`row-${device.level ?? "ok"}`}>
-    <th scope="row"><a href=${address(cohort, "d", device.name)}>${device.name}</a>
+    <th scope="row">${device.role && device.role !== "device" ? device.name : html`<a href=${address(cohort, "d", device.name)}>${device.name}</a>`}
       ${problems.length ? html`<span class="narrow-only why">${problems.join("; ")}</span>` : null}</th>
     <td><${Level} level=${device.level ?? "ok"} />${special ? html` <span class="tag">${special}</span>` : null}</td>
     <td class="wide-only why">${problems.join("; ")}</td>

@@ -48,6 +48,3 @@ export const totalLines = (history, wanted, part = "total") =>
   wanted.filter(([measure]) => filled(history.measures[measure])).map(([measure, name, style]) => ({
     name, style, values: history.measures[measure][part].map((value) => value ?? 0),
   }));
-
-/** The time axis of a history. @param {any} history */
-export const timeOf = (history) => ({ time: true, from: history.since, until: history.until });

@@ -152,6 +152,7 @@ function Foot() {
 }
 
 let drawn = false;
+const RETRY = 2000;
 
 async function start() {
   const page = /** @type {HTMLElement} */ (document.getElementById("page"));
@@ -182,7 +183,7 @@ async function start() {
   if (session.reason.status === 401) ended();
   else {
     lost();
-    setTimeout(start, 3000);
+    setTimeout(start, RETRY);
   }
   return undefined;
 }

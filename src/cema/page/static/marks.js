@@ -117,14 +117,19 @@ export function drawVersions(u, versions, numbered) {
   const ctx = u.ctx;
   const scale = ratio();
   const foot = top + height;
-  let last = -Infinity;
+  let last = Infinity;
+  let drawn = Infinity;
   ctx.save();
   ctx.font = `${10.5 * scale}px system-ui, sans-serif`;
   ctx.textAlign = "center";
-  for (const version of versions) {
+  // The newest first, so that it is the one whose number is sure to have room.
+  for (const version of [...versions].reverse()) {
     const x = u.valToPos(version.at, "x", true);
     if (x < left || x > left + width) continue;
     const taken = isTaken(version.kind);
+    // Where many came one after another, some of the marks: those of versions that went back are among them.
+    if (!taken && drawn - x < 7 * scale) continue;
+    drawn = x;
     ctx.fillStyle = colour(taken ? "bad" : "muted");
     ctx.beginPath();
     if (taken) ctx.rect(x - 3 * scale, foot - 6 * scale, 6 * scale, 6 * scale);
@@ -139,7 +144,7 @@ export function drawVersions(u, versions, numbered) {
     ctx.lineJoin = "round";
     ctx.stroke();
     ctx.fill();
-    if (!numbered || x - last < 34 * scale) continue;
+    if (!numbered || last - x < 34 * scale) continue;
     last = x;
     ctx.strokeText(`v${version.version}`, x, foot - 10 * scale);
     ctx.fillText(`v${version.version}`, x, foot - 10 * scale);
@@ -148,4 +153,4 @@ export function drawVersions(u, versions, numbered) {
 }
 
 /** Whether a version gave back earlier content. @param {string|undefined} kind */
-export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken_back"].includes(kind ?? "");
+export const isTaken = (kind) => ["reverted", "rollback", "stop", "taken back"].includes(kind ?? "");

@@ -1,10 +1,10 @@
 /** All cohorts on one page, the worst first. */
 
 import { useMemo } from "preact/hooks";
-import { at, useData } from "cema/api.js";
 import { Chart } from "cema/chart.js";
 import { bytes, count, money, plural, version } from "cema/format.js";
-import { agreementLines, timeOf } from "cema/lines.js";
+import { timeOf, useHistory } from "cema/history.js";
+import { agreementLines } from "cema/lines.js";
 import { useLive } from "cema/live.js";
 import { readable } from "cema/stats.js";
 import { Ago, Empty, Facts, Level, Loaded, html } from "cema/ui.js";
@@ -64,11 +64,7 @@ export const Problems = ({ problems, level = "bad" }) =>
 
 /** Agreement over the last day. */
 function DayChart({ cohort }) {
-  const path = () => {
-    const now = Math.floor(Date.now() / 1000);
-    return `${at(cohort.cohort, "history")}?since=${now - DAY}&until=${now}&points=144`;
-  };
-  const from = useData(path, { key: cohort.cohort, every: 60, on: cohort.changed });
+  const from = useHistory(cohort.cohort, DAY, { points: 144, every: 60, on: cohort.changed });
   return html`<${Loaded} from=${from} lines=${6}>${(/** @type {any} */ history) => html`<${Drawn} history=${history} name=${cohort.cohort} />`}<//>`;
 }
 

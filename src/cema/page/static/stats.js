@@ -38,6 +38,19 @@ export function intervals(measure) {
   return { low, high };
 }
 
+/**
+ * A history without its last bin where that has not ended: of sums over a bin it would show a fall that is none.
+ *
+ * @param {History} history
+ * @returns {History}
+ */
+export function complete(history) {
+  const length = history.at.findLastIndex((at) => at + history.seconds <= history.until) + 1;
+  if (length === history.at.length) return history;
+  const cut = ([name, { count, total }]) => [name, { count: count.slice(0, length), total: total.slice(0, length) }];
+  return { ...history, at: history.at.slice(0, length), measures: Object.fromEntries(Object.entries(history.measures).map(cut)) };
+}
+
 /** The mean over all bins, or null. @param {Measure|undefined} measure */
 export function overall(measure) {
   const count = sum(measure?.count);

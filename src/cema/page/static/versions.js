@@ -30,17 +30,22 @@ export function Versions({ cohort, from, history, chosen, choose, ask }) {
   <//>`;
 }
 
-const KINDS = { learned: "learned", reverted: "went back", taken_back: "taken back", renewed: "signed anew", rollback: "rolled back", pin: "pinned", stop: "stopped: source model" };
+const KINDS = { learned: "learned", reverted: "went back", "taken back": "taken back", renewed: "signed anew", rollback: "rolled back", pin: "pinned", stop: "stopped", resume: "resumed" };
 
-/** @param {string|undefined} kind */
-const told = (kind) => (kind ? (KINDS[kind] ?? words(kind)) : "–");
+/** How a version came, and whose content it has where it has that of an earlier one. @param {any} one @param {string|undefined} kind */
+function told(one, kind) {
+  if (!kind) return "–";
+  const of = one.trace?.content_of;
+  return `${KINDS[kind] ?? words(kind)}${typeof of === "number" && kind !== "learned" ? ` to ${of ? version(of) : "the source"}` : ""}`;
+}
 
 function Row({ cohort, one, kind, asked, chosen, choose }) {
   const detail = useData(asked ? at(cohort, "versions", String(one.version)) : null, { every: 60 });
   const { running, source } = one.agreement ?? {};
+  const came = one.trace?.kind ?? kind;
   return html`<tr class=${chosen ? "chosen" : ""}>
     <th scope="row"><button type="button" class="link" aria-pressed=${chosen ? "true" : "false"} onClick=${() => choose(one.version)}>${version(one.version)}</button></th>
-    <td><span class=${isTaken(kind) ? "kind taken" : "kind"}>${told(kind)}</span></td>
+    <td><span class=${isTaken(came) ? "kind taken" : "kind"}>${told(one, came)}</span></td>
     <td><${Ago} at=${one.created} /></td>
     <td class="number">${percent(running?.share)}</td>
     <td class="number wide-only">${percent(source?.share)}</td>
@@ -51,6 +56,7 @@ function Row({ cohort, one, kind, asked, chosen, choose }) {
 
 function Adoption({ adoption }) {
   if (!adoption) return html`<span class="muted">–</span>`;
+  if (!adoption.offered) return html`<span class="muted">${adoption.runs ? `${count(adoption.runs)} still run it` : "nobody now"}</span>`;
   const share = adoption.offered ? adoption.runs / adoption.offered : 0;
   return html`<span class="adoption"><span class="meter" aria-hidden="true"><i style=${{ width: `${Math.min(100, share * 100)}%` }}></i></span>
     <span>${count(adoption.runs)} of ${count(adoption.offered)}</span></span>`;
@@ -103,6 +109,7 @@ function traced(trace) {
     devices ? ["Devices in a step", count(devices), "at most"] : null,
     trace.published_at && trace.since ? ["Took", duration(trace.published_at - trace.since), trace.evidence_at ? `evidence after ${duration(trace.evidence_at - trace.since)}` : "no new evidence"] : null,
     outcomes ? ["The gate said", outcomes] : null,
+    ...Object.entries(trace.reasons ?? {}).map(([device, reason]) => [`Spoiled ${device}`, String(reason)]),
     typeof trace.distance === "number" ? ["Domain's distance", decimal(trace.distance, 1)] : null,
   ].filter(Boolean);
 }

@@ -7,12 +7,12 @@ import { address } from "cema/head.js";
 import { Ago, Empty, Loaded, Panel, Segmented, html } from "cema/ui.js";
 
 const SHOWN = 60;
+const FEW = 24;
 
-export function Wall({ cohort, on = null, device = null, samples = null }) {
+export function Wall({ cohort, on = null, device = null }) {
   const [which, setWhich] = useState("all");
-  const query = `?limit=${SHOWN}${device ? `&device=${encodeURIComponent(device)}` : ""}`;
-  const asked = useData(samples ? null : at(cohort, "samples") + query, { on });
-  const from = samples ? { data: samples, error: null } : asked;
+  const query = `?limit=${device ? FEW : SHOWN}${device ? `&device=${encodeURIComponent(device)}` : ""}`;
+  const from = useData(at(cohort, "samples") + query, { on, pace: 15 });
   const choice = html`<${Segmented} legend="Which samples" name="wall" options=${[["all", "All"], ["differ", "They disagree"]]} value=${which} onChange=${setWhich} />`;
   return html`<${Panel} wide title=${device ? "Last uploads" : "Newest samples"} aside=${choice}>
     <${Loaded} from=${from} lines=${6}>${(/** @type {any} */ data) => html`<${Tiles} cohort=${cohort} data=${data} which=${which} named=${!device} />`}<//>
@@ -44,7 +44,8 @@ function Tile({ cohort, sample, hidden, named }) {
     ${hidden ? null : broken ? html`<span class="no-image">no image</span>` : html`<img src=${at(cohort, "samples", sample.id, "image")} alt=${`Sample of ${sample.device}`} loading="lazy" decoding="async" width="120" height="120" onError=${() => setBroken(true)} />`}
     <dl>
       ${different ? html`<div><dt>Edge</dt> <dd>${edge}</dd></div><div class="teacher"><dt>≠ Foundation</dt> <dd>${teacher}</dd></div>`
-        : html`<div><dt>${sample.teacher === null || sample.teacher === undefined ? "Edge alone" : "Both"}</dt> <dd>${edge}</dd></div>`}
+        : sample.teacher === null || sample.teacher === undefined ? html`<div><dt>Edge</dt> <dd>${edge}<small>${sample.waiting ? ", waits" : ", not judged"}</small></dd></div>`
+          : html`<div><dt>Both</dt> <dd>${edge}</dd></div>`}
       ${truth === null ? null : html`<div><dt>True</dt> <dd>${truth}</dd></div>`}
     </dl>
     ${named ? html`<p class="small"><a href=${address(cohort, "d", sample.device)}>${sample.device}</a></p>` : null}

@@ -3,8 +3,9 @@
 import { useMemo } from "preact/hooks";
 import { Chart } from "cema/chart.js";
 import { bytes, capital, decimal, duration, short, words } from "cema/format.js";
-import { meanLines, timeOf, totalLines } from "cema/lines.js";
-import { sum } from "cema/stats.js";
+import { timeOf } from "cema/history.js";
+import { meanLines, totalLines } from "cema/lines.js";
+import { complete, sum } from "cema/stats.js";
 import { Empty, Panel, html } from "cema/ui.js";
 
 const NATS = { format: (/** @type {any} */ value) => decimal(value, 2) };
@@ -29,13 +30,18 @@ export function Entropy({ history, sync }) {
 }
 
 const MOST_REASONS = 5;
+const REASONS = { below: "Too certain", above: "Too uncertain", selected: "Selected" };
 
-export function Reasons({ history, sync }) {
+/** @param {string} name */
+const reason = (name) => REASONS[name] ?? capital(words(name));
+
+export function Reasons({ history: all, sync }) {
+  const history = useMemo(() => complete(all), [all]);
   const lines = useMemo(() => {
     const names = Object.keys(history.measures).filter((name) => name.startsWith("selection."));
     const size = (/** @type {string} */ name) => sum(history.measures[name].count);
     const ordered = names.sort((a, b) => size(b) - size(a));
-    const shown = totalLines(history, ordered.map((name) => [name, capital(words(name.slice("selection.".length))), "main"]), "count");
+    const shown = totalLines(history, ordered.map((name) => [name, reason(name.slice("selection.".length)), "main"]), "count");
     if (shown.length <= MOST_REASONS) return shown;
     const rest = shown.slice(MOST_REASONS - 1);
     const others = history.at.map((/** @type {number} */ _, /** @type {number} */ i) => sum(rest.map((line) => line.values[i])));
@@ -51,7 +57,8 @@ export function Losses({ history, sync }) {
     empty="A loss is known once the worker has taken a step: it waits for a batch of samples." />`;
 }
 
-export function Bytes({ history, sync }) {
+export function Bytes({ history: all, sync }) {
+  const history = useMemo(() => complete(all), [all]);
   const lines = useMemo(() => totalLines(history, [["bytes.up", "Sent by devices", "main"], ["bytes.down", "Fetched by devices", "inkdashed"]]), [history]);
   return html`<${Timed} title="Traffic" note=${`Bytes in ${duration(history.seconds)}.`} history=${history} lines=${lines} y=${SIZE} sync=${sync}
     empty="Nothing was sent or fetched." />`;
