@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -39,7 +40,7 @@ SMALL = ("--data", "digits", "--corruptions", "gaussian_noise", "--severities", 
 def finished(tmp_path_factory: pytest.TempPathFactory, cema_bench: Cema) -> tuple[Path, str]:
     """Run a small benchmark and return its folder and what it printed."""
     out = tmp_path_factory.mktemp("bench") / "out"
-    done = cema_bench(*SMALL, "--methods", "source,bn,tent", "--out", str(out))
+    done = cema_bench(*SMALL, "--methods", "source,bn,tent", "--html", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
 
@@ -89,6 +90,22 @@ def test_tables_csv_and_json_agree(finished: tuple[Path, str]) -> None:
         assert shown in printed
     for name in ("accuracy.png", "accuracy.svg", "uploads.png", "uploads.svg"):
         assert (out / name).stat().st_size > 1000
+
+
+def test_the_report_has_the_numbers_of_the_tables(finished: tuple[Path, str]) -> None:
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    found = json.loads(data)
+    blocks = found["blocks"] if isinstance(found, dict) else found
+    cells = {cell["method"]: cell for cell in results_of(finished[0])["cells"]}
+    (bars,) = (block["bars"] for block in blocks if block["kind"] == "bars")
+    assert {bar["name"]: bar["value"] for bar in bars} == {
+        name: pytest.approx(cell["accuracy"] / 100) for name, cell in cells.items()
+    }
+    assert all(bar["low"] <= bar["value"] <= bar["high"] for bar in bars)
+    accuracy, uploads = (block["rows"] for block in blocks if block["kind"] == "table")
+    assert [row[:2] for row in accuracy] == [[name, cell["accuracy"]] for name, cell in cells.items()]
+    assert [row[2] for row in uploads] == [cell["uploads"] for cell in cells.values()]
 
 
 def test_the_source_row_is_the_model_itself(finished: tuple[Path, str], bench_cache: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from rich.console import Console
 
 from cema.cli.update import way_of
 from cema.cloud.config import CloudConfig
+from cema.cloud.store.history import added, history_of
 from cema.cloud.store.traces import traces_of
 from cema.demo.settings import DemoSettings
 from cema.demo.stream import make_streams
@@ -65,8 +68,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "slow.py").write_text(SLOW_FOUNDATION)
     models = ["--foundation", f"{folder / 'slow.py'}:foundation"]
     arguments = [*models, "--samples", str(SAMPLES), "--seed", "3", "--workspace", str(folder / "workspace")]
+    arguments += ["--open", "--report", str(folder / "report")]
     done = subprocess.run(
-        command(folder, *arguments), capture_output=True, text=True, timeout=400, check=False
+        command(folder, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env=os.environ | {"BROWSER": "true"},  # a program that does nothing
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, json.loads((folder / "result.json").read_text()), done.stdout
@@ -102,6 +111,42 @@ def test_adapted_beats_frozen_on_the_demos_stream(tmp_path: Path) -> None:
     assert right["adapted"][0] >= right["frozen"][0] - 0.02 * length
     gained = sum(right["adapted"][1:]) - sum(right["frozen"][1:])
     assert gained > 0.1 * length * (len(stream.names) - 1)
+
+
+def test_the_page_is_told_how_accurate_the_models_are(finished: tuple[Path, dict[str, Any], str]) -> None:
+    folder, result, printed = finished
+    assert "page: http://127.0.0.1:" in printed
+    with closing(CloudConfig.load(folder / "workspace" / "cloud.toml").open_store()) as store:
+        history = history_of(store)
+        assert history is not None
+        now = time.time()
+        bins = history.history("demo", now - 3600, now + 10, 10)
+    sums = added({}, *(each.measures for each in bins))
+    for name in ("adapted", "frozen"):
+        count, right = sums[f"labelled.{name}"]
+        share = sum(row[f"{name}_accuracy"] * row["samples"] for row in result["stretches"]) / 100
+        assert (count, right) == (2 * SAMPLES, pytest.approx(share))
+
+
+def test_the_report_is_one_file_with_the_results_beside_it(
+    finished: tuple[Path, dict[str, Any], str],
+) -> None:
+    folder, result, printed = finished
+    page = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "report" / "results.json").read_text()) == result
+    assert printed.rstrip().splitlines()[-1] in html.unescape(page)
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    (rows,) = (each["rows"] for each in blocks(page) if each["kind"] == "table")
+    assert [row[0] for row in rows] == [row["name"] for row in result["stretches"]]
+    (series,) = (each for each in blocks(page) if each["kind"] == "series")
+    assert {line["name"] for line in series["lines"]} == {"adapted", "frozen"}
+    assert all(len(line["values"]) == len(series["at"]) for line in series["lines"])
+
+
+def blocks(page: str) -> list[dict[str, Any]]:
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    found = json.loads(data)
+    return list(found["blocks"] if isinstance(found, dict) else found)
 
 
 def test_every_prediction_is_in_the_table(finished: tuple[Path, dict[str, Any], str]) -> None:
