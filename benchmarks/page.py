@@ -4,9 +4,10 @@ Without ``--url`` it is served by the made-up cloud of the tests, with 1,000 dev
 numbers that are 10 seconds apart. With it, a real cloud is measured, signed in with ``--token``. Each view is loaded
 anew with an empty cache; then it is left open for a while, in which the made-up cloud sends an event each second.
 Goals: first paint within 1 s, no task longer than 100 ms while the page is live, less than 200 kB transferred for
-``/`` and the files that it loads. Example::
+``/`` and the files that it loads. Examples::
 
     python benchmarks/page.py --seconds 20
+    python benchmarks/page.py --fleet 1000   # a real cloud
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ import importlib
 import json
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from large_fleet import COHORT, large_fleet, numbers_kept
 
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"
 VIEWS = {"overview": "#/", "cohort": "#/c/{cohort}", "devices": "#/c/{cohort}/devices"}
@@ -40,14 +46,12 @@ def main() -> int:
     parser.add_argument("--token", default="", help="of an operator of it (default: none)")
     parser.add_argument("--cohort", default="yard", help="whose views are opened (default: yard)")
     parser.add_argument("--seconds", type=float, default=10.0, help="each view stays open (default: 10)")
+    parser.add_argument(
+        "--fleet", type=int, metavar="N", help="a real cloud, made with N devices and a month behind it"
+    )
     options = parser.parse_args()
-    server = None if options.url else _made_up()
-    try:
-        url = options.url if server is None else server.url
-        result = measured(url, options.token, options.cohort, options.seconds)
-    finally:
-        if server is not None:
-            server.stop()
+    with _cloud(options) as (url, token, cohort):
+        result = measured(url, token, cohort, options.seconds)
     print(
         "| view | first paint, ms | drawn, ms | longest task while loading, ms | while live, ms | transferred |"
     )
@@ -63,13 +67,34 @@ def main() -> int:
     return int(bool(missed))
 
 
-def _made_up() -> Any:
+@contextmanager
+def _cloud(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Yield the address of what is measured, a token, and the cohort."""
+    if options.url:
+        yield options.url, options.token, options.cohort
+    elif options.fleet:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            large_fleet(Path(folder), options.fleet) as (url, token),
+        ):
+            print(f"{options.fleet} devices, {numbers_kept():,} numbers in the history")
+            yield url, token, COHORT
+    else:
+        with _made_up() as url:
+            yield url, "", options.cohort
+
+
+@contextmanager
+def _made_up() -> Iterator[str]:
     """Start the made-up cloud with a large fleet."""
     sys.path.insert(0, str(SUPPORT))
     scenes, servers = importlib.import_module("page_scene"), importlib.import_module("page_server")
     server = servers.PageServer(scenes.Scene(devices=1000, points=100_000, versions=60, busy=1.0))
     server.start()
-    return server
+    try:
+        yield server.url
+    finally:
+        server.stop()
 
 
 def measured(url: str, token: str, cohort: str, seconds: float) -> dict[str, dict[str, float]]:

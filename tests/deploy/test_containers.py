@@ -45,7 +45,11 @@ def test_what_is_copied_is_there(name: str) -> None:
         assert (ROOT / source).exists(), source
     # What pyproject.toml reads when the package is built.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"]} <= set(ours)
+    for pattern in (project["readme"], *project["license-files"]):
+        read = list(ROOT.glob(pattern))
+        assert read, pattern
+        for path in read:
+            assert any(path.is_relative_to(ROOT / source) for source in ours), path
 
 
 def test_what_is_installed_is_an_extra_of_the_package_under_the_constraints(name: str) -> None:

@@ -125,7 +125,7 @@ def write_new_fleet(new: NewFleet, step: Callable[[str], object] = lambda _: Non
     if foundation_name is None:
         raise ConfigError(
             f"foundation: expected the stronger model that teaches {new.model}, got none; name one with the same "
-            "classes"
+            "classes (--foundation)"
         )
     with staged_folder(new.folder) as folder:
         step(f"loading {new.model} and {foundation_name}")
