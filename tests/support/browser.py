@@ -26,7 +26,8 @@ ARGUMENTS = (
 def opened_browser() -> Iterator[Any]:
     """Start Chromium; skip the test where it or playwright is absent, or fail it where tools are required.
 
-    While it runs, playwright's event loop is that of this thread: leave it before a test that calls `asyncio.run`.
+    While it runs, playwright's event loop is that of this thread, in which `asyncio.run` fails: leave it before other
+    tests, so let no fixture of a wider scope than a module hold it.
     """
     path = tool("chromium")
     try:
