@@ -18,14 +18,14 @@ __all__ = ["browse", "chromium", "factory", "scene", "server", "shots"]
 SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (360, 760)}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """One browser for this folder; it is closed before other tests use asyncio."""
+    """One browser for a file of tests; it is closed before tests of another one may use asyncio."""
     with opened_browser() as browser:
         yield browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server() -> Iterator[PageServer]:
     server = PageServer(Scene())
     server.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools import absent, tool
 
-__all__ = ["complaints", "opened_browser"]
+__all__ = ["complaints", "inaccessible", "opened_browser"]
 
 # What a browser does of its own accord, on a network that is not there or is nobody's business.
 ARGUMENTS = (
@@ -26,7 +26,8 @@ ARGUMENTS = (
 def opened_browser() -> Iterator[Any]:
     """Start Chromium; skip the test where it or playwright is absent, or fail it where tools are required.
 
-    While it runs, playwright's event loop is that of this thread: leave it before a test that calls `asyncio.run`.
+    While it runs, playwright's event loop is that of this thread, in which `asyncio.run` fails: leave it before other
+    tests, so let no fixture of a wider scope than a module hold it.
     """
     path = tool("chromium")
     try:
@@ -47,3 +48,24 @@ def complaints(page: Any) -> list[str]:
     page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: found.append(str(error)))
     return found
+
+
+def inaccessible(page: Any, **options: Any) -> list[tuple[str, str, str]]:
+    """Return what axe finds wrong with a page as it is now: the rule, the element, and what to do.
+
+    Parameters
+    ----------
+    page
+        Of playwright.
+    **options
+        Those of axe's `run`, such as `runOnly`.
+    """
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        absent("no module axe_playwright_python; install the extra dev")
+    return [
+        (violation["id"], node["html"][:200], node["failureSummary"])
+        for violation in Axe().run(page, options=options).response["violations"]
+        for node in violation["nodes"]
+    ]

@@ -94,7 +94,8 @@ function options(drawing, latest, told) {
     grid: { stroke: () => faded("ink", 0.09), width: 1 },
   };
   return {
-    width: 300, height: drawing.height ?? 180, ...series(drawing), legend: { show: false }, padding: [10, 12, 0, 0],
+    width: 300, height: drawing.height ?? 180, ...series(drawing), legend: { show: false },
+    padding: [(drawing.domains ?? []).some((domain) => domain.name) ? 24 : 10, 12, 0, 0],
     cursor: {
       drag: { x: Boolean(drag), y: false }, y: false, points: { size: 7 },
       ...(sync ? { sync: { key: sync, setSeries: false, scales: ["x", null] } } : {}),
@@ -162,8 +163,8 @@ export function summary(drawing) {
 }
 
 /** What makes another uPlot necessary; other numbers do not. @param {Drawing} drawing */
-const shape = ({ lines, stack, sync, height, drag, x = {}, y = {} }) =>
-  JSON.stringify([lines.map((line) => [line.name, line.style, Boolean(line.low)]), stack, sync, height, drag, x.time, y.share]);
+const shape = ({ lines, stack, sync, height, drag, domains = [], x = {}, y = {} }) =>
+  JSON.stringify([lines.map((line) => [line.name, line.style, Boolean(line.low)]), stack, sync, height, drag, x.time, y.share, domains.some((domain) => domain.name)]);
 
 /** A chart; see `Drawing`. */
 export function Chart(/** @type {Drawing} */ drawing) {

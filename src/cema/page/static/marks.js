@@ -59,16 +59,21 @@ export function drawDomains(u, domains) {
   const ctx = u.ctx;
   ctx.save();
   ctx.beginPath();
-  ctx.rect(left, top, width, height);
+  // Names are above the lines, where a chart with names has left room.
+  const line = domains.some((domain) => domain.name) ? top - 9 * ratio() : top + 5 * ratio();
+  ctx.rect(left - 5 * ratio(), Math.min(top, line - 8 * ratio()), width + 5 * ratio(), height + 20 * ratio());
   ctx.clip();
   const place = (/** @type {number} */ at) => u.valToPos(at, "x", true);
   domains.forEach((domain, i) => {
-    const from = place(domain.at);
+    const from = Math.max(left, place(domain.at));
     const next = domain.until ?? domains[i + 1]?.at;
-    const to = next === undefined ? left + width : place(next);
+    const to = next === undefined ? left + width : Math.min(left + width, place(next));
     if (to < left || from > left + width) return;
     ctx.fillStyle = faded("ink", i % 2 ? 0.025 : 0.06);
     ctx.fillRect(from, top, to - from, height);
+    if (domain.name && to - from > 40 * ratio()) label(ctx, domain.name, from + 8 * ratio(), line + 4 * ratio(), to - from - 12 * ratio());
+    // One that began before what is shown has no mark.
+    if (place(domain.at) < left - 1) return;
     ctx.strokeStyle = faded("ink", 0.4);
     ctx.lineWidth = ratio();
     ctx.setLineDash([3 * ratio(), 3 * ratio()]);
@@ -77,8 +82,7 @@ export function drawDomains(u, domains) {
     ctx.lineTo(from, top + height);
     ctx.stroke();
     ctx.setLineDash([]);
-    diamond(ctx, from, top + 5 * ratio(), 4 * ratio());
-    if (domain.name && to - from > 40 * ratio()) label(ctx, domain.name, from + 8 * ratio(), top + 9 * ratio(), to - from - 12 * ratio());
+    diamond(ctx, from, line, 4 * ratio());
   });
   ctx.restore();
 }
