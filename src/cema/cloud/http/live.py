@@ -12,6 +12,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.events import report
+from cema._util.version import __version__
 from cema.cloud import events
 from cema.cloud.http.readiness import Readiness
 from cema.cloud.store.overview import Overview
@@ -63,7 +64,7 @@ class Listener:
         if self.ended or not (told or self.first):
             return None
         self.first = False
-        return {"at": self.at, "cohorts": told}
+        return _told(self.at, told)
 
 
 class Live:
@@ -107,7 +108,7 @@ class Live:
     def read(self, cohorts: Collection[str]) -> dict[str, Any]:
         """Return the overview of some cohorts now; blocks."""
         at, told = self._overview.read(cohorts, self._wrong())
-        return {"at": at, "cohorts": told}
+        return _told(at, told)
 
     def _wrong(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -179,3 +180,7 @@ class Live:
             listener.at = found["at"]
             if listener.waiting or listener.first:
                 listener.woken.set()
+
+
+def _told(at: float, cohorts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"at": at, "version": __version__, "cohorts": cohorts}

@@ -82,6 +82,7 @@ class Overview(BaseModel):
     """Where every cohort stands that one may see."""
 
     at: Seconds
+    version: str = Field(description="Version of the software.")
     cohorts: list[CohortOverview]
 
 
