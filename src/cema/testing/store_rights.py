@@ -12,7 +12,15 @@ import pytest
 
 from cema.cloud.store.audits import AuditStore
 from cema.cloud.store.base import Store
-from cema.cloud.store.data import RETENTION, DataFilter, DataStore, LabelsTaken, TeacherLabel, all_samples
+from cema.cloud.store.data import (
+    RETENTION,
+    DataFilter,
+    DataStore,
+    LabelsTaken,
+    NewestStore,
+    TeacherLabel,
+    all_samples,
+)
 from cema.errors import StoreError
 from cema.formats.sample import Sample
 from cema.testing.store_case import BASE, MANY, StoreCase
@@ -30,6 +38,19 @@ class RightsTests(StoreCase):
     def data(self, store: Store) -> DataStore:
         """Return the store, if it tells of its samples: six of two devices, and one of another cohort."""
         return _filled(store)
+
+    def test_the_newest_samples_come_first_of_all_devices_or_of_one(self, data: DataStore) -> None:
+        if not isinstance(data, NewestStore):
+            pytest.skip("this store does not show what came last")
+        ids = [numbered_sample(i).id for i in range(6)]
+        assert [found.sample.id for found in data.newest_samples("north", limit=9)] == ids[::-1]
+        assert [found.sample.id for found in data.newest_samples("north", limit=2)] == ids[:3:-1]
+        mine = data.newest_samples("north", limit=2, device="cam-1")
+        assert [found.sample.id for found in mine] == ids[2:0:-1]
+        assert mine[0].sample == data.data_sample("north", ids[2])
+        assert not any(found.drawn for found in mine)
+        assert data.newest_samples("north", limit=2, device="nobody") == []
+        assert data.newest_samples("west", limit=2) == []
 
     def test_samples_are_counted_and_listed_by_device_class_and_time(self, data: DataStore) -> None:
         groups = data.data_groups("north", ALL)

@@ -16,6 +16,7 @@ from cema.cloud.store.history import BIN_SECONDS
 from cema.cloud.store.sqlite import SqliteStore
 from cema.cloud.worker.history import ChangeOfDomain, HistoryOfSteps
 from cema.cloud.worker.tracing import CLASSES_COUNTED, Tracer
+from cema.cloud.worker.turn import Turn
 from cema.errors import StoreFull
 from cema.formats.draw import Draw
 from cema.ondevice.drift import Domain
@@ -136,6 +137,18 @@ def test_a_busy_worker_writes_once_in_ten_seconds_and_the_rest_at_the_end(cloud:
     assert all(later - earlier >= 10 for earlier, later in pairwise(writes[:-1]))
     assert len(writes) <= 12 * 4 / 10 + 3
     assert sums(cloud.store).items() >= agreement(cloud.store).items()
+
+
+def test_what_waits_is_written_when_the_worker_is_told_to_stop(cloud: Cloud) -> None:
+    turn = Turn(cloud.store, "north", cloud.open)
+    cloud.send(16 * 3)
+    for _ in range(2):
+        assert turn.once()
+    assert sums(cloud.store)["agreement.running"][0] == 16, "the second step waits for ten seconds"
+    turn.finish()
+    assert sums(cloud.store)["agreement.running"][0] == 32
+    turn.finish()
+    assert sums(cloud.store)["agreement.running"][0] == 32
 
 
 def test_a_change_of_the_domain_is_noted_once_with_its_distance(cloud: Cloud) -> None:

@@ -15,7 +15,6 @@ from cema.cloud.store.base import Store
 __all__ = [
     "BIN_SECONDS",
     "LEVELS",
-    "LONGEST_NAME",
     "MOST_MEASURES",
     "DomainChange",
     "HistoryBin",
@@ -34,7 +33,6 @@ BIN_SECONDS = 10
 """The width of the newest bins."""
 MOST_MEASURES = 96
 """Measures of one bin; those of more are not kept. The names come from the cloud, apart from what admins write."""
-LONGEST_NAME = 64
 
 Measures: TypeAlias = Mapping[str, tuple[float, float]]
 """By name: how many there were, and what they add up to."""
