@@ -256,6 +256,15 @@ def test_what_is_shown_of_an_address(source: str, name: str) -> None:
     assert address_of(source).name == name
 
 
+def test_an_address_with_a_password_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMERA", "rtsp://u:p@camera/main")
+    found = address_of("env:CAMERA")
+    assert (found.place, found.name) == ("rtsp://u:p@camera/main", "rtsp://camera/main")
+    monkeypatch.setenv("CAMERA", "")
+    with pytest.raises(ImageError, match="env:CAMERA: expected an address"):
+        address_of("env:CAMERA")
+
+
 def test_a_stream_that_says_nothing_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cema.edge.images.decoding.SILENT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:

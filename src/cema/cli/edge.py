@@ -32,7 +32,7 @@ def run(
         str,
         typer.Option(
             help="A folder of images, a .npy file of uint8 NHWC images, a video file, the URL of a stream (rtsp://, "
-            "rtmp://, http:// …), or camera:0."
+            "rtmp://, http:// …), camera:0, or env:NAME: what that variable holds."
         ),
     ],
     config: EdgeFile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ _URL = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
 )
 _CAMERA = re.compile(r"camera:(?P<number>\d+)")
+_VARIABLE = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 _VIDEO_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
@@ -62,7 +64,8 @@ def address_of(source: Path | str) -> Address:
     Parameters
     ----------
     source : Path or str
-        A folder, a ``.npy`` file, a video file, a URL, ``camera:NUMBER`` or a camera's device file.
+        A folder, a ``.npy`` file, a video file, a URL, ``camera:NUMBER`` or a camera's device file; or ``env:NAME``:
+        the environment variable of that name says which.
 
     Raises
     ------
@@ -77,6 +80,10 @@ def address_of(source: Path | str) -> Address:
     '0'
     """
     text = str(source)
+    if variable := _VARIABLE.fullmatch(text):
+        text = os.environ.get(variable["name"], "")
+        if not text:
+            raise ImageError(f"{source}: expected an address in this environment variable, got none; set it")
     if url := _URL.fullmatch(text):
         name = _without_secrets(url)
         if url["scheme"].lower() not in _SCHEMES:
@@ -86,7 +93,7 @@ def address_of(source: Path | str) -> Address:
         return Address(Kind.STREAM, text, name)
     if camera := _CAMERA.fullmatch(text):
         return Address(Kind.CAMERA, camera["number"], text)
-    path = Path(source)
+    path = Path(text)
     kind = _kind_of_path(path)
     if kind is None and not path.exists():
         raise ImageError(
