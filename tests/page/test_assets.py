@@ -35,7 +35,7 @@ def test_every_import_is_in_the_map_and_every_address_is_a_file_with_its_hash() 
         if name.endswith(".js") and name != "report.js":
             assert imported(name) <= imports.keys(), name
     for address in imports.values():
-        name, digest = re.fullmatch(r"/page/([\w.-]+)\?v=([0-9a-f]{16})", address).groups()
+        name, digest = re.fullmatch(r"\./page/([\w.-]+)\?v=([0-9a-f]{16})", address).groups()
         assert hashlib.sha256(assets()[name].body).hexdigest().startswith(digest)
 
 

@@ -137,3 +137,14 @@ def test_a_large_fleet_and_long_histories_make_small_documents(browse: Browse, s
     )
     assert len(places) == 5
     assert 100 < max(places) <= 400
+
+
+def test_the_page_works_below_a_path_of_a_proxy(browse: Browse, server: PageServer, scene: Scene) -> None:
+    page = browse()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/fleet/#/c/yard")
+    page.get_by_role("heading", name="yard").wait_for()
+    page.wait_for_function("() => !document.querySelector('.loading')")
+    assert asked
+    assert [url for url in asked if not url.startswith(f"{server.url}/fleet/")] == []

@@ -15,7 +15,7 @@ from page_scene import HOSTILE, Scene, hostile
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from cema.page.assets import Asset, assets, content_security_policy, index
 
@@ -83,9 +83,9 @@ class PageServer:
         }
         routes = [Route(path, self._guarded(handler), methods=["GET"]) for path, handler in get.items()]
         routes += [Route(path, self._guarded(handler), methods=["POST"]) for path, handler in post.items()]
-        return Starlette(
-            routes=[Route("/v1/session", self.session, methods=["GET", "POST", "DELETE"]), *routes]
-        )
+        routes = [Route("/v1/session", self.session, methods=["GET", "POST", "DELETE"]), *routes]
+        # As behind a proxy that has the cloud below a path of its own.
+        return Starlette(routes=[Mount("/fleet", routes=routes), *routes])
 
     def _guarded(self, handler: Any) -> Any:
         """Return a handler that wants a session for the API, and the header for what changes something."""

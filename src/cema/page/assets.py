@@ -76,8 +76,8 @@ class Asset(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The address on the server."""
-        return f"/page/{self.name}?v={self.digest}"
+        """The address, from the page's own: a proxy may put both below a path of its own."""
+        return f"./page/{self.name}?v={self.digest}"
 
     @property
     def bare_name(self) -> str:

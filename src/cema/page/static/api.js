@@ -56,7 +56,7 @@ async function answer(method, path, body, signal) {
     return text;
   }
   const content = parsed(text);
-  if (response.status === 401 && path !== "/v1/session") ended();
+  if (response.status === 401 && path !== "v1/session") ended();
   // What stands between the page and the cloud answers these when there is no cloud.
   if ([502, 504].includes(response.status) && !content?.error) lost();
   throw new Refusal(response.status, content?.error ?? {});
@@ -77,7 +77,7 @@ export const get = (path) => request("GET", path);
 export const post = (path, body) => request("POST", path, body);
 
 /** The path of a cohort's part. @param {string} cohort @param {string[]} parts */
-export const at = (cohort, ...parts) => ["/v1/cohorts", cohort, ...parts].map((part, i) => (i ? encodeURIComponent(part) : part)).join("/");
+export const at = (cohort, ...parts) => ["v1/cohorts", cohort, ...parts].map((part, i) => (i ? encodeURIComponent(part) : part)).join("/");
 
 /**
  * What a path answers, kept while it is asked again.

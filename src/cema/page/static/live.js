@@ -102,7 +102,7 @@ export function tell(overview, all) {
 export function connect() {
   disconnect();
   let first = true;
-  source = new EventSource("/v1/events");
+  source = new EventSource("v1/events");
   source.addEventListener("overview", (event) => {
     heard(JSON.parse(event.data), first);
     first = false;
@@ -140,7 +140,7 @@ function again(wait = RETRY) {
   if (retry) return;
   retry = setTimeout(async () => {
     retry = 0;
-    const response = await fetch("/v1/overview").catch(() => null);
+    const response = await fetch("v1/overview").catch(() => null);
     const overview = response?.ok ? await response.json().catch(() => null) : null;
     if (response?.status === 401) return ended();
     if (!overview) {

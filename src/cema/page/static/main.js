@@ -77,7 +77,7 @@ const CONNECTION = { live: "Live", connecting: "Connecting", lost: "No connectio
 function Bar() {
   const session = useLive((live) => live.session);
   const connection = useLive((live) => live.connection);
-  const out = () => request("DELETE", "/v1/session").catch(() => {}).then(ended);
+  const out = () => request("DELETE", "v1/session").catch(() => {}).then(ended);
   return html`<header class="topbar">
     <a class="brand" href="#/"><svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true"><rect width="32" height="32" rx="7" /><path d="M6 20 12 20 16 9 20 23 23 16 26 16" /></svg>CEMA</a>
     ${session ? html`<span class="connection ${connection}"><i aria-hidden="true"></i><span>${CONNECTION[connection]}</span></span>` : null}
@@ -148,7 +148,7 @@ function App({ problem }) {
 function Foot() {
   const version = useLive((live) => live.version);
   const session = useLive((live) => live.session);
-  return html`<footer>${session ? html`<span>Signed in as ${session.name} (${session.role})</span>` : null}${version ? html`<span>CEMA ${version}</span>` : null}<a href="/openapi.json">API</a></footer>`;
+  return html`<footer>${session ? html`<span>Signed in as ${session.name} (${session.role})</span>` : null}${version ? html`<span>CEMA ${version}</span>` : null}<a href="openapi.json">API</a></footer>`;
 }
 
 let drawn = false;
@@ -173,7 +173,7 @@ async function start() {
     }
   }
   // Both at once: the second is what the first view shows.
-  const [session, overview] = await Promise.allSettled([get("/v1/session"), get("/v1/overview")]);
+  const [session, overview] = await Promise.allSettled([get("v1/session"), get("v1/overview")]);
   if (session.status === "fulfilled") {
     began(session.value);
     if (overview.status === "fulfilled") tell(overview.value, true);

@@ -9,7 +9,7 @@ const PREFIX = "#sign-in=";
 
 /** @param {string} token */
 export async function signIn(token) {
-  began(await request("POST", "/v1/session", { token }));
+  began(await request("POST", "v1/session", { token }));
 }
 
 /** The token that the address holds, which is taken out of it at once; or an empty text. */
