@@ -17,6 +17,7 @@ from cema.cloud.http import overview
 from cema.cloud.http.live import MOST_OF_ONE
 from cema.cloud.store.activity import Poll
 from cema.cloud.store.control import Pause, Resume
+from cema.cloud.store.fleet import Move, fleet_of
 from cema.cloud.store.history import HistoryNote
 from cema.cloud.store.overview import Overview
 
@@ -48,6 +49,17 @@ class Events:
                 if one["cohort"] == cohort and all(one[key] == value for key, value in members.items()):
                     return dict(one)
         raise AssertionError(f"the events ended without {wanted} {members}")
+
+    def end(self) -> dict[str, Any]:
+        """Return the event that says why no more come; those that say that nothing happens do not count."""
+        deadline, name = time.monotonic() + LONGEST, ""
+        for line in self._lines:
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: ") and name == "end":
+                return dict(json.loads(line.removeprefix("data: ")))
+            assert time.monotonic() < deadline, "the events went on"
+        raise AssertionError("the events ended without saying so")
 
 
 @contextmanager
@@ -132,6 +144,31 @@ def test_a_page_is_told_of_a_session_that_has_ended(cloud: Cloud, monkeypatch: p
         cloud.engine.devices.revoke("ops")
         assert events.until("end") == {"reason": "session"}
     assert code_of(cloud) == "revoked"
+
+
+def test_a_page_is_told_no_more_of_a_cohort_that_its_holder_has_left(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "QUIET_SECONDS", 0.2)
+    with listening(cloud, cloud.northern_operator) as events:
+        assert next(iter(events))[0] == "overview"
+        fleet_of(cloud.engine.devices).act("ops-north", Move(to="south"))
+        assert events.end() == {"reason": "session"}
+
+
+@pytest.mark.parametrize(
+    ("sums", "status"), [([0.5, 0.25], 204), ([2.0**53, 2.0**53], 204), ([1e308, 1e308], 400)]
+)
+def test_strange_measures_from_outside_do_not_end_the_overview(
+    cloud: Cloud, sums: list[float], status: int
+) -> None:
+    for _ in range(3):
+        body = {"measures": {"labelled.adapted": sums}}
+        answer = cloud.http.post("/v1/cohorts/north/measures", json=body, headers=auth(cloud.admin))
+        assert answer.status_code == status
+    answer = cloud.get("/v1/overview", token=cloud.operator)
+    assert answer.status_code == 200
+    assert all(0 <= each["share"] <= 1 for each in answer.json()["cohorts"][0]["labelled"].values())
 
 
 def code_of(cloud: Cloud) -> str:

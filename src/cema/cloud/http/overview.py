@@ -135,7 +135,7 @@ async def _events(request: Request, service: Service, who: Device) -> AsyncItera
             now = asyncio.get_running_loop().time()
             if now - looked >= QUIET_SECONDS:
                 looked = now
-                if not await service.at_once(_still_may, request, service):
+                if not await service.at_once(_still_may, request, service, listener.cohorts):
                     yield _event("end", {"reason": "session"})
                     return
             if listener.ended:
@@ -147,12 +147,12 @@ async def _events(request: Request, service: Service, who: Device) -> AsyncItera
         request.scope[WAITED] = time.perf_counter() - began  # it is no slow request
 
 
-def _still_may(request: Request, service: Service) -> bool:
+def _still_may(request: Request, service: Service, cohorts: frozenset[str]) -> bool:
+    """Tell whether whoever listens may still, and to these cohorts: an operator may be moved to another one."""
     try:
-        person(signed_in(request), service)
+        return cohorts == frozenset(cohorts_of(person(signed_in(request), service), service))
     except ApiError:
         return False
-    return True
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
