@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,6 +185,31 @@ def test_only_so_many_of_one_token_listen(cloud: Cloud, monkeypatch: pytest.Monk
         assert "Retry-After" in full.headers
         with listening(cloud, cloud.admin) as others:
             next(iter(others))
+
+
+def test_of_many_at_one_moment_only_so_many_listen(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cema.cloud.http.live.MOST_OF_ONE", 2)
+    together, statuses = threading.Barrier(16), list[int]()
+    done = threading.Event()
+
+    def listen() -> None:
+        with httpx2.Client(base_url=cloud.url, headers=auth(cloud.operator), timeout=LONGEST) as client:
+            client.get("/livez")  # connected already
+            together.wait(LONGEST)
+            with client.stream("GET", "/v1/events") as response:
+                statuses.append(response.status_code)
+                done.wait(LONGEST)
+
+    threads = [threading.Thread(target=listen) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + LONGEST
+    while len(statuses) < 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200] * 2 + [503] * 14
 
 
 def test_those_who_have_gone_leave_their_places(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
