@@ -123,6 +123,22 @@ def test_a_year_takes_no_more_bins_than_a_month(tmp_path: Path) -> None:
         assert min(at for _, at in rows(store)) >= NOW - 32 * 86_400
 
 
+def test_the_histories_of_many_cohorts_leave_the_store_to_its_samples(tmp_path: Path) -> None:
+    cap, cohorts = 4 * 2**20, [f"c{number}" for number in range(20)]
+    many: Measures = {f"measure.{i}": (i + 0.1, i + 0.2) for i in range(40)}
+    with closing(opened(tmp_path, cap)) as store:
+        for cohort in cohorts:
+            store.open_cohort(cohort, base="b")
+        empty = store.used_bytes()
+        for start in range(0, 900, 90):
+            moments = [NOW + 900 * number for number in range(start, start + 90)]
+            store.note_history([HistoryNote(cohort, at, many) for cohort in cohorts for at in moments])
+        for _ in range(12):
+            store.note_history([HistoryNote(cohort, NOW + 900 * 900, {}) for cohort in cohorts])
+        assert store.used_bytes() - empty < cap / 2
+        assert all(len(store.history(cohort, 0, 2 * NOW, 10)) >= 16 for cohort in cohorts)
+
+
 def test_a_full_store_from_before_keeps_none_and_all_else_works(tmp_path: Path) -> None:
     cap = 400_000
     with closing(opened(tmp_path, cap)) as store:
