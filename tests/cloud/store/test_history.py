@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from cema.cloud.store.base import UploadTooLarge
 from cema.cloud.store.history import (
     BIN_SECONDS,
+    LABELLED,
     LEVELS,
+    MOST_LABELLED,
     MOST_MEASURES,
     DomainChange,
     HistoryNote,
@@ -177,6 +179,17 @@ def test_no_more_names_than_allowed() -> None:
     many: Measures = {f"m{i}": (1, 1) for i in range(MOST_MEASURES)}
     assert added(many, {"more": (1, 1)}).keys() == many.keys()
     assert added(many, {"m0": (1, 1)})["m0"] == (2, 2)
+
+
+def test_names_from_outside_leave_room_for_the_cloud_s_own(tmp_path: Path) -> None:
+    outside: Measures = {f"{LABELLED}{i}": (1, 1) for i in range(MOST_MEASURES)}
+    with closing(opened(tmp_path)) as store:
+        for measures in (outside, {"threshold.low": (1, 0.5)}, outside):
+            store.note_history([HistoryNote("north", NOW, measures)])
+        (kept,) = store.history("north", 0, 2 * NOW, 10)
+    assert kept.measures["threshold.low"] == (1, 0.5)
+    assert kept.measures[f"{LABELLED}0"] == (2, 2)
+    assert len(kept.measures) == MOST_LABELLED + 1
 
 
 def test_the_smallest_store_still_takes_what_it_says(tmp_path: Path) -> None:

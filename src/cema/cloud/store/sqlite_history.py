@@ -106,7 +106,7 @@ class HistoryTable:
 
     def _share(self, connection: sqlite3.Connection) -> int:
         """Return the most bins, or moments, of each cohort where all are to leave room for samples."""
-        cohorts = connection.execute("SELECT count(*) FROM cohorts").fetchone()[0]
+        cohorts: int = connection.execute("SELECT count(*) FROM cohorts").fetchone()[0]
         return max(16, self._database.max_bytes // (BYTES_OF_MANY * max(1, cohorts)))
 
     def _thin(self, connection: sqlite3.Connection, cohort: str, now: float) -> None:
