@@ -119,6 +119,45 @@ def test_an_operator_looks_and_does_not_act(fleet: Operated, opened: Callable[[]
     assert page.context.cookies() == []
 
 
+def test_a_link_signs_nobody_in_as_somebody_else_unasked(fleet: Operated, opened: Callable[[], Any]) -> None:
+    page = opened()
+    sign_in(page, fleet.server.url, fleet.admin)
+    asked: list[str] = []
+    answers = iter([False, True])
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.message)
+        if next(answers):
+            dialog.accept()
+        else:
+            dialog.dismiss()
+
+    page.on("dialog", answer)
+    who = page.locator(".who b")
+    ann = who.inner_text()
+    page.goto("about:blank")
+    page.goto(f"{fleet.server.url}/#sign-in={fleet.operator}")  # in a new page
+    page.get_by_role("heading", name="Cohorts").wait_for()
+    assert who.inner_text() == ann
+    assert len(asked) == 1
+    assert fleet.operator not in page.url
+    page.goto(f"{fleet.server.url}/#sign-in={fleet.operator}")  # in the page that is there
+    page.get_by_text("operator", exact=True).wait_for()
+    ops = who.inner_text()
+    assert ops != ann
+    assert len(asked) == 2
+    assert ann in asked[1]
+    assert ops in asked[1]
+    cookies = page.context.cookies()
+    for link in (fleet.operator, "nobody's"):  # the same, or nobody: there is nothing to ask
+        page.goto("about:blank")
+        page.goto(f"{fleet.server.url}/#sign-in={link}")
+        page.get_by_role("heading", name="Cohorts").wait_for()
+        assert who.inner_text() == ops
+    assert len(asked) == 2
+    assert page.context.cookies() == cookies
+
+
 def test_a_cloud_that_ends_and_comes_back_is_noticed(fleet: Operated, opened: Callable[[], Any]) -> None:
     config = CloudConfig.load(fleet.config)
     port = int(fleet.server.url.rpartition(":")[2])

@@ -220,6 +220,7 @@ def list_(config: Config, json: AsJson = False) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         "name", "cohort", "heard of", "has", "ran", "samples", "sent", "selected", "guarded", "notes"
@@ -228,7 +229,8 @@ def list_(config: Config, json: AsJson = False) -> None:
     now = time.time()
     for entry, row in zip(known, told, strict=True):
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
-        table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(_notes(entry, row, now)))
+        notes = Text("; ".join(_notes(entry, row, now)))  # what devices say is no markup
+        table.add_row(entry.name, entry.cohort or "(all)", *cells, notes)
     console = Console()
     console.print(table)
     console.print(
