@@ -118,8 +118,9 @@ class Live:
         asked = time.monotonic()
         with self._lock:
             if self._read_at <= asked:
-                self._read_at = time.monotonic()
+                began = time.monotonic()
                 self._found = self._overview.read(self._cohorts, self._wrong())
+                self._read_at = began
             at, told = self._found
         return _told(at, [one for one in told if one["cohort"] in cohorts])
 
