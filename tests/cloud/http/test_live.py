@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from cloud_client import Cloud, auth
 from cloud_support import make_samples
 
 from cema.cloud.http import overview
-from cema.cloud.http.live import MOST_OF_ONE
+from cema.cloud.http.live import MOST_OF_ONE, Live
 from cema.cloud.store.activity import Poll
 from cema.cloud.store.control import Pause, Resume
 from cema.cloud.store.fleet import Move, fleet_of
@@ -217,3 +218,47 @@ def test_those_who_have_gone_leave_their_places(cloud: Cloud, monkeypatch: pytes
     for _ in range(2 * MOST_OF_ONE + 1):  # the last ones find no place where the others' are still taken
         with listening(cloud, cloud.operator) as events:
             next(iter(events))
+
+
+class Counted:
+    """A lock that tells how many have come to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.came = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self.came.release()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_the_overview_is_read_once_for_all_who_ask_meanwhile() -> None:
+    go_on, reads = threading.Event(), []
+
+    class Slow:
+        def read(self, cohorts: list[str], wrong: dict[str, str]) -> tuple[float, list[dict[str, Any]]]:
+            reads.append(cohorts)
+            assert go_on.wait(LONGEST)
+            return float(len(reads)), [{"cohort": name} for name in cohorts]
+
+    class Well:
+        def checks(self) -> tuple[()]:
+            return ()
+
+    live = Live(Slow(), Well(), {"north", "south"})
+    live._lock = lock = Counted()
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(live.read, ["north"])
+        assert lock.came.acquire(timeout=LONGEST)
+        others = [threads.submit(live.read, ["south"]) for _ in range(8)]
+        assert all(lock.came.acquire(timeout=LONGEST) for _ in others)
+        go_on.set()
+        found = [each.result() for each in (first, *others)]
+    assert [each["cohorts"] for each in found] == [[{"cohort": "north"}], *[[{"cohort": "south"}]] * 8]
+    assert [each["at"] for each in found] == [1.0, *[2.0] * 8], (
+        "those who came later are told what was read later"
+    )
+    assert len(reads) == 2
