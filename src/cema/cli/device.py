@@ -218,10 +218,9 @@ def list_(config: Config, json: AsJson = False) -> None:
     if json:
         typer.echo(json_.dumps(told))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from cema.cli.tables import FittedTable, out
 
-    table = Table(
+    table = FittedTable(
         "name", "cohort", "heard of", "has", "ran", "samples", "sent", "selected", "guarded", "notes"
     )
     table.columns[0].no_wrap = True
@@ -229,7 +228,7 @@ def list_(config: Config, json: AsJson = False) -> None:
     for entry, row in zip(known, told, strict=True):
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
         table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(_notes(entry, row, now)))
-    console = Console()
+    console = out()
     console.print(table)
     console.print(
         "has: the version that it had fetched when it last asked; ran: the version that predicted the last sample "
