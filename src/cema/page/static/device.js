@@ -72,7 +72,7 @@ function Deeds({ device, pinned, ask }) {
 function Serving({ report }) {
   if (!report?.serving) return html`<${Panel} title="Versions and guard"><${Empty} title="No report has come.">Devices report once a minute. Those that run an older CEMA do not.<//><//>`;
   const { serving, before, refused } = report;
-  const column = (/** @type {any} */ one) => [count(one?.predicted), one?.predicted ? percent(one.guarded / one.predicted) : "–", one?.predicted ? decimal(one.entropy) : "–"];
+  const column = (/** @type {any} */ one) => [count(one?.predicted), one?.predicted ? percent(one.guarded / one.predicted) : "–", one?.predicted > one?.guarded ? decimal(one.entropy) : "–"];
   const [now, then] = [column(serving), column(before)];
   const rows = ["Images predicted", "Guarded: by the source model", "Mean entropy, nats"];
   return html`<${Panel} title="Versions and guard" note="What each version did on this device since it began to serve there.">
