@@ -20,6 +20,7 @@ from _parts import check
 from cema.cloud.config import CloudConfig, CohortConfig, LimitsConfig
 from cema.cloud.http.app import create_app
 from cema.cloud.http.connections import Connections, guarded_protocol
+from cema.cloud.http.service import Service as Notes
 from cema.cloud.store.devices import Role
 from cema.formats.image import CodecConfig, encode_image
 from cema.formats.keys import generate_key
@@ -61,8 +62,10 @@ class Engine:
 class Service:
     """A served engine with the token of one honest device, and the requests that attacks make."""
 
-    def __init__(self, engine: Engine, url: str, connections: Connections) -> None:
+    def __init__(self, engine: Engine, url: str, connections: Connections, notes: Notes) -> None:
         self.engine, self.url, self.connections = engine, url, connections
+        # What it writes to the store by itself, seconds later, is reached here.
+        self.notes = notes
         self.port = int(url.rpartition(":")[2])
         self._numbers = itertools.count(1)
         self.token, self.hostile = self.add("honest"), self.add("hostile")
@@ -143,7 +146,7 @@ def service(
             check(thread.is_alive(), "the service did not start")
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Service(engine, f"http://127.0.0.1:{port}", connections)
+        yield Service(engine, f"http://127.0.0.1:{port}", connections, app.state.service)
     finally:
         server.should_exit = True
         thread.join()

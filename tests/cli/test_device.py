@@ -131,6 +131,20 @@ def test_the_list_tells_what_is_known_of_each_device(config: Path) -> None:
     assert (silent["seen_at"], silent["samples"]) == (None, None)
 
 
+def test_what_a_device_says_is_text_and_moves_no_terminal(config: Path) -> None:
+    device("add", "camera", "--cohort", "yard", config=config)
+    said = "\x1b]0;owned\x07\x1b[2J [/bold] [red]\N{RIGHT-TO-LEFT OVERRIDE}\nend"
+    report = DeviceReport(boot="0" * 16, number=1, serving=Served(version=4), problem=said)
+    with closing(CloudConfig.load(config).open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        store.note_reports([Reported("yard", "camera", 1e9, report)])
+    told = device("list", config=config)
+    assert "[/bold] [red]" in told
+    assert all(letter.isprintable() or letter == "\n" for letter in told)
+    (camera,) = json.loads(device("list", "--json", config=config))
+    assert camera["report"]["problem"] == said, "programs have it as it came"
+
+
 def test_the_list_tells_what_each_device_has_reported(config: Path) -> None:
     device("add", "camera", "--cohort", "yard", config=config)
     device("add", "other", "--cohort", "yard", config=config)

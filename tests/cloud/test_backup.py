@@ -137,6 +137,21 @@ def test_a_store_that_is_there_is_replaced_only_when_told_and_kept(
         assert update.version == 900
 
 
+def test_whoever_signed_out_is_not_signed_in_by_a_restored_store(config: CloudConfig, tmp_path: Path) -> None:
+    out, now = tmp_path / "out.db", time.time()
+    with closing(config.open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        token = store.devices(["north"]).add("ops", cohort="north", role="operator")
+        secret = store.open_session(token, now=now) or ""
+        backups.backup(config, out)
+        store.end_session(secret)
+    backups.restore(config, out, replace=True)
+    with closing(config.open_store()) as store:
+        assert isinstance(store, SqliteStore)
+        assert store.session(secret, now=now) is None
+        assert store.open_session(token, now=now), "the token is good again"
+
+
 def test_a_store_behind_a_link_is_restored_where_it_is(config: CloudConfig, tmp_path: Path) -> None:
     disk = tmp_path / "another disk"
     disk.mkdir()

@@ -170,6 +170,22 @@ class Moody(Silent):
         return {"I did not like it!": 3, "below": 2}
 
 
+class Endless(Silent):
+    """One with a threshold that JSON has no number for."""
+
+    def describe(self) -> dict[str, float]:
+        return {"e_min": 0.25, "e_max": np.inf}
+
+
+def test_a_threshold_that_is_no_number_is_left_out_of_a_report(make_config: Make) -> None:
+    rule = SelectionConfig(rule=f"{__name__}:Endless")
+    with EdgeAgent(msgspec.structs.replace(make_config(), selection=rule)) as agent:
+        agent.predict(images(5, 3))
+        thresholds = dict(agent._facts().thresholds)
+    report = DeviceReport(boot="0" * 16, number=1, serving=Served(version=0), thresholds=thresholds)
+    assert decode_report(encode_report(report)).thresholds == {"low": 0.25}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("Moody", {"below": 2, "other": 3}), ("Silent", {"other": 5})]
 )

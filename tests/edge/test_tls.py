@@ -71,6 +71,21 @@ def test_a_device_that_is_told_its_authority_reaches_the_cloud(secure: Callable[
         link.release()
 
 
+def test_names_beside_certificates_may_be_in_any_language(
+    secure: Callable[[str], Secure], tmp_path: Path
+) -> None:
+    cloud = secure("127.0.0.1")
+    bundle = tmp_path / "bundle.pem"  # as the lists of well-known authorities have them
+    for name in ("# Főtanúsítvány\n".encode(), b"# F\xf5tan\xfas\xedtv\xe1ny\n"):
+        bundle.write_bytes(name + cloud.authority.path.read_bytes())
+        link = cloud.link(bundle)
+        try:
+            assert link.latest_update(None).status == 204
+        finally:
+            link.close()
+            link.release()
+
+
 def test_a_private_authority_is_refused_where_it_is_not_named(secure: Callable[[str], Secure]) -> None:
     error = secure("127.0.0.1").error(None)
     assert "CERTIFICATE_VERIFY_FAILED" in error

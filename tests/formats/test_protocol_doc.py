@@ -309,7 +309,7 @@ def test_who_may_do_what_is_as_the_table_says(site: Site, monkeypatch: pytest.Mo
     }
     # Events have no end, but for those who may not have them any more.
     monkeypatch.setattr(http_overview, "QUIET_SECONDS", 0.01)
-    monkeypatch.setattr(http_overview, "_still_may", lambda request, service: False)
+    monkeypatch.setattr(http_overview, "_still_may", lambda *_: False)
     site(
         "POST",
         "/v1/cohorts/north/samples",

@@ -22,6 +22,7 @@ __all__ = [
     "load_object",
     "merged",
     "missing_and_unknown",
+    "on_one_line",
     "own_frames",
     "shortened",
 ]
@@ -193,6 +194,18 @@ def own_frames(error: BaseException) -> str:
         return ""
     lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     return "\n" + "".join(lines).rstrip()
+
+
+def on_one_line(text: str) -> str:
+    r"""Return foreign text as one line in which nothing moves a terminal: what cannot be printed is replaced.
+
+    Examples
+    --------
+    >>> on_one_line("no \n link\x1b[2J").encode("ascii", "replace")
+    b'no link?[2J'
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def shortened(text: str, most: int) -> str:

@@ -218,6 +218,8 @@ def list_(config: Config, json: AsJson = False) -> None:
     if json:
         typer.echo(json_.dumps(told))
         return
+    from rich.text import Text
+
     from cema.cli.tables import FittedTable, out
 
     table = FittedTable(
@@ -227,7 +229,8 @@ def list_(config: Config, json: AsJson = False) -> None:
     now = time.time()
     for entry, row in zip(known, told, strict=True):
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
-        table.add_row(entry.name, entry.cohort or "(all)", *cells, "; ".join(_notes(entry, row, now)))
+        notes = Text("; ".join(_notes(entry, row, now)))  # what devices say is no markup
+        table.add_row(entry.name, entry.cohort or "(all)", *cells, notes)
     console = out()
     console.print(table)
     console.print(

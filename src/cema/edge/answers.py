@@ -8,6 +8,8 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from cema._util.names import on_one_line
+
 __all__ = ["explain", "is_web_page", "one_line", "page_title"]
 
 _LONGEST = 300
@@ -35,8 +37,7 @@ class _ErrorBody(msgspec.Struct):
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
     """Return foreign text for a message or a log: one line, printable, and not too long."""
-    line = " ".join(text[: 4 * longest].split())
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    line = on_one_line(text[: 4 * longest])
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 

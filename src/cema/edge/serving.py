@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -38,9 +39,12 @@ def selection_told(status: EdgeStatus) -> dict[str, int]:
 
 
 def thresholds_told(status: EdgeStatus) -> dict[str, float]:
-    """Return the thresholds between which the entropy of a selected sample lies; empty for a rule without any."""
-    names = {"low": "e_min", "high": "e_max"}
-    return {name: status.selection[key] for name, key in names.items() if key in status.selection}
+    """Return the thresholds between which the entropy of a selected sample lies; empty for a rule without any.
+
+    What is not finite is left out: JSON has no number for it, and the cloud would refuse the report.
+    """
+    known = {"low": status.selection.get("e_min"), "high": status.selection.get("e_max")}
+    return {name: value for name, value in known.items() if value is not None and math.isfinite(value)}
 
 
 class _Tally:

@@ -45,7 +45,8 @@ def verifying(ca_file: str | None, *, needed: bool) -> ssl.SSLContext:
     try:
         if _BEGIN not in data:  # with nothing given, the library would trust whom this machine trusts
             raise ValueError(f"it begins with {data[:16]!r}" if data else "it is empty")
-        return ssl.create_default_context(cadata=data.decode("ascii"))
+        # Certificates are ASCII; what stands beside them may be of any language.
+        return ssl.create_default_context(cadata=data.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
             f"cloud.ca_file: expected certificates in PEM ({_BEGIN.decode()}) in {shown(Path(ca_file))}: {error}; put "

@@ -69,6 +69,16 @@ class SessionTests(StoreCase):
         assert sessions.session(secret or "", now=3.0) is None
         assert sessions.open_session(newest or "", now=3.0) is None
 
+    def test_a_clock_that_was_ahead_leaves_no_session_that_lasts(
+        self, sessions: SessionStore, token: str
+    ) -> None:
+        year = 365 * 86_400.0
+        secret = sessions.open_session(token, now=1.0 + year)
+        assert sessions.session(secret or "", now=1.0 + year) is not None
+        assert sessions.session(secret or "", now=1.0) is None
+        # Set back a little, it is still the same day's work.
+        assert sessions.session(secret or "", now=year - 60.0) is not None
+
     def test_too_many_sessions_of_one_token_end_the_oldest(self, sessions: SessionStore, token: str) -> None:
         opened = [sessions.open_session(token, now=float(now)) for now in range(1, SESSIONS_OF_ONE + 3)]
         alive = [sessions.session(secret or "", now=30.0) is not None for secret in opened]

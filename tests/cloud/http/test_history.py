@@ -19,7 +19,7 @@ from cema.cloud.config import CloudConfig
 from cema.cloud.http.history import bin_width
 from cema.cloud.http.history_noted import HistoryNotes
 from cema.cloud.http.reports_noted import MOST_IMAGES, report_measures
-from cema.cloud.store.history import DomainChange, HistoryNote
+from cema.cloud.store.history import MOST_MEASURES, DomainChange, HistoryNote
 from cema.cloud.store.reports import DeviceReports, Reported
 from cema.cloud.store.sqlite import SqliteStore
 from cema.formats.draw import HEADER, Draw, encode_draws
@@ -143,6 +143,23 @@ def test_true_labels_from_outside_are_added(cloud: Cloud) -> None:
     refused = cloud.http.post(where, content=body, headers=auth(cloud.operator))
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_an_administrator")
     assert sums(read(cloud)) == {"labelled.adapted": (24, 18), "labelled.frozen": (24, 7.5)}
+
+
+def test_an_answer_holds_no_more_measures_than_a_bin(cloud: Cloud) -> None:
+    store = cloud.store
+    assert isinstance(store, SqliteStore)
+    now = int(time.time())
+    notes = [HistoryNote("north", now - 10 * bin, {"samples": (1, 1)}) for bin in range(1, 60)]
+    notes += [
+        HistoryNote(
+            "north", now - 10 * bin, {f"labelled.{bin}-{i}": (1, 1) for i in range(MOST_MEASURES - 1)}
+        )
+        for bin in range(1, 60)
+    ]
+    store.note_history(notes)
+    told = read(cloud)["measures"]
+    assert len(told) == MOST_MEASURES
+    assert sum(count or 0 for count in told["samples"]["count"]) == 59
 
 
 def test_a_width_is_one_that_is_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from cema.cloud.http import overview
 from cema.cloud.http.live import MOST_OF_ONE
 from cema.cloud.store.activity import Poll
 from cema.cloud.store.control import Pause, Resume
+from cema.cloud.store.fleet import Move, fleet_of
 from cema.cloud.store.history import HistoryNote
 from cema.cloud.store.overview import Overview
 
@@ -48,6 +50,17 @@ class Events:
                 if one["cohort"] == cohort and all(one[key] == value for key, value in members.items()):
                     return dict(one)
         raise AssertionError(f"the events ended without {wanted} {members}")
+
+    def end(self) -> dict[str, Any]:
+        """Return the event that says why no more come; those that say that nothing happens do not count."""
+        deadline, name = time.monotonic() + LONGEST, ""
+        for line in self._lines:
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: ") and name == "end":
+                return dict(json.loads(line.removeprefix("data: ")))
+            assert time.monotonic() < deadline, "the events went on"
+        raise AssertionError("the events ended without saying so")
 
 
 @contextmanager
@@ -134,6 +147,31 @@ def test_a_page_is_told_of_a_session_that_has_ended(cloud: Cloud, monkeypatch: p
     assert code_of(cloud) == "revoked"
 
 
+def test_a_page_is_told_no_more_of_a_cohort_that_its_holder_has_left(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "QUIET_SECONDS", 0.2)
+    with listening(cloud, cloud.northern_operator) as events:
+        assert next(iter(events))[0] == "overview"
+        fleet_of(cloud.engine.devices).act("ops-north", Move(to="south"))
+        assert events.end() == {"reason": "session"}
+
+
+@pytest.mark.parametrize(
+    ("sums", "status"), [([0.5, 0.25], 204), ([2.0**53, 2.0**53], 204), ([1e308, 1e308], 400)]
+)
+def test_strange_measures_from_outside_do_not_end_the_overview(
+    cloud: Cloud, sums: list[float], status: int
+) -> None:
+    for _ in range(3):
+        body = {"measures": {"labelled.adapted": sums}}
+        answer = cloud.http.post("/v1/cohorts/north/measures", json=body, headers=auth(cloud.admin))
+        assert answer.status_code == status
+    answer = cloud.get("/v1/overview", token=cloud.operator)
+    assert answer.status_code == 200
+    assert all(0 <= each["share"] <= 1 for each in answer.json()["cohorts"][0]["labelled"].values())
+
+
 def code_of(cloud: Cloud) -> str:
     return str(cloud.get("/v1/overview", token=cloud.operator).json()["error"]["code"])
 
@@ -147,6 +185,31 @@ def test_only_so_many_of_one_token_listen(cloud: Cloud, monkeypatch: pytest.Monk
         assert "Retry-After" in full.headers
         with listening(cloud, cloud.admin) as others:
             next(iter(others))
+
+
+def test_of_many_at_one_moment_only_so_many_listen(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cema.cloud.http.live.MOST_OF_ONE", 2)
+    together, statuses = threading.Barrier(16), list[int]()
+    done = threading.Event()
+
+    def listen() -> None:
+        with httpx2.Client(base_url=cloud.url, headers=auth(cloud.operator), timeout=LONGEST) as client:
+            client.get("/livez")  # connected already
+            together.wait(LONGEST)
+            with client.stream("GET", "/v1/events") as response:
+                statuses.append(response.status_code)
+                done.wait(LONGEST)
+
+    threads = [threading.Thread(target=listen) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + LONGEST
+    while len(statuses) < 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200] * 2 + [503] * 14
 
 
 def test_those_who_have_gone_leave_their_places(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ def page(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api("GET", OVERVIEW, who="operator")
     with monkeypatch.context() as patch:
         patch.setattr(http_overview, "QUIET_SECONDS", 0.01)
-        patch.setattr(http_overview, "_still_may", lambda request, service: False)
+        patch.setattr(http_overview, "_still_may", lambda *_: False)
         api("GET", EVENTS, who="operator")
     with monkeypatch.context() as patch:
         patch.setattr(api.app.state.service.live, "most", 0)
@@ -536,6 +536,8 @@ def full(api: Api) -> None:
     ):
         full_answer = api("POST", path, who="admin", content=content)
         assert full_answer.json()["error"]["code"] == "store_full"
+    page, token = {"CEMA-Page": "1"}, msgspec.json.encode({"token": api.tokens["operator"]})
+    assert api("POST", SESSION, who=None, content=token, headers=page).status_code == 429
     api.engine.store.database.max_bytes = limit
     responses = [api("POST", SAMPLES, content=encode_samples(make_samples(8, seed=10 + i))) for i in range(3)]
     assert responses[-1].json()["error"]["code"] == "backlog_full"
@@ -589,11 +591,14 @@ def faults(api: Api) -> None:
         api("GET", path)
     api("GET", "/metrics", who="chief")
     with api.engine.store.database.write() as connection:
-        connection.execute("ALTER TABLE devices RENAME TO lost_devices")
         connection.execute("ALTER TABLE sessions RENAME TO lost_sessions")
+    page, token = {"CEMA-Page": "1"}, msgspec.json.encode({"token": api.tokens["operator"]})
+    assert api("POST", SESSION, who=None, content=token, headers=page).status_code == 503
+    with api.engine.store.database.write() as connection:
+        connection.execute("ALTER TABLE devices RENAME TO lost_devices")
     for path in (SESSION, OVERVIEW, EVENTS):
         assert api("GET", path, who="operator").status_code == 500
-    from_page = {"CEMA-Page": "1"}
+    from_page = {"CEMA-Page": "1", "Host": "box"}
     for method, sent in (("POST", {"content": b'{"token": "a"}'}), ("DELETE", {})):
         found = from_page | {"Cookie": "cema_session=a"}
         assert api(method, SESSION, who=None, headers=found, **sent).status_code == 500

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,37 @@ def test_an_image_is_shown_as_pixels_and_nothing_else(
     else:
         assert found.content == sample.image
         assert decode_image(found.content).shape == (20, 30, channels)
+
+
+def test_images_that_are_slow_to_decode_hold_nothing_else_up(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = encoded(np.zeros((90, 90, 3), np.uint8), "raw")
+    put(cloud, [sample])
+    decoding, go_on = threading.Semaphore(0), threading.Event()
+
+    def slowly(image: bytes) -> np.ndarray:
+        decoding.release()
+        assert go_on.wait(60)
+        return decode_image(image)
+
+    monkeypatch.setattr("cema.cloud.http.samples_shown.decode_image", slowly)
+    where = f"{cloud.url}{NORTH}/{sample.id}/image"
+    many = 60  # more than the threads of the server
+    with ThreadPoolExecutor(many) as pool:
+        try:
+            asked = [
+                pool.submit(httpx2.get, where, headers=auth(cloud.operator), timeout=60) for _ in range(many)
+            ]
+            assert decoding.acquire(timeout=20)
+            for _ in range(many):  # while they are asked for
+                assert (
+                    httpx2.get(f"{cloud.url}{NORTH}", headers=auth(cloud.operator), timeout=10).status_code
+                    == 200
+                )
+        finally:
+            go_on.set()
+        assert {each.result().status_code for each in asked} == {200}
 
 
 def test_what_is_not_there_or_damaged_is_not_shown(cloud: Cloud) -> None:

@@ -10,7 +10,10 @@ import httpx2
 import pytest
 from cloud_client import Cloud, auth
 
-from cema.cloud.store.sessions import SESSION_SECONDS
+from cema.cloud.store.sessions import SESSION_SECONDS, SESSIONS_OF_ONE
+from cema.cloud.store.sqlite import SqliteStore
+from cema.errors import StoreFull
+from cema.testing.store_data import numbered_sample
 
 FROM_PAGE = {"CEMA-Page": "1"}
 STOP = {"type": "stop"}
@@ -97,10 +100,50 @@ def test_a_session_ends_with_its_token(cloud: Cloud, end: str) -> None:
 
 def test_a_session_ends_by_itself(cloud: Cloud) -> None:
     secret = cloud.store.open_session(cloud.operator, now=time.time() - SESSION_SECONDS - 1)
-    old = httpx2.get(f"{cloud.url}/v1/session", cookies={"cema_session": secret or ""})
+    name = f"cema_session_{cloud.url.rpartition(':')[2]}"
+    old = httpx2.get(f"{cloud.url}/v1/session", cookies={name: secret or ""})
     assert code(old) == "unauthorized"
 
 
 def test_nobody_is_signed_in_by_another_site(cloud: Cloud) -> None:
     refused = httpx2.post(f"{cloud.url}/v1/session", json={"token": cloud.operator})
     assert code(refused) == "not_from_page"
+
+
+def test_clouds_on_other_ports_of_one_host_leave_each_other_s_sessions_alone(cloud: Cloud) -> None:
+    # A browser sends the cookies of a host to all of its ports.
+    names = set()
+    for host in ("box:8443", "box:9443", "box", "[::1]:8443", "[::1]"):
+        answer = httpx2.post(
+            f"{cloud.url}/v1/session", json={"token": cloud.operator}, headers=FROM_PAGE | {"Host": host}
+        )
+        name, _, secret = answer.headers["set-cookie"].partition(";")[0].partition("=")
+        names.add(name)
+        sent = {"Cookie": f"{name}={secret}"}
+        assert httpx2.get(f"{cloud.url}/v1/session", headers={"Host": host} | sent).status_code == 200
+        other = {"Host": "box:1"} | sent
+        assert code(httpx2.get(f"{cloud.url}/v1/session", headers=other)) == "unauthorized"
+    assert names == {"cema_session", "cema_session_8443", "cema_session_9443"}
+
+
+def test_operators_sign_in_where_the_store_is_full(cloud: Cloud) -> None:
+    store = cloud.store
+    assert isinstance(store, SqliteStore)
+    tokens = [cloud.engine.devices.add(f"ops-{i}", cohort=None, role="operator") for i in range(6)]
+    samples = [numbered_sample(number, 8000) for number in range(8)]
+    store.put("north", samples, device="cam", now=1.0, max_backlog=100)
+    seq = store.sequence("north", after=0, limit=100)[-1]
+    store.commit_step("north", seq, b"", None, epoch=store.claim("north").epoch, now=1.0)
+    with store.database.write() as connection:  # the samples that the worker has seen can go
+        connection.execute("CREATE TABLE filler (content BLOB)")
+    size = 2**20
+    while size:
+        try:
+            with store.database.write() as connection:
+                connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (size,))
+        except StoreFull:
+            size //= 2
+    for token in tokens:
+        for _ in range(SESSIONS_OF_ONE):
+            with sign_in(cloud, token) as page:
+                assert page.get("/v1/session").status_code == 200

@@ -55,14 +55,20 @@ def test_a_version_says_what_it_changed_and_who_has_it(cloud: Cloud) -> None:
     names = ("cam-1", "cam-2", "cam-3", "cam-4")
     for name in names:
         engine.devices.add(name, cohort="north")
+    # One that came from another cohort has still said of that one alone what it runs.
+    engine.devices.add("moved", cohort="north")
     engine.devices.add("gone", cohort="north")
     engine.devices.revoke("gone")
     operator = engine.devices.add("ops", cohort=None, role="operator")
     polls = [Poll("north", name, 5.0, version) for name, version in zip(names, (3, 3, 2, 1), strict=True)]
-    cloud.store.note_polls([*polls, Poll("north", "gone", 5.0, 3)])
+    cloud.store.note_polls([*polls, Poll("north", "gone", 5.0, 3), Poll("south", "moved", 5.0, 3)])
     serving_3 = DeviceReport(boot="a" * 16, number=1, serving=Served(version=3))
     cloud.store.note_reports(
-        [Reported("north", "cam-1", 5.0, serving_3), Reported("north", "gone", 5.0, serving_3)]
+        [
+            Reported("north", "cam-1", 5.0, serving_3),
+            Reported("north", "gone", 5.0, serving_3),
+            Reported("south", "moved", 5.0, serving_3),
+        ]
     )
     cloud.store.act("north", Pin(to=1, device="cam-4"), actor="ann", now=5.0)
     drain(cloud.open())  # gives it the content of version 1 under a new number
@@ -76,7 +82,7 @@ def test_a_version_says_what_it_changed_and_who_has_it(cloud: Cloud) -> None:
 
         listed = {one["version"]: one for one in http.get("/v1/cohorts/north/versions").json()["versions"]}
         third = read(3)
-        assert third["adoption"] == {"offered": 3, "has": 2, "runs": 1}
+        assert third["adoption"] == {"offered": 4, "has": 2, "runs": 1}
         assert read(4)["adoption"] == {"offered": 1, "has": 0, "runs": 0}
         assert read(1)["adoption"] == {"offered": 0, "has": 1, "runs": 0}
         assert {name: third[name] for name in listed[3]} == listed[3]

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from cema.cloud.store.base import UploadTooLarge
 from cema.cloud.store.history import (
     BIN_SECONDS,
+    LABELLED,
     LEVELS,
+    MOST_LABELLED,
     MOST_MEASURES,
     DomainChange,
     HistoryNote,
@@ -123,6 +125,22 @@ def test_a_year_takes_no_more_bins_than_a_month(tmp_path: Path) -> None:
         assert min(at for _, at in rows(store)) >= NOW - 32 * 86_400
 
 
+def test_the_histories_of_many_cohorts_leave_the_store_to_its_samples(tmp_path: Path) -> None:
+    cap, cohorts = 4 * 2**20, [f"c{number}" for number in range(20)]
+    many: Measures = {f"measure.{i}": (i + 0.1, i + 0.2) for i in range(40)}
+    with closing(opened(tmp_path, cap)) as store:
+        for cohort in cohorts:
+            store.open_cohort(cohort, base="b")
+        empty = store.used_bytes()
+        for start in range(0, 900, 90):
+            moments = [NOW + 900 * number for number in range(start, start + 90)]
+            store.note_history([HistoryNote(cohort, at, many) for cohort in cohorts for at in moments])
+        for _ in range(12):
+            store.note_history([HistoryNote(cohort, NOW + 900 * 900, {}) for cohort in cohorts])
+        assert store.used_bytes() - empty < cap / 2
+        assert all(len(store.history(cohort, 0, 2 * NOW, 10)) >= 16 for cohort in cohorts)
+
+
 def test_a_full_store_from_before_keeps_none_and_all_else_works(tmp_path: Path) -> None:
     cap = 400_000
     with closing(opened(tmp_path, cap)) as store:
@@ -161,6 +179,17 @@ def test_no_more_names_than_allowed() -> None:
     many: Measures = {f"m{i}": (1, 1) for i in range(MOST_MEASURES)}
     assert added(many, {"more": (1, 1)}).keys() == many.keys()
     assert added(many, {"m0": (1, 1)})["m0"] == (2, 2)
+
+
+def test_names_from_outside_leave_room_for_the_cloud_s_own(tmp_path: Path) -> None:
+    outside: Measures = {f"{LABELLED}{i}": (1, 1) for i in range(MOST_MEASURES)}
+    with closing(opened(tmp_path)) as store:
+        for measures in (outside, {"threshold.low": (1, 0.5)}, outside):
+            store.note_history([HistoryNote("north", NOW, measures)])
+        (kept,) = store.history("north", 0, 2 * NOW, 10)
+    assert kept.measures["threshold.low"] == (1, 0.5)
+    assert kept.measures[f"{LABELLED}0"] == (2, 2)
+    assert len(kept.measures) == MOST_LABELLED + 1
 
 
 def test_the_smallest_store_still_takes_what_it_says(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def filled(folder: Path, *, max_bytes: int = 2**22) -> SqliteStore:
 
 
 def test_numbers_follow_uploads_steps_and_evictions(tmp_path: Path) -> None:
-    with closing(filled(tmp_path, max_bytes=2**21)) as store:
+    with closing(filled(tmp_path, max_bytes=5 * 2**19)) as store:
         check_tallies(store)
-        for i in range(100, 236, 8):
+        for i in range(100, 300, 8):
             put(store, [numbered_sample(i + j, 8000) for j in range(8)])
             check_tallies(store)
         assert store.counters("north")["evicted.byte_cap"] > 0

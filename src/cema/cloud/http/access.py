@@ -7,6 +7,7 @@ chain would go there once for every link.
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -30,7 +31,6 @@ __all__ = [
     "PAGE_HEADER",
     "PERSON_ERRORS",
     "SCRAPER_ERRORS",
-    "SESSION_COOKIE",
     "UPLOADER_ERRORS",
     "CohortName",
     "Credentials",
@@ -42,6 +42,7 @@ __all__ = [
     "operator",
     "person",
     "scraper",
+    "session_cookie",
     "signed_in",
     "uploader",
 ]
@@ -61,8 +62,8 @@ CohortName = Annotated[
 ]
 """The path parameter ``cohort``."""
 
-SESSION_COOKIE = "cema_session"
-"""The cookie with the secret of a session, see `cema.cloud.store.sessions`."""
+_SESSION_COOKIE = "cema_session"
+_PORT = re.compile(r":([0-9]{1,5})\Z")
 PAGE_HEADER = "CEMA-Page"
 """A header that a page of another site cannot send: what is asked by a session's cookie must have it to change things.
 The cookie itself is ``SameSite=Strict``; this holds also where a browser does not know that, or the other page is on
@@ -74,9 +75,10 @@ _BEARER = HTTPBearer(
     auto_error=False,
 )
 _COOKIE = APIKeyCookie(
-    name=SESSION_COOKIE,
+    name=_SESSION_COOKIE,
     scheme_name="session",
-    description=f"The cookie that signing in has set. What is not GET must carry the header {PAGE_HEADER} then.",
+    description="The cookie that signing in has set; _PORT follows its name where the address has a port. "
+    f"What is not GET must carry the header {PAGE_HEADER} then.",
     auto_error=False,
 )
 _SCHEME = "bearer"
@@ -99,6 +101,17 @@ def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
     return HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
 
 
+def session_cookie(request: Request) -> str:
+    """Return the name of the cookie with the secret of a session, see `cema.cloud.store.sessions`.
+
+    Browsers send the cookies of a host to all of its ports: the name has the port of the address that was asked, so
+    that signing in to one cloud does not sign out of another one beside it. A proxy passes the header on, or sends one
+    that is always the same.
+    """
+    port = _PORT.search(request.headers.get("host", ""))
+    return f"{_SESSION_COOKIE}_{port[1]}" if port else _SESSION_COOKIE
+
+
 def signed_in(request: Request) -> HTTPAuthorizationCredentials | None:
     """Return what `bearer` does, else the cookie of a session: for what operators ask.
 
@@ -108,7 +121,7 @@ def signed_in(request: Request) -> HTTPAuthorizationCredentials | None:
         403 for what changes things by a session's cookie alone.
     """
     token = bearer(request)
-    secret = request.cookies.get(SESSION_COOKIE)
+    secret = request.cookies.get(session_cookie(request))
     if token is not None or not secret:
         return token
     if request.method not in _READING and PAGE_HEADER not in request.headers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from cema.cloud.http.errors import ApiError
 from cema.cloud.http.history_schemas import History, MeasuresGiven
 from cema.cloud.http.responses import errors, headers, inlined
 from cema.cloud.http.service import Service, TheService
-from cema.cloud.store.history import HistoryBin, HistoryNote, Measures, history_of, width_at
+from cema.cloud.store.history import MOST_MEASURES, HistoryBin, HistoryNote, Measures, history_of, width_at
 from cema.errors import StoreError
 
 __all__ = ["bin_width", "router"]
@@ -46,6 +47,9 @@ _NOT_KEPT = {"headers": headers("Cache-Control")}
 class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     measures: Annotated[dict[str, tuple[float, float]], msgspec.Meta(min_length=1, max_length=16)]
 
+
+# Sums of so many stay finite, whoever sends how often.
+MOST_SAMPLES = 2**53
 
 _given_decoder = msgspec.json.Decoder(_Given)
 _Moment = Annotated[
@@ -123,7 +127,9 @@ def history(
 
 def _columns(bins: Sequence[HistoryBin]) -> dict[str, dict[str, list[float | None]]]:
     """Return the sums of each measure, in the order of the bins."""
-    names = sorted({name for each in bins for name in each.measures})
+    # Admins choose names: those that most bins know are told, in a bin's number.
+    known = Counter(name for each in bins for name in each.measures)
+    names = sorted(name for name, _ in known.most_common(MOST_MEASURES))
     found: dict[str, dict[str, list[float | None]]] = {}
     for name in names:
         sums = [each.measures.get(name) for each in bins]
@@ -178,8 +184,11 @@ def _decode(body: bytes) -> Measures:
         for name, (count, total) in given.items():
             if not LABELLED.fullmatch(name):
                 raise ValueError(f"expected names such as labelled.adapted, got {name[:60]!r}")
-            if not 0 <= total <= count:
-                raise ValueError(f"{name}: expected a total from 0 to the count of {count:g}, got {total:g}")
+            if not 0 <= total <= count <= MOST_SAMPLES:
+                raise ValueError(
+                    f"{name}: expected a count of at most {MOST_SAMPLES} and a total from 0 to it, "
+                    f"got {count:g} and {total:g}"
+                )
     except (ValueError, RecursionError) as error:
         raise ApiError(
             "invalid_request",

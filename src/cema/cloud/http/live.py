@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -101,14 +103,25 @@ class Live:
         self._watch: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
         self._ended = False
+        self._lock = threading.Lock()
+        self._read_at = float("-inf")
+        self._found: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def __len__(self) -> int:
         return len(self._listening)
 
     def read(self, cohorts: Collection[str]) -> dict[str, Any]:
-        """Return the overview of some cohorts now; blocks."""
-        at, told = self._overview.read(cohorts, self._wrong())
-        return _told(at, told)
+        """Return the overview of some cohorts now; blocks.
+
+        It is read once for all who ask meanwhile: with many cohorts that takes its time.
+        """
+        asked = time.monotonic()
+        with self._lock:
+            if self._read_at <= asked:
+                self._read_at = time.monotonic()
+                self._found = self._overview.read(self._cohorts, self._wrong())
+            at, told = self._found
+        return _told(at, [one for one in told if one["cohort"] in cohorts])
 
     def _wrong(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -162,6 +175,8 @@ class Live:
                 found = await run_in_threadpool(self.read, self._cohorts)
             except StoreError as error:
                 report(log, events.OVERVIEW_NOT_READ, error=str(error))
+            except Exception as error:  # those who listen must be told again once it is over
+                report(log, events.OVERVIEW_NOT_READ, exc_info=error, error=repr(error))
             else:
                 self._tell(found)
             pause = max(self._tick, LOOK_SHARE * (loop.time() - began))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
@@ -16,12 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from cema.cloud.http.access import PERSON_ERRORS, cohorts_of, person, signed_in
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
-from cema.cloud.http.live import TooManyListen
+from cema.cloud.http.live import Listener, TooManyListen
 from cema.cloud.http.metrics import WAITED
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.schemas import Agreement, Seconds
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 __all__ = ["router"]
 
@@ -118,42 +121,49 @@ async def follow(request: Request, service: TheService, who: Annotated[Device, D
             "too many pages are told what happens at this moment",
             "close one, or ask for the overview",
         ) from None
-    return StreamingResponse(
-        _events(request, service, who),
-        media_type=_EVENTS,
-        headers={**NO_STORE, "X-Accel-Buffering": "no"},
-    )
+    # Nothing is waited for between the two: of many at one moment no more than may get a place.
+    return _Told(request, service, service.live.join(who.name, cohorts_of(who, service)))
 
 
-async def _events(request: Request, service: Service, who: Device) -> AsyncIterator[bytes]:
-    began = time.perf_counter()
+class _Told(StreamingResponse):
+    """Tells a listener what happens, and gives up its place at the end, also where the answer never began."""
+
+    def __init__(self, request: Request, service: Service, listener: Listener) -> None:
+        headers = {**NO_STORE, "X-Accel-Buffering": "no"}
+        super().__init__(_events(request, service, listener), media_type=_EVENTS, headers=headers)
+        self._live, self._listener = service.live, listener
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._live.leave(self._listener)
+            scope[WAITED] = time.perf_counter() - began  # it is no slow request
+
+
+async def _events(request: Request, service: Service, listener: Listener) -> AsyncIterator[bytes]:
     looked = asyncio.get_running_loop().time()
-    # Not before: of an answer that never begins there is nobody to leave.
-    listener = service.live.join(who.name, cohorts_of(who, service))
-    try:
-        while True:
-            told = await listener.next(QUIET_SECONDS)
-            now = asyncio.get_running_loop().time()
-            if now - looked >= QUIET_SECONDS:
-                looked = now
-                if not await service.at_once(_still_may, request, service):
-                    yield _event("end", {"reason": "session"})
-                    return
-            if listener.ended:
-                yield _event("end", {"reason": "stopping"})
+    while True:
+        told = await listener.next(QUIET_SECONDS)
+        now = asyncio.get_running_loop().time()
+        if now - looked >= QUIET_SECONDS:
+            looked = now
+            if not await service.at_once(_still_may, request, service, listener.cohorts):
+                yield _event("end", {"reason": "session"})
                 return
-            yield KEEPALIVE_COMMENT if told is None else _event("overview", told)
-    finally:
-        service.live.leave(listener)
-        request.scope[WAITED] = time.perf_counter() - began  # it is no slow request
+        if listener.ended:
+            yield _event("end", {"reason": "stopping"})
+            return
+        yield KEEPALIVE_COMMENT if told is None else _event("overview", told)
 
 
-def _still_may(request: Request, service: Service) -> bool:
+def _still_may(request: Request, service: Service, cohorts: frozenset[str]) -> bool:
+    """Tell whether whoever listens may still, and to these cohorts: an operator may be moved to another one."""
     try:
-        person(signed_in(request), service)
+        return cohorts == frozenset(cohorts_of(person(signed_in(request), service), service))
     except ApiError:
         return False
-    return True
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import threading
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from cema._util.checks import is_sha256
 from cema.cloud.http.access import OPERATOR_ERRORS, CohortName, operator
@@ -17,7 +17,7 @@ from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.samples_schemas import ShownSamples
-from cema.cloud.http.service import TheService
+from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.data import NewestSample, data_of, newest_samples
 from cema.errors import ImageError
 from cema.formats.image import decode_image
@@ -39,8 +39,6 @@ _KINDS = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _BYTES: dict[str, Any] = {
     kind: {"schema": {"type": "string", "format": "binary"}} for kind in _KINDS.values()
 }
-# Raw images that are turned to PNG at one time: each takes limits.image_pixels x 6 bytes.
-_DECODING = threading.BoundedSemaphore(2)
 
 
 @router.get(
@@ -102,8 +100,14 @@ def shown(newest: NewestSample, facts: BundleFacts) -> dict[str, Any]:
     },
     dependencies=[Depends(operator)],
 )
-def sample_image(cohort: CohortName, id: str, service: TheService) -> Response:
+async def sample_image(cohort: CohortName, id: str, service: TheService) -> Response:
     """One image, by its SHA-256; of a private cohort none."""
+    # Whoever waits for another image holds no thread: uploads need them too.
+    async with service.showing:
+        return await run_in_threadpool(_image, cohort, id, service)
+
+
+def _image(cohort: str, id: str, service: Service) -> Response:
     if service.private(cohort):
         raise ApiError(
             "private",
@@ -125,16 +129,15 @@ def sample_image(cohort: CohortName, id: str, service: TheService) -> Response:
 def _as_png(image: bytes) -> bytes:
     from PIL import Image  # noqa: PLC0415 - only where somebody looks at raw images
 
-    with _DECODING:
-        try:
-            pixels = decode_image(image)
-        except ImageError as error:
-            raise ApiError(
-                "unknown_sample",
-                f"the image cannot be decoded: {error}",
-                "the worker counts it as unreadable",
-            ) from error
-        buffer = io.BytesIO()
-        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        picture.save(buffer, format="PNG", compress_level=1)
+    try:
+        pixels = decode_image(image)
+    except ImageError as error:
+        raise ApiError(
+            "unknown_sample",
+            f"the image cannot be decoded: {error}",
+            "the worker counts it as unreadable",
+        ) from error
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

@@ -44,6 +44,8 @@ UPLOADS_AT_ONCE = 32
 UPLOADS_OF_ONE = 4
 # An upload that has arrived waits so long for a place; a device waits 10 s for its answer.
 STORING_SECONDS = 5.0
+# Images shown at one time: a raw one that is turned to PNG takes limits.image_pixels x 6 bytes.
+IMAGES_AT_ONCE = 2
 
 
 class Service:
@@ -83,6 +85,7 @@ class Service:
         self._uploads: Counter[str] = Counter()
         self._receiving = 0  # bytes of bodies
         self._places = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self.showing = asyncio.Semaphore(IMAGES_AT_ONCE)
 
     async def at_once(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read the newest tag or a token: here where the store never makes one wait for that, else in a thread."""

@@ -15,9 +15,9 @@ from starlette.concurrency import run_in_threadpool
 from cema.cloud.http.access import (
     PAGE_HEADER,
     PERSON_ERRORS,
-    SESSION_COOKIE,
     cohorts_of,
     person,
+    session_cookie,
     signed_in,
 )
 from cema.cloud.http.body import read_body
@@ -27,6 +27,7 @@ from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.service import Service, TheService
 from cema.cloud.store.devices import Device
 from cema.cloud.store.sessions import SESSION_SECONDS, sessions_of
+from cema.errors import StoreFull, StoreUnavailable
 
 __all__ = ["router"]
 
@@ -83,6 +84,8 @@ _BODY: dict[str, Any] = {
             "too_large",
             "invalid_request",
             "no_sessions",
+            "store_full",
+            "store_unavailable",
         ),
     },
     openapi_extra=_BODY,
@@ -105,7 +108,7 @@ async def sign_in(request: Request) -> Response:
     who, secret = await run_in_threadpool(_open, service, token)
     answer = _answer(_session(service, who))
     answer.set_cookie(
-        SESSION_COOKIE,
+        session_cookie(request),
         secret,
         max_age=int(SESSION_SECONDS),
         httponly=True,
@@ -118,7 +121,12 @@ async def sign_in(request: Request) -> Response:
 def _open(service: Service, token: str) -> tuple[Device, str]:
     who = person(HTTPAuthorizationCredentials(scheme="bearer", credentials=token), service)
     sessions = sessions_of(service.store)
-    secret = sessions.open_session(token, now=time.time()) if sessions else None
+    try:
+        secret = sessions.open_session(token, now=time.time()) if sessions else None
+    except StoreFull as error:
+        raise service.later("store_full", str(error), "sign in again") from error
+    except StoreUnavailable as error:
+        raise service.later("store_unavailable", str(error), "sign in again") from error
     if secret is None:
         raise ApiError(
             "no_sessions",
@@ -150,11 +158,12 @@ def session(service: TheService, response: Response, who: Annotated[Device, Depe
 def sign_out(request: Request, service: TheService) -> Response:
     """End the session of the cookie."""
     signed_in(request)
-    sessions, secret = sessions_of(service.store), request.cookies.get(SESSION_COOKIE)
+    name = session_cookie(request)
+    sessions, secret = sessions_of(service.store), request.cookies.get(name)
     if sessions and secret:
         sessions.end_session(secret)
     answer = Response(status_code=204, headers=NO_STORE)
-    answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    answer.delete_cookie(name, httponly=True, samesite="strict")
     return answer
 
 

@@ -114,13 +114,18 @@ def _adoption(service: Service, cohort: str, version: int) -> dict[str, int]:
     activity, reports = activity_of(store), reports_of(store)
     runs = 0
     for name in devices:
-        if name in reports:
+        # What a device said of another cohort counts for nothing.
+        if name in reports and reports[name].cohort == cohort:
             runs += reports[name].report.serving.version == version
-        elif name in activity:
+        elif name in activity and activity[name].cohort == cohort:
             runs += activity[name].ran == version
     return {
         "offered": sum(named.get(name, for_all) == version for name in devices),
-        "has": sum(activity[name].has == version for name in devices if name in activity),
+        "has": sum(
+            activity[name].has == version
+            for name in devices
+            if name in activity and activity[name].cohort == cohort
+        ),
         "runs": runs,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from cema._util.names import on_one_line
 from cema._util.units import human_seconds
 
 __all__ = [
@@ -162,7 +163,7 @@ def _of_report(told: Mapping[str, Any]) -> Iterator[Problem]:
         which = f"version {refused['version']}" if refused["version"] else "an update"
         yield Problem("bad", "refused", f"refused {which}: {refused['reason']}")
     if report.get("problem"):
-        yield Problem("warn", "own", str(report["problem"]))
+        yield Problem("warn", "own", on_one_line(str(report["problem"])))
     predicted, guarded = serving.get("predicted", 0), serving.get("guarded", 0)
     if predicted >= LEAST_IMAGES and guarded > GUARDED_SHARE * predicted:
         share = f"{100 * guarded / predicted:.0f} % of {predicted} images"

@@ -14,7 +14,9 @@ from cema.cloud.store.base import Store
 
 __all__ = [
     "BIN_SECONDS",
+    "LABELLED",
     "LEVELS",
+    "MOST_LABELLED",
     "MOST_MEASURES",
     "DomainChange",
     "HistoryBin",
@@ -33,6 +35,10 @@ BIN_SECONDS = 10
 """The width of the newest bins."""
 MOST_MEASURES = 96
 """Measures of one bin; those of more are not kept. The names come from the cloud, apart from what admins write."""
+LABELLED = "labelled."
+"""What the names of measures from outside begin with."""
+MOST_LABELLED = 32
+"""Of them so many are kept in a bin, so that there is room for the cloud's own."""
 
 Measures: TypeAlias = Mapping[str, tuple[float, float]]
 """By name: how many there were, and what they add up to."""
@@ -166,9 +172,13 @@ def added(one: Measures, *others: Measures) -> dict[str, tuple[float, float]]:
             known = found.get(name)
             if known is not None:
                 found[name] = known[0] + count, known[1] + total
-            elif len(found) < MOST_MEASURES:
+            elif len(found) < MOST_MEASURES and not (name.startswith(LABELLED) and _many_labelled(found)):
                 found[name] = count, total
     return found
+
+
+def _many_labelled(known: Measures) -> bool:
+    return sum(name.startswith(LABELLED) for name in known) >= MOST_LABELLED
 
 
 def merged(bins: Iterable[tuple[int, Measures]], seconds: int) -> list[HistoryBin]:

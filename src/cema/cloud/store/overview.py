@@ -16,7 +16,7 @@ from cema.cloud.store.agreements import RECENT
 from cema.cloud.store.base import Store
 from cema.cloud.store.device_problems import SILENT_SECONDS, Level
 from cema.cloud.store.devices import Device
-from cema.cloud.store.history import BIN_SECONDS, HistoryBin, added, history_of
+from cema.cloud.store.history import BIN_SECONDS, LABELLED, HistoryBin, added, history_of
 from cema.cloud.store.told import more_status
 from cema.errors import StoreError
 
@@ -27,8 +27,6 @@ DEVICES_SECONDS = 5.0
 # What a day has cost is a sum of many rows: it is read for so small a share of the time, and at least so often.
 DAY_SHARE = 1000.0
 DAY_SECONDS = 60.0
-# Measures of samples whose classes somebody knows are named so.
-LABELLED = "labelled."
 GB = 1e9
 # Fewer samples than these say nothing of a share.
 LEAST_SAMPLES = 32

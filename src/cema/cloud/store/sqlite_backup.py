@@ -179,6 +179,8 @@ def write_floors(path: Path, floors: Mapping[str, int]) -> None:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DROP TABLE IF EXISTS backup")
+        if "sessions" in _tables(connection):  # of those that have ended since, nobody knows
+            connection.execute("DELETE FROM sessions")
         connection.execute(FLOORS)
         connection.executemany(
             "INSERT INTO version_floors (cohort, version) VALUES (?, ?) ON CONFLICT (cohort) DO UPDATE "

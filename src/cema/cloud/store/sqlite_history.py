@@ -28,6 +28,8 @@ __all__ = ["HistoryTable"]
 
 # Bytes of the store's cap for each bin of a cohort: with all measures one has some thousand.
 BYTES_FOR_EACH = 2**13
+# The same where there are many cohorts: most measures are not there, and a day is to stay whole.
+BYTES_OF_MANY = 2**12
 # Bins of each width that one write makes wider, or drops, at most: it is to be quick, and the next one goes on.
 MOST_THINNED = 180
 # Moments of each kind that are kept of each cohort, at most: versions, and changes of the domain.
@@ -99,8 +101,13 @@ class HistoryTable:
         connection.execute(
             f"DELETE FROM {table} WHERE cohort = ?1 AND {key} <= (SELECT {key} FROM {table} "  # noqa: S608
             f"WHERE cohort = ?1 ORDER BY {key} DESC LIMIT 1 OFFSET ?2)",
-            (cohort, self._moments),
+            (cohort, min(self._moments, self._share(connection))),
         )
+
+    def _share(self, connection: sqlite3.Connection) -> int:
+        """Return the most bins, or moments, of each cohort where all are to leave room for samples."""
+        cohorts: int = connection.execute("SELECT count(*) FROM cohorts").fetchone()[0]
+        return max(16, self._database.max_bytes // (BYTES_OF_MANY * max(1, cohorts)))
 
     def _thin(self, connection: sqlite3.Connection, cohort: str, now: float) -> None:
         """Keep the bounds: with the bins of one level that are too old for it the next one grows."""
@@ -112,7 +119,7 @@ class HistoryTable:
             ).fetchall()
         )
         beyond = counts.get(LEVELS[-1].seconds, 0) - LEVELS[-1].bins
-        excess = max(beyond, sum(counts.values()) - self._most)
+        excess = max(beyond, sum(counts.values()) - min(self._most, self._share(connection)))
         if excess <= 0:
             return
         connection.execute(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from cema.cloud.store.devices import Device, new_token, token_digest
 from cema.cloud.store.sessions import SESSION_SECONDS, SESSIONS_OF_ONE
 from cema.cloud.store.sqlite_beside import make_tables
-from cema.cloud.store.sqlite_database import Database
+from cema.cloud.store.sqlite_database import PAGE, Database
 from cema.cloud.store.sqlite_fleet import SqliteFleet
+from cema.cloud.store.sqlite_space import make_room
 
 __all__ = ["SessionTable"]
 
@@ -15,6 +16,10 @@ TABLES = {
     "sessions": "CREATE TABLE sessions (digest BLOB PRIMARY KEY, token BLOB NOT NULL, expires REAL NOT NULL) "
     "WITHOUT ROWID",
 }
+# What a new row may take: a page, and another one where a page is split.
+ROOM = 2 * PAGE
+# Seconds that a clock may be set back without an end to the sessions that were just opened.
+SLACK = 600.0
 
 
 class SessionTable:
@@ -39,7 +44,12 @@ class SessionTable:
             return None
         secret = new_token()
         with self._database.write() as connection:
-            connection.execute("DELETE FROM sessions WHERE expires <= ?", (now,))
+            # None lasts longer, unless the clock was ahead.
+            connection.execute(
+                "DELETE FROM sessions WHERE expires <= ? OR expires > ?", (now, now + SESSION_SECONDS + SLACK)
+            )
+            # The page is wanted most where the store is full.
+            make_room(connection, ROOM, self._database.max_bytes, cap=self._database.max_bytes)
             connection.execute(
                 "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions WHERE token = ? "
                 "ORDER BY expires DESC LIMIT -1 OFFSET ?)",
@@ -55,7 +65,8 @@ class SessionTable:
         if not self._there:
             return None
         row = self._database.peek(
-            "SELECT token FROM sessions WHERE digest = ? AND expires > ?", (token_digest(secret), now)
+            "SELECT token FROM sessions WHERE digest = ? AND expires > ? AND expires <= ?",
+            (token_digest(secret), now, now + SESSION_SECONDS + SLACK),
         )
         return self._register.of_digest(row[0]) if row else None
 

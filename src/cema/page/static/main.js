@@ -11,7 +11,7 @@ import { began, ended, live, lost, tell, useLive } from "cema/live.js";
 import { themeChanged } from "cema/marks.js";
 import { Overview } from "cema/overview.js";
 import { ActsRecord } from "cema/record.js";
-import { SignIn, signIn, tokenInAddress } from "cema/signin.js";
+import { SignIn, signInByLink, tokenInAddress } from "cema/signin.js";
 import { Empty, announce, html } from "cema/ui.js";
 
 /** The view that an address names. @param {string} hash */
@@ -41,7 +41,7 @@ function useRoute() {
   useEffect(() => {
     const changed = () => {
       const token = tokenInAddress();
-      if (token) signIn(token).catch(() => ended());
+      if (token) signInByLink(token).catch(() => ended());
       setHash(location.hash);
     };
     addEventListener("hashchange", changed);
@@ -165,7 +165,7 @@ async function start() {
   };
   if (token) {
     try {
-      await signIn(token);
+      await signInByLink(token);
       return draw(null);
     } catch (error) {
       ended();

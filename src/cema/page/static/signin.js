@@ -1,7 +1,7 @@
 /** Signing in with a token: by hand, or by a link that holds it. */
 
 import { useState } from "preact/hooks";
-import { Refusal, request } from "cema/api.js";
+import { Refusal, get, request } from "cema/api.js";
 import { began } from "cema/live.js";
 import { Failure, html } from "cema/ui.js";
 
@@ -21,6 +21,26 @@ const UNKNOWN = {
   message: "This cloud does not know the token.",
   remedy: "Paste all of it. Tokens that were revoked, replaced or have expired are not known either.",
 };
+
+/**
+ * Sign in with the token of a link. Whoever is signed in as somebody else is asked: the link may be anybody's.
+ *
+ * @param {string} token
+ */
+export async function signInByLink(token) {
+  const session = await get("v1/session").catch(() => null);
+  if (!session) return signIn(token);
+  const other = await holder(token);
+  const question = `This link signs you in as ${other?.name} (${other?.role}). You are signed in as ${session.name} (${session.role}). Change that?`;
+  if (other && other.name !== session.name && confirm(question)) return signIn(token);
+  return began(session);
+}
+
+/** Whose token it is, without a session; null where it is nobody's. @param {string} token */
+async function holder(token) {
+  const response = await fetch("v1/session", { headers: { Authorization: `Bearer ${token}` }, credentials: "omit" }).catch(() => null);
+  return response?.ok ? response.json().catch(() => null) : null;
+}
 
 /** The token that the address holds, which is taken out of it at once; or an empty text. */
 export function tokenInAddress() {
