@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -225,6 +226,14 @@ def test_room_and_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(Wrong, match="cannot be written"):
         check_folder(tmp_path / "file", may_take=1, setting="most")
+
+    def no_room(_folder: Path) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "free_bytes", no_room)
+    with pytest.raises(Wrong, match="No space left") as full:
+        check_folder(tmp_path, may_take=1, setting="most")
+    assert "free some room" in full.value.remedy
     if os.geteuid():
         (tmp_path / "read-only").mkdir(mode=0o500)
         with pytest.raises(Wrong, match="cannot be written"):

@@ -16,6 +16,7 @@ from cema.cli.top import overview_tables, sparkline
 from cema.cloud.config import CloudConfig
 from cema.cloud.store.agreements import AgreementCount
 from cema.cloud.store.history import HistoryNote
+from cema.cloud.store.overview import told_agreement
 from cema.cloud.store.sqlite import SqliteStore
 from cema.errors import CemaError, ConfigError
 from cema.testing.store_data import numbered_sample, numbered_update
@@ -68,6 +69,20 @@ def test_every_cohort_has_a_row_and_a_sentence(config: Path) -> None:
     assert (cells[4][0], cells[4][-1]) == ("▁", "█")
     assert "yard: Agrees with the foundation model on 90 % ± 3 of new samples, unadapted 50 %." in printed
     assert "north: The cloud was never started with this cohort" in printed
+
+
+def test_the_table_has_the_numbers_of_the_sentence() -> None:
+    few = {"share": 0.5, "low": 0.1, "high": 0.9, "samples": 2}
+    many = {"share": 0.98, "low": 0.95, "high": 1.0, "samples": 140}
+    told = {
+        "random_agreement": {"device": few, "running": few, "source": few},
+        "agreement": {"device": many, "running": many | {"share": 0.9}, "source": many | {"share": 0.86}},
+    }
+    found = told_agreement(told)
+    assert found is not None
+    what, now, source = found
+    assert (what, now["share"], source and source["share"]) == ("new samples", 0.98, 0.86)
+    assert told_agreement({"random_agreement": {}, "agreement": {"running": few}}) is None
 
 
 def test_programs_get_the_members_of_the_api(config: Path) -> None:

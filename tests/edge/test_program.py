@@ -348,3 +348,22 @@ def test_a_followed_folder_goes_on_with_new_files_until_a_signal(make_config: Ma
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     assert (events[-1]["event"], events[-1]["reason"], events[-1]["images"]) == ("finished", "signal", 3)
+
+
+def test_text_ends_with_what_is_still_wrong() -> None:
+    text = as_text()
+    counts = {
+        "predicted": 1,
+        "selected": 1,
+        "uploaded": 0,
+        "queued": 0,
+        "spooled": 1,
+        "dropped": {},
+        "version": 0,
+    }
+    wrong = counts | {"last_error": "no route to the cloud"}
+    assert list(text("status", wrong)) == ["error: no route to the cloud"]
+    assert not list(text("status", wrong)), "told once"
+    assert (
+        list(text("finished", wrong | {"reason": "end", "images": 1}))[-1] == "error: no route to the cloud"
+    )

@@ -73,6 +73,13 @@ def test_stopping_and_deleting_want_the_cohorts_name(browse: Browse, scene: Scen
     page.get_by_role("button", name="Delete data").click()
     dialog = page.get_by_role("dialog", name="Delete data")
     dialog.get_by_label("Those of one device").check()
+    dialog.get_by_label("Device", exact=True).fill("camra-0007")
+    dialog.get_by_text("This deletes 0 samples").wait_for()
+    dialog.get_by_label("Type yard to confirm").fill("yard")
+    send = dialog.get_by_role("button", name="Delete")
+    assert send.get_attribute("title") == "No sample of camra-0007 is kept."
+    send.click(force=True)
+    assert not scene.deletions
     dialog.get_by_label("Device", exact=True).fill("camera-0007")
     dialog.get_by_text(
         "This deletes 431 samples (5.2\u202fMB) of 1 device, camera-0007, of yard for good"
@@ -81,6 +88,17 @@ def test_stopping_and_deleting_want_the_cohorts_name(browse: Browse, scene: Scen
     dialog.get_by_role("button", name="Delete").click()
     dialog.get_by_text("Deletion 1 is written down.").wait_for()
     assert scene.deletions[0]["filter"] == {"device": "camera-0007"}
+
+
+def test_a_device_shows_its_pin_and_offers_to_end_only_that(browse: Browse, scene: Scene) -> None:
+    scene.pinned = {"camera-0007": 9}
+    page = browse("#/c/yard/d/camera-0007")
+    page.get_by_text("pinned to v9").wait_for()
+    assert page.get_by_role("button", name="End its pin").get_attribute("aria-disabled") is None
+    page = browse("#/c/yard/d/camera-0008")
+    page.wait_for_function(SETTLED)
+    page.wait_for_function("() => document.querySelector('[title=\"It is not pinned.\"]')")
+    assert page.get_by_text("pinned to").count() == 0
 
 
 def test_acts_are_reached_and_left_with_the_keyboard(browse: Browse, scene: Scene) -> None:
@@ -127,6 +145,7 @@ def test_acts_are_reached_and_left_with_the_keyboard(browse: Browse, scene: Scen
 
 
 def test_acts_on_a_device(browse: Browse, scene: Scene) -> None:
+    scene.pinned = {"camera-0003": 9}
     page = browse("#/c/yard/d/camera-0003")
     page.wait_for_function(SETTLED)
     for button, send, told in (

@@ -41,6 +41,7 @@ class Scene:
     acts: list[dict[str, Any]] = field(default_factory=list)
     deletions: list[dict[str, Any]] = field(default_factory=list)
     device_acts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    pinned: dict[str, int | None] = field(default_factory=dict)
     changes: int = 0
     full: bool = False  # too many pages listen to events
     same: bool = False  # events by themselves say the same again

@@ -75,6 +75,7 @@ class PageServer:
             f"{cohort}/acts": self.acts,
             f"{cohort}/deletions": self.deletions,
             f"{cohort}/data": self.data,
+            f"{cohort}/status": self.status,
         }
         post = {
             f"{cohort}/acts": self.act,
@@ -264,7 +265,14 @@ class PageServer:
         return self.answer(receipt, 202)
 
     async def data(self, request: Request) -> Response:
-        return self.answer({"cohort": of(request), "samples": 431, "bytes": 5_172_000, "groups": []})
+        """Tell what is kept: of a device that the scene does not know, nothing."""
+        device = request.query_params.get("device")
+        known = device is None or self.scene.device_detail(device.replace(HOSTILE, "")) is not None
+        samples, size = (431, 5_172_000) if known else (0, 0)
+        return self.answer({"cohort": of(request), "samples": samples, "bytes": size, "groups": []})
+
+    async def status(self, request: Request) -> Response:
+        return self.answer({"cohort": of(request), "pinned": self.scene.pinned})
 
     async def act_on_device(self, request: Request) -> Response:
         name = of(request, "name")

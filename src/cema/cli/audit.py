@@ -35,16 +35,16 @@ def audit(
             line = {"seq": entry.seq, "time": _moment(entry.at, "T"), "actor": act.actor, "act": act.name}
             typer.echo(json_.dumps({**line, "subject": act.subject, "detail": dict(act.detail)}))
         return
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("time", "who", "act", "subject", "detail")
+    from cema.cli.tables import FittedTable, out
+
+    table = FittedTable("time", "who", "act", "subject", "detail")
     for entry in found:
         detail = ", ".join(f"{name}: {value}" for name, value in entry.act.detail.items())
         cells = (_moment(entry.at, " "), entry.act.actor, entry.act.name, entry.act.subject, detail)
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    out().print(table)
 
 
 def _moment(seconds: float, between: str) -> str:

@@ -86,15 +86,14 @@ def _await(control: ControlStore, acted: Acted) -> Acted:
 
 def print_acts(path: Path, cohort: str | None, *, limit: int, json: bool) -> None:
     """Print the newest acts on a cohort, newest first: who asked for what, and what came of it."""
-    from rich.console import Console
-    from rich.table import Table
+    from cema.cli.tables import FittedTable, out
 
     with opened(path) as (config, store):
         acts = control_of(store).acts(one_cohort(config, cohort), limit=limit)
     if json:
         typer.echo(json_.dumps(msgspec.to_builtins(acts)))
         return
-    table = Table("act", "UTC", "who", "what", "state", "version")
+    table = FittedTable("act", "UTC", "who", "what", "state", "version")
     for acted in acts:
         to = getattr(acted.act, "to", None)
         device = getattr(acted.act, "device", None)
@@ -103,12 +102,12 @@ def print_acts(path: Path, cohort: str | None, *, limit: int, json: bool) -> Non
         version = "" if acted.version is None else str(acted.version)
         moment = utc(acted.at, milliseconds=False)
         table.add_row(str(acted.number), moment, acted.actor, what, acted.state, version)
-    Console().print(table)
+    out().print(table)
 
 
 def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
     """Print the versions of a cohort that are kept, oldest first, with how they came about and how they do."""
-    from rich.console import Console
+    from cema.cli.tables import out
 
     with opened(path) as (config, store):
         name = one_cohort(config, cohort)
@@ -117,7 +116,7 @@ def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
     if json:
         typer.echo(json_.dumps({"cohort": name, "publishing": publishing, "versions": versions}))
         return
-    console = Console()
+    console = out()
     console.print(_versions_table(versions))
     console.print(f"Publishing is {publishing}.", highlight=False)
     console.print(
@@ -129,9 +128,9 @@ def print_versions(path: Path, cohort: str | None, *, json: bool) -> None:
 
 
 def _versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
-    from rich.table import Table
+    from cema.cli.tables import FittedTable
 
-    table = Table(
+    table = FittedTable(
         "version", "created, UTC", "how", "samples", "gate", "agreement", "source", "fetched", "content"
     )
     for found in versions:

@@ -56,12 +56,15 @@ def _read(store: Store, cohort: str) -> dict[str, Any]:
 def status_tables(found: Mapping[str, Any]) -> Group:
     """Return what `read_status` found as tables for a terminal."""
     from rich.console import Group
-    from rich.table import Table
+
+    from cema.cli.tables import FittedTable
 
     now = found["time"]
-    table = Table("cohort", "version", "published", "publishing", "samples", "waiting", "worker", "heard of")
-    agreement = Table("cohort", "model", "agreement, %", "standard error", "samples")
-    at_random = Table("cohort", "model", "agreement on all, %", "95 % interval", "samples")
+    table = FittedTable(
+        "cohort", "version", "published", "publishing", "samples", "waiting", "worker", "heard of"
+    )
+    agreement = FittedTable("cohort", "model", "agreement, %", "standard error", "samples")
+    at_random = FittedTable("cohort", "model", "agreement on all, %", "95 % interval", "samples")
     told: list[str] = []
     for cohort in found["cohorts"]:
         name = cohort["cohort"]
@@ -94,15 +97,16 @@ def watched(
     again: bool,
 ) -> None:
     """Print what is read, as JSON of one line or as tables; again and again, until Ctrl-C, where that is asked for."""
-    from rich.console import Console
     from rich.live import Live
+
+    from cema.cli.tables import out
 
     def show(live: Live | None) -> None:
         found = read()
         if json:
             print(json_.dumps(found), flush=True)
         elif live is None:
-            Console().print(tables(found), highlight=False)
+            out().print(tables(found), highlight=False)
         else:
             live.update(tables(found), refresh=True)
 

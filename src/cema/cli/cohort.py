@@ -95,10 +95,9 @@ def bases(config: Config, cohort: OneCohort = None, json: AsJson = False) -> Non
     if json:
         typer.echo(json_.dumps(told))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from cema.cli.tables import FittedTable, out
 
-    table = Table("base", "since, UTC", "newest version", "devices", "which")
+    table = FittedTable("base", "since, UTC", "newest version", "devices", "which")
     for found in told["bases"]:
         mark = " (to have)" if found["base"] == told["base"] else ""
         table.add_row(
@@ -110,7 +109,7 @@ def bases(config: Config, cohort: OneCohort = None, json: AsJson = False) -> Non
         )
     if told["unknown"]:
         table.add_row("never said", "", "", str(len(told["unknown"])), _few(told["unknown"]))
-    Console().print(table)
+    out().print(table)
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cema._util.units import human_bytes
 from cema.cli.cohorts import utc
+from cema.cli.tables import FittedTable, out
 from cema.cloud.classes import Classes
 from cema.cloud.data_labels import LabelsReport
 from cema.cloud.store.data import DataGroup, DataSample, Receipt
@@ -29,7 +28,9 @@ def print_groups(cohort: str, groups: Sequence[DataGroup], classes: Classes, *, 
         told = [{**msgspec.to_builtins(group), "class": classes.name(group.label)} for group in groups]
         typer.echo(json_.dumps({"cohort": cohort, "samples": samples, "bytes": size, "groups": told}))
         return
-    table = Table("device", "class", "foundation", "true", "samples", "bytes", "oldest, UTC", "newest, UTC")
+    table = FittedTable(
+        "device", "class", "foundation", "true", "samples", "bytes", "oldest, UTC", "newest, UTC"
+    )
     table.columns[0].no_wrap = True
     for group in groups:
         table.add_row(
@@ -39,7 +40,7 @@ def print_groups(cohort: str, groups: Sequence[DataGroup], classes: Classes, *, 
             human_bytes(group.bytes),
             *(utc(moment, milliseconds=False) for moment in (group.oldest, group.newest)),
         )
-    console = Console()
+    console = out()
     console.print(table)
     console.print(f"{samples:,} samples of cohort {cohort}, {human_bytes(size)}.", highlight=False)
     console.print(
@@ -77,7 +78,7 @@ def print_receipts(receipts: Sequence[Receipt], *, json: bool) -> None:
     if json:
         typer.echo(json_.dumps(msgspec.to_builtins(receipts)))
         return
-    table = Table("number", "UTC", "cohort", "who", "what", "samples", "bytes", "state", "done, UTC")
+    table = FittedTable("number", "UTC", "cohort", "who", "what", "samples", "bytes", "state", "done, UTC")
     for receipt in receipts:
         table.add_row(
             str(receipt.number),
@@ -90,7 +91,7 @@ def print_receipts(receipts: Sequence[Receipt], *, json: bool) -> None:
             receipt.state + (f": {receipt.note}" if receipt.note else ""),
             utc(receipt.done_at, milliseconds=False),
         )
-    Console().print(table)
+    out().print(table)
 
 
 def _what(receipt: Receipt) -> str:

@@ -218,11 +218,11 @@ def list_(config: Config, json: AsJson = False) -> None:
     if json:
         typer.echo(json_.dumps(told))
         return
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
+    from cema.cli.tables import FittedTable, out
+
+    table = FittedTable(
         "name", "cohort", "heard of", "has", "ran", "samples", "sent", "selected", "guarded", "notes"
     )
     table.columns[0].no_wrap = True
@@ -231,7 +231,7 @@ def list_(config: Config, json: AsJson = False) -> None:
         cells = (*_cells(activity.get(entry.name), now), *_shares(reports.get(entry.name)))
         notes = Text("; ".join(_notes(entry, row, now)))  # what devices say is no markup
         table.add_row(entry.name, entry.cohort or "(all)", *cells, notes)
-    console = Console()
+    console = out()
     console.print(table)
     console.print(
         "has: the version that it had fetched when it last asked; ran: the version that predicted the last sample "

@@ -121,4 +121,7 @@ def _tell(new: NewFleet, made: MadeFleet) -> None:
     commands = ["cema check", "cema cloud serve", "cema edge run --source images"]
     for command in commands if here else [f"cd {shlex.quote(str(new.folder))}", *commands]:
         typer.echo(f"  {command}")
-    typer.echo("\nREADME.md in the folder says what each file is, and which are secret.")
+    typer.echo(
+        f"\nhttp://127.0.0.1:{made.port}/ in a browser shows the fleet: sign in with what is in admin.token.\n"
+        "README.md in the folder says what each file is, and which are secret."
+    )

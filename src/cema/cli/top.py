@@ -16,6 +16,8 @@ from cema.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from cema.cli.tables import Newest
+
 __all__ = ["top"]
 
 DAY = 86_400.0
@@ -178,10 +180,11 @@ class _Trends:
 def overview_tables(found: Mapping[str, Any]) -> Group:
     """Return an overview as a table for a terminal, with a sentence for each cohort below."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
+    from cema.cli.tables import FittedTable
+
+    table = FittedTable(
         "", "cohort", "now, %", "source, %", "a day", "version", "devices", "silent", "up", "down", "cost"
     )
     lines = [Text(found["error"], "red")] if "error" in found else []
@@ -193,14 +196,15 @@ def overview_tables(found: Mapping[str, Any]) -> Group:
     return Group(table, *lines)
 
 
-def _cells(one: Mapping[str, Any]) -> Iterator[str]:
+def _cells(one: Mapping[str, Any]) -> Iterator[str | Newest]:
     from cema._util.units import human_bytes
+    from cema.cli.tables import Newest
+    from cema.cloud.store.overview import told_agreement
 
-    agreement = one["random_agreement"] or one["agreement"]
-    for model in ("running", "source"):
-        share = agreement.get(model)
+    _, now, source = told_agreement(one) or ("", None, None)
+    for share in (now, source):
         yield f"{100 * share['share']:.1f}" if share else "–"
-    yield sparkline(one["trend"])
+    yield Newest(sparkline(one["trend"]), TREND // 4)
     yield str(one["version"] or "–")
     devices, day = one["devices"], one["day"]
     yield str(devices["registered"])

@@ -38,13 +38,13 @@ def trace(
 
     Moments of capture are by the devices' clocks, which may be wrong; all others are by the cloud's.
     """
-    from rich.console import Console
+    from cema.cli.tables import out
 
     found = _find(config, cohort, version)
     if json:
         typer.echo(json_.dumps(found))
         return
-    console = Console()
+    console = out()
     clocks = (
         "Moments of capture are by the devices' clocks, which may be wrong; all others are by the cloud's."
     )
@@ -81,9 +81,9 @@ def _find(path: Path, cohort: str | None, version: int) -> dict[str, Any]:
 
 def _way(found: dict[str, Any]) -> Table:
     """Return the way in the order of its moments, as far as they are known."""
-    from rich.table import Table
+    from cema.cli.tables import FittedTable
 
-    table = Table("moment", "UTC", "seconds")
+    table = FittedTable("moment", "UTC", "seconds")
     before = None
     for name, moment in way_of(found):
         table.add_row(name, utc(moment), "" if before is None else f"{moment - before:+.3f}")
@@ -127,9 +127,9 @@ def _counts(found: dict[str, Any]) -> str:
 
 
 def _steps(found: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from cema.cli.tables import FittedTable
 
-    table = Table("step began", "seconds", "samples", "devices")
+    table = FittedTable("step began", "seconds", "samples", "devices")
     for step in found["steps"]:
         table.add_row(
             utc(step["begin"]), f"{step['seconds']:.3f}", str(step["samples"]), str(step["devices"])
@@ -138,9 +138,9 @@ def _steps(found: dict[str, Any]) -> Table:
 
 
 def _devices(found: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from cema.cli.tables import FittedTable
 
-    table = Table("device", "fetched", "first sample of it received", "captured")
+    table = FittedTable("device", "fetched", "first sample of it received", "captured")
     for name, device in found["devices"].items():
         table.add_row(name, *(utc(device[key]) for key in ("fetched_at", "received_at", "captured_at")))
     return table

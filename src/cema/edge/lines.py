@@ -142,7 +142,7 @@ class _Texts:
                 yield from self._status(fields)
             case "finished":
                 yield f"finished ({fields['reason']}): {fields['images']} images; {_counts(fields)}"
-                if fields["last_error"] not in {None, self._error}:
+                if fields["last_error"]:  # again, if it was told: many lines may stand between
                     yield f"error: {fields['last_error']}"
 
     def _status(self, fields: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -13,6 +14,8 @@ from cema._util.units import human_bytes
 from cema.cli.checks.base import Wrong
 
 __all__ = ["check_bundle", "check_folder", "check_secret", "plausible_clock"]
+
+_MAKE_ROOM = "free some room, or name a folder on another disk"
 
 
 def check_bundle(path: Path) -> str:
@@ -58,12 +61,12 @@ def check_folder(folder: Path, *, may_take: int, setting: str) -> str:
             raise PermissionError(13, "Permission denied")
         free = free_bytes(there)
     except OSError as error:
-        raise Wrong(
-            f"{there}: cannot be written: {error.strerror}", "give this user the right to write there"
-        ) from error
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        remedy = _MAKE_ROOM if full else "give this user the right to write there"
+        raise Wrong(f"{there}: cannot be written: {error.strerror}", remedy) from error
     if free < FREE_BYTES:
         told = f"{human_bytes(free)} are free in {there}, {human_bytes(FREE_BYTES)} are needed"
-        raise Wrong(told, "free some room, or name a folder on another disk")
+        raise Wrong(told, _MAKE_ROOM)
     note = "" if free > may_take else f"; {setting} allows {human_bytes(may_take)}: lower it"
     return f"{folder} can be written, {human_bytes(free)} are free{note}"
 

@@ -67,6 +67,8 @@ def device_problems(told: Mapping[str, Any], now: float) -> list[Problem]:
     ['silent for 3 h']
     >>> served = {"version": 6, "predicted": 200, "guarded": 150}
     >>> report = {"serving": served, "refused": {"version": 7, "reason": "golden_mismatch"}, "problem": None}
+    >>> [problem.text for problem in device_problems(cam | {"clock_offset": 10_799.9}, 1030.0)]
+    ['its clock is 3 h ahead']
     >>> for problem in device_problems(cam | {"clock_offset": -90.0, "report": report}, 1030.0):
     ...     print(problem.level, problem.text)
     bad refused version 7: golden_mismatch
@@ -181,4 +183,4 @@ def _of_clock(told: Mapping[str, Any]) -> Iterator[Problem]:
         offset = max(0.0, (told.get("captured_at") or 0.0) - (told.get("received_at") or 0.0))
     if abs(offset) > CLOCK_SLACK:
         side = "ahead" if offset > 0 else "behind"
-        yield Problem("warn", "clock", f"its clock is {human_seconds(abs(offset))} {side}")
+        yield Problem("warn", "clock", f"its clock is {human_seconds(round(abs(offset)))} {side}")

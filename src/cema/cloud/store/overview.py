@@ -20,7 +20,7 @@ from cema.cloud.store.history import BIN_SECONDS, LABELLED, HistoryBin, added, h
 from cema.cloud.store.told import more_status
 from cema.errors import StoreError
 
-__all__ = ["Overview"]
+__all__ = ["Overview", "told_agreement"]
 
 # What is read of devices is of all cohorts, and changes slowly.
 DEVICES_SECONDS = 5.0
@@ -272,15 +272,34 @@ def _sentence(told: Mapping[str, Any], now: float) -> str:
     return " ".join(parts)
 
 
-def _agreement_told(told: Mapping[str, Any]) -> str:
-    """Prefer what was drawn at random: it is of all that devices see."""
+def told_agreement(
+    told: Mapping[str, Any],
+) -> tuple[str, Mapping[str, Any], Mapping[str, Any] | None] | None:
+    """Return the agreement that tells most of a cohort, or None where too few samples were learned from.
+
+    What was drawn at random comes first, since it is of all that devices see; and what devices predicted comes before
+    what the newest version would have.
+
+    Returns
+    -------
+    tuple or None
+        On which samples it is, the agreement now, and that of the source model where it is known.
+    """
     for kind, what in (("random_agreement", "all that devices see"), ("agreement", "new samples")):
         now = told[kind].get("device") or told[kind].get("running")
-        source = told[kind].get("source")
         if now and now["samples"] >= LEAST_SAMPLES:
-            margin = 50 * (now["high"] - now["low"])
-            unadapted = f", unadapted {_percent(source)}" if source else ""
-            return f"Agrees with the foundation model on {_percent(now)} ± {margin:.0f} of {what}{unadapted}."
+            return what, now, told[kind].get("source")
+    return None
+
+
+def _agreement_told(told: Mapping[str, Any]) -> str:
+    """Say the agreement in words, or why there is none."""
+    found = told_agreement(told)
+    if found is not None:
+        what, now, source = found
+        margin = 50 * (now["high"] - now["low"])
+        unadapted = f", unadapted {_percent(source)}" if source else ""
+        return f"Agrees with the foundation model on {_percent(now)} ± {margin:.0f} of {what}{unadapted}."
     if not told["samples"]:
         return "No device has sent a sample yet."
     return "Too few samples were learned from to tell the agreement."

@@ -16,28 +16,31 @@ export function Device({ cohort: name, device: of }) {
   const [asked, ask] = useState(/** @type {any} */ (null));
   const from = useData(at(name, "devices", of), { every: 20, on: cohort?.changed ?? null });
   const versions = useData(at(name, "versions"), { on: cohort?.version ?? null });
+  const status = useData(at(name, "status"), { every: 20, on: cohort?.changed ?? null });
   const done = () => {
     ask(null);
     from.reload();
+    status.reload();
   };
   return html`<${CohortHead} cohort=${name} view="device" title=${of}>
       ${from.data ? html`<${Level} level=${from.data.level ?? "ok"} />${standing(from.data) ? html`<span class="tag">${standing(from.data)}</span>` : null}` : null}
     <//>
-    <${Loaded} from=${from} lines=${8}>${(/** @type {any} */ device) => html`<${Whole} cohort=${name} device=${device} ask=${ask} />`}<//>
+    <${Loaded} from=${from} lines=${8}>${(/** @type {any} */ device) => html`<${Whole} cohort=${name} device=${device} pinned=${status.data?.pinned} ask=${ask} />`}<//>
     ${asked ? html`<${ActDialog} cohort=${cohort ?? { cohort: name }} asked=${{ ...asked, device: of }} versions=${versions.data?.versions ?? []} onClose=${done} />` : null}`;
 }
 
-function Whole({ cohort, device, ask }) {
+function Whole({ cohort, device, pinned, ask }) {
   const { report } = device;
+  const pin = pinned?.[device.name];
   return html`<${Problems} problems=${device.problems} level=${device.level} />
     <${Facts} large facts=${[
       ["Last seen", html`<${Ago} at=${device.seen_at} />`, device.reported_at ? html`reported <${Ago} at=${device.reported_at} />` : null],
-      ["Has", version(device.has)],
+      ["Has", version(device.has), pin === undefined ? null : `pinned to ${version(pin)}`],
       ["Runs", version(device.ran ?? report?.serving?.version)],
       ["Samples sent", count(device.samples), html`last <${Ago} at=${device.received_at} />`],
       ["Bytes sent", bytes(device.bytes)],
     ]} />
-    <${Deeds} device=${device} ask=${ask} />
+    <${Deeds} device=${device} pinned=${pinned} ask=${ask} />
     <div class="panels">
       <${Serving} report=${report} />
       <${Counts} report=${report} device=${device} />
@@ -49,11 +52,12 @@ function Whole({ cohort, device, ask }) {
 
 const DEEDS = [["pin", "Pin a version"], ["unpin", "End its pin"], ["quarantine", "Quarantine"], ["unquarantine", "Release from quarantine"], ["revoke", "Revoke", "danger"]];
 
-function Deeds({ device, ask }) {
+function Deeds({ device, pinned, ask }) {
   const why = useMayAct();
   const useless = (/** @type {string} */ type) => {
     if (why) return why;
     if (device.revoked_at) return "It is revoked.";
+    if (type === "unpin" && pinned && !(device.name in pinned)) return "It is not pinned.";
     if (type === "quarantine" && device.quarantined_at) return "It is quarantined already.";
     if (type === "unquarantine" && !device.quarantined_at) return device.quarantined_by_worker ? "The worker has quarantined it, and releases it by itself." : "It is not quarantined.";
     return "";
@@ -68,7 +72,7 @@ function Deeds({ device, ask }) {
 function Serving({ report }) {
   if (!report?.serving) return html`<${Panel} title="Versions and guard"><${Empty} title="No report has come.">Devices report once a minute. Those that run an older CEMA do not.<//><//>`;
   const { serving, before, refused } = report;
-  const column = (/** @type {any} */ one) => [count(one?.predicted), one?.predicted ? percent(one.guarded / one.predicted) : "–", decimal(one?.entropy)];
+  const column = (/** @type {any} */ one) => [count(one?.predicted), one?.predicted ? percent(one.guarded / one.predicted) : "–", one?.predicted > one?.guarded ? decimal(one.entropy) : "–"];
   const [now, then] = [column(serving), column(before)];
   const rows = ["Images predicted", "Guarded: by the source model", "Mean entropy, nats"];
   return html`<${Panel} title="Versions and guard" note="What each version did on this device since it began to serve there.">

@@ -47,7 +47,7 @@ function Search({ onFind }) {
   };
   useEffect(() => () => clearTimeout(timer.current), []);
   return html`<label class="search"><span class="unseen">Search by name</span>
-    <input type="search" placeholder="Search by name" autocomplete="off" spellcheck="false" onInput=${typed} /></label>`;
+    <input type="search" placeholder="Search by name" autocomplete="off" spellcheck=${false} onInput=${typed} /></label>`;
 }
 
 function Rows({ cohort, data, search, old }) {

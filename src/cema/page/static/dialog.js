@@ -32,7 +32,7 @@ export function ActDialog({ cohort, asked, versions, onClose }) {
   }, [newest]);
   const filter = values.filter === "device" ? `?device=${encodeURIComponent(values.name)}` : "";
   const kept = useData(deed.needs.includes("filter") ? `${at(cohort.cohort, "data")}${filter}` : null);
-  const missing = lost || incomplete(deed, values, cohort, typed);
+  const missing = lost || incomplete(deed, values, cohort, typed, kept.data);
   const send = async (/** @type {Event} */ event) => {
     event.preventDefault();
     if (busy || missing) return;
@@ -55,7 +55,7 @@ export function ActDialog({ cohort, asked, versions, onClose }) {
       ${result ? null : html`<${Fields} deed=${deed} values=${values} set=${(/** @type {any} */ changes) => setValues({ ...values, ...changes })} versions=${versions} known=${known} fixed=${asked.to !== undefined} />`}
       <p id="act-sentence" class=${deed.danger ? "sentence danger" : "sentence"}>${deed.sentence(values, cohort, kept.data)}</p>
       ${deed.typed && !result ? html`<label>Type <b>${cohort.cohort}</b> to confirm
-        <input name="confirm" autocomplete="off" spellcheck="false" value=${typed} onInput=${(/** @type {any} */ event) => setTyped(event.currentTarget.value)} /></label>` : null}
+        <input name="confirm" autocomplete="off" spellcheck=${false} value=${typed} onInput=${(/** @type {any} */ event) => setTyped(event.currentTarget.value)} /></label>` : null}
       ${error ? html`<${Failure} error=${error} />` : null}
       ${result ? html`<${Result} cohort=${cohort.cohort} deed=${deed} first=${result} />` : null}
       <footer>
@@ -67,10 +67,11 @@ export function ActDialog({ cohort, asked, versions, onClose }) {
 }
 
 /** What is still missing before it can be sent; empty when nothing is. */
-function incomplete(/** @type {any} */ deed, /** @type {any} */ values, /** @type {any} */ cohort, /** @type {string} */ typed) {
+function incomplete(/** @type {any} */ deed, /** @type {any} */ values, /** @type {any} */ cohort, /** @type {string} */ typed, /** @type {any} */ kept) {
   if (deed.needs.includes("version") && !values.to) return "Choose a version.";
   if (deed.needs.includes("share") && values.first !== "" && !(Number(values.first) > 0 && Number(values.first) <= 100)) return "The share is more than 0 % and at most 100 %.";
   if (values.filter === "device" && deed.needs.includes("filter") && !values.name) return "Name the device.";
+  if (values.filter === "device" && kept && !kept.samples) return `No sample of ${values.name} is kept.`;
   return deed.typed && typed !== cohort.cohort ? `Type ${cohort.cohort} first.` : "";
 }
 
@@ -86,7 +87,7 @@ function Fields({ deed, values, set, versions, known, fixed }) {
       <input name="first" type="number" min="1" max="100" step="1" inputmode="numeric" value=${values.first} onInput=${(/** @type {any} */ event) => set({ first: event.currentTarget.value })} /></label>` : null}
     ${deed.needs.includes("filter") ? html`<fieldset><legend>Which samples</legend>
       ${[["all", "All of this cohort"], ["device", "Those of one device"]].map(([key, label]) => html`<label class="choice" key=${key}><input type="radio" name="filter" value=${key} checked=${values.filter === key} onChange=${() => set({ filter: key })} />${label}</label>`)}
-      ${values.filter === "device" ? html`<label>Device <input name="device" autocomplete="off" spellcheck="false" value=${values.name} onInput=${(/** @type {any} */ event) => set({ name: event.currentTarget.value.trim() })} /></label>` : null}
+      ${values.filter === "device" ? html`<label>Device <input name="device" autocomplete="off" spellcheck=${false} value=${values.name} onInput=${(/** @type {any} */ event) => set({ name: event.currentTarget.value.trim() })} /></label>` : null}
     </fieldset>` : null}`;
 }
 

@@ -79,6 +79,8 @@ export function Scatter({ points, origin, label, axes, chosen = "", onChoose = u
   const x = (/** @type {number} */ value) => margin + ((value - left) / (right - left)) * (width - margin - 12);
   const y = (/** @type {number} */ value) => 10 + (1 - (value - bottom) / (top - bottom)) * (height - margin - 14);
   const last = points[points.length - 1];
+  // A name on the right of such a point would leave the picture.
+  const rightHalf = (/** @type {any} */ point) => x(point.x) > width / 2;
   const path = points.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
   return html`<figure class="scatter">
     <svg viewBox=${`0 0 ${width} ${height}`} role="img" aria-label=${label}>
@@ -89,7 +91,7 @@ export function Scatter({ points, origin, label, axes, chosen = "", onChoose = u
       <path class="way" d=${path} />
       ${points.map((point, i) => html`<g key=${point.key} class=${`${point === last ? "last" : ""} ${point.key === chosen ? "chosen" : ""}`} onClick=${() => onChoose?.(point.key)}>
         <circle cx=${x(point.x)} cy=${y(point.y)} r=${point === last ? 6 : 3 + (2 * i) / points.length} fill-opacity=${0.35 + (0.65 * (i + 1)) / points.length}><title>${point.name}</title></circle>
-        ${point === last || point.key === chosen ? html`<text x=${x(point.x) + 9} y=${y(point.y) - 7}>${point.name}</text>` : null}
+        ${point === last || point.key === chosen ? html`<text x=${x(point.x) + (rightHalf(point) ? -9 : 9)} y=${y(point.y) - 7} text-anchor=${rightHalf(point) ? "end" : "start"}>${point.name}</text>` : null}
       </g>`)}
     </svg>
     <figcaption><${AsTable} table=${() => html`<${Sorted} caption=${label} columns=${[{ name: "point" }, { name: axes[0], digits: 2 }, { name: axes[1], digits: 2 }]} rows=${points.map((point) => [point.name, point.x, point.y])} />`} /></figcaption>

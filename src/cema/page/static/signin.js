@@ -9,8 +9,18 @@ const PREFIX = "#sign-in=";
 
 /** @param {string} token */
 export async function signIn(token) {
-  began(await request("POST", "v1/session", { token }));
+  try {
+    began(await request("POST", "v1/session", { token }));
+  } catch (error) {
+    // What the API says of it is for programs, which send a header.
+    throw error instanceof Refusal && error.status === 401 ? new Refusal(401, UNKNOWN) : error;
+  }
 }
+
+const UNKNOWN = {
+  message: "This cloud does not know the token.",
+  remedy: "Paste all of it. Tokens that were revoked, replaced or have expired are not known either.",
+};
 
 /**
  * Sign in with the token of a link. Whoever is signed in as somebody else is asked: the link may be anybody's.
@@ -18,7 +28,7 @@ export async function signIn(token) {
  * @param {string} token
  */
 export async function signInByLink(token) {
-  const session = await get("/v1/session").catch(() => null);
+  const session = await get("v1/session").catch(() => null);
   if (!session) return signIn(token);
   const other = await holder(token);
   const question = `This link signs you in as ${other?.name} (${other?.role}). You are signed in as ${session.name} (${session.role}). Change that?`;
@@ -28,7 +38,7 @@ export async function signInByLink(token) {
 
 /** Whose token it is, without a session; null where it is nobody's. @param {string} token */
 async function holder(token) {
-  const response = await fetch("/v1/session", { headers: { Authorization: `Bearer ${token}` }, credentials: "omit" }).catch(() => null);
+  const response = await fetch("v1/session", { headers: { Authorization: `Bearer ${token}` }, credentials: "omit" }).catch(() => null);
   return response?.ok ? response.json().catch(() => null) : null;
 }
 
@@ -66,13 +76,13 @@ export function SignIn({ problem = null }) {
     <p>Use the token of an operator, who looks, or of an admin, who also acts.</p>
     <form onSubmit=${submit} novalidate>
       <label for="token">Token</label>
-      <input id="token" name="token" type="password" autocomplete="current-password" spellcheck="false" required
+      <input id="token" name="token" type="password" autocomplete="current-password" spellcheck=${false} required
         aria-describedby="token-note" autofocus />
       <p class="note" id="token-note">The token is exchanged for a cookie that scripts cannot read, and is kept nowhere in this page.</p>
       ${error ? html`<${Failure} error=${error} />` : null}
       <button class="button primary" aria-disabled=${busy ? "true" : undefined}>${busy ? "Signing in …" : "Sign in"}</button>
     </form>
     <details class="how"><summary>Where is a token?</summary>
-      <p>Whoever runs the cloud makes one: <code>cema device add NAME --role operator</code>.</p></details>
+      <p><code>cema init</code> wrote one into <code>admin.token</code>. Whoever runs the cloud makes others: <code>cema device add NAME --role operator</code>.</p></details>
   </section>`;
 }

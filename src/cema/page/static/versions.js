@@ -2,7 +2,7 @@
 
 import { useMemo, useState } from "preact/hooks";
 import { at, useData } from "cema/api.js";
-import { bytes, capital, count, decimal, duration, moment, percent, short, version, words } from "cema/format.js";
+import { bytes, capital, count, decimal, duration, moment, percent, plural, short, version, words } from "cema/format.js";
 import { useMayAct } from "cema/live.js";
 import { isTaken } from "cema/marks.js";
 import { Bars, Histogram } from "cema/plots.js";
@@ -105,7 +105,7 @@ function traced(trace) {
   const outcomes = Object.entries(trace.outcomes ?? {}).map(([name, n]) => `${words(name)} ${n}`).join(", ");
   const devices = Math.max(0, ...(trace.steps ?? []).map((/** @type {any} */ step) => step.devices ?? 0));
   return [
-    ["Learned from", count(trace.samples), `samples in ${count(steps)} steps${trace.replays ? `, ${count(trace.replays)} replays` : ""}`],
+    ["Learned from", count(trace.samples), `${trace.samples === 1 ? "sample" : "samples"} in ${plural(steps, "step")}${trace.replays ? `, ${plural(trace.replays, "replay")}` : ""}`],
     devices ? ["Devices in a step", count(devices), "at most"] : null,
     trace.published_at && trace.since ? ["Took", duration(trace.published_at - trace.since), trace.evidence_at ? `evidence after ${duration(trace.evidence_at - trace.since)}` : "no new evidence"] : null,
     outcomes ? ["The gate said", outcomes] : null,
