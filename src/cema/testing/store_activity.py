@@ -48,3 +48,10 @@ class ActivityTests(StoreCase):
         found = heard.activity()
         assert (found["cam"].seen_at, found["cam"].has, found["cam"].samples) == (30.0, 4, 1)
         assert found["far"] == DeviceActivity("far", "north", 11.0, 3, None, 0, 0, None, None)
+
+    def test_a_poll_that_names_no_version_says_nothing_of_the_one_before(self, heard: ActivityStore) -> None:
+        heard.note_polls([Poll("north", "cam", 10.0, 4)])
+        heard.note_polls([Poll("north", "cam", 20.0, None)])  # a program that was started anew
+        assert heard.activity()["cam"].has == 4
+        heard.note_polls([Poll("south", "cam", 30.0, None)])  # moved: versions are others there
+        assert heard.activity()["cam"].has is None

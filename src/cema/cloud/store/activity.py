@@ -32,7 +32,8 @@ class DeviceActivity(NamedTuple):
     seen_at : float
         When it was last heard of, unix seconds; to some seconds, where it only asked for updates.
     has : int or None
-        The newest version that it had fetched when it last asked; None before the first. It may have refused it.
+        The newest version that it had fetched when it last said which; None before the first in its cohort. It may have
+        refused it.
     ran : int or None
         The version that predicted the last sample that it sent; 0 is the source model. None before the first sample.
     samples, bytes : int

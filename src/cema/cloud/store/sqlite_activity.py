@@ -63,8 +63,11 @@ class ActivityTable:
         with self._database.write() as connection:
             connection.executemany(
                 "INSERT INTO device_activity (cohort, device, seen_at, has) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (device) DO UPDATE SET cohort = excluded.cohort, "
-                "seen_at = max(seen_at, excluded.seen_at), has = excluded.has",
+                # A device that was started anew asks once without saying what it has. In another cohort, versions
+                # are others.
+                "ON CONFLICT (device) DO UPDATE SET has = CASE WHEN cohort = excluded.cohort "
+                "THEN coalesce(excluded.has, has) ELSE excluded.has END, "
+                "cohort = excluded.cohort, seen_at = max(seen_at, excluded.seen_at)",
                 polls,
             )
 
