@@ -14,7 +14,9 @@ import pytest
 from cema.cloud.store.base import Store
 from cema.cloud.store.history import (
     BIN_SECONDS,
+    LABELLED,
     LEVELS,
+    MOST_LABELLED,
     MOST_MEASURES,
     DomainChange,
     HistoryBin,
@@ -109,12 +111,13 @@ class HistoryTests(StoreCase):
         (old,) = keeps.history("north", 0, NOW - 3600, BIN_SECONDS)
         assert old.measures == {"samples": (5, 5)}
 
-    def test_names_are_bounded(self, keeps: HistoryStore) -> None:
+    @pytest.mark.parametrize(("prefix", "most"), [("selection.", MOST_MEASURES), (LABELLED, MOST_LABELLED)])
+    def test_names_are_bounded(self, keeps: HistoryStore, prefix: str, most: int) -> None:
         for start in (0, MOST_MEASURES):
-            names = {f"labelled.m{number}": (1.0, 1.0) for number in range(start, start + MOST_MEASURES)}
+            names = {f"{prefix}m{number}": (1.0, 1.0) for number in range(start, start + MOST_MEASURES)}
             keeps.note_history([HistoryNote("north", NOW, names)])
         (found,) = keeps.history("north", 0, 2 * NOW, BIN_SECONDS)
-        assert len(found.measures) == MOST_MEASURES
+        assert len(found.measures) == most
 
     def test_changes_of_the_domain_are_kept_and_bounded(self, keeps: HistoryStore) -> None:
         changes = [DomainChange("north", NOW + i, float(i) if i else None) for i in range(3)]
