@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from deployed_commands import check_options
 from tools import tool
 
 ROOT = Path(__file__).parents[2]
@@ -86,17 +87,7 @@ def test_what_the_container_runs_is_a_command_with_these_options(name: str) -> N
     assert json.loads(found["ENTRYPOINT"]) == ["cema"]
     command = json.loads(found["CMD"])
     assert command[0] == name
-    told = subprocess.run(
-        [sys.executable, "-m", "cema", *command[:2], "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
-    options = [argument for argument in command[2:] if argument.startswith("--")]
-    assert options
-    for option in options:
-        assert option in told
+    check_options(command)
 
 
 def test_the_health_check_of_the_cloud_asks_whether_it_responds() -> None:

@@ -20,6 +20,7 @@ from cema.cloud.http.access import (
     operator,
     signed_in,
 )
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
@@ -122,7 +123,7 @@ async def act(cohort: CohortName, request: Request) -> Response:
     who = await service.at_once(administrator, cohort, signed_in(request), service)
     asked = _decode(await read_body(request, LARGEST_ACT))
     acted = await run_in_threadpool(_act, service, cohort, asked, f"token:{who.name}")
-    return Response(msgspec.json.encode(acted), 202, media_type="application/json", headers=NO_STORE)
+    return json_answer(acted, 202)
 
 
 def _decode(body: bytes) -> Act:

@@ -22,8 +22,8 @@ from cema.cloud.http.access import (
     operator,
     signed_in,
 )
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.body import read_body
-from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.data_schemas import (
     DataSummary,
     Deletion,
@@ -111,7 +111,7 @@ def data_summary(
 ) -> Response:
     """How many samples there are, of whom, and what they are taken for."""
     groups = data_of(service.store).data_groups(cohort, which)
-    return _json(
+    return json_answer(
         {
             "cohort": cohort,
             "samples": sum(group.samples for group in groups),
@@ -141,7 +141,7 @@ def sample_facts(cohort: CohortName, id: str, service: TheService) -> Response:
         )
     replayed = replayed_seqs(kept.saved_checkpoint(cohort))
     told = {"replayed": None if replayed is None else found.seq in replayed}
-    return _json({**msgspec.to_builtins(found), **told})
+    return json_answer({**msgspec.to_builtins(found), **told})
 
 
 @router.get(
@@ -158,7 +158,7 @@ def deletions(
     limit: Annotated[int, Query(ge=1, le=1000, description="So many of the newest, at most.")] = 100,
 ) -> Response:
     """Who asked for what, and whether everything is gone."""
-    return _json({"deletions": data_of(service.store).receipts(cohort, limit=limit)})
+    return json_answer({"deletions": data_of(service.store).receipts(cohort, limit=limit)})
 
 
 @router.post(
@@ -176,7 +176,7 @@ async def delete_samples(cohort: CohortName, request: Request) -> Response:
     who = await service.at_once(administrator, cohort, signed_in(request), service)
     which = _asked(await read_body(request, LARGEST_FILTER))
     receipt = await run_in_threadpool(_delete, service, cohort, which, f"token:{who.name}")
-    return _json(receipt, 202)
+    return json_answer(receipt, 202)
 
 
 @router.post(
@@ -192,11 +192,7 @@ async def label_samples(cohort: CohortName, request: Request) -> Response:
     service: Service = request.app.state.service
     who = await service.at_once(administrator, cohort, signed_in(request), service)
     given = _given(await read_body(request, LARGEST_LABELS))
-    return _json(await run_in_threadpool(_label, service, cohort, given, f"token:{who.name}"))
-
-
-def _json(content: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json", headers=NO_STORE)
+    return json_answer(await run_in_threadpool(_label, service, cohort, given, f"token:{who.name}"))
 
 
 def _asked(body: bytes) -> DataFilter:

@@ -23,8 +23,8 @@ from cema.cloud.http.access import (
     operator,
     signed_in,
 )
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.body import read_body
-from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.device_schemas import (
     AddDevices,
     AddedDevices,
@@ -136,7 +136,7 @@ def list_devices(cohort: CohortName, service: TheService, page: Annotated[_Page,
         told = devices_told(service.store, known, [cohort])
         told.sort(key=lambda one: trouble_order(one["level"], one["problems"], one["name"]))
         told = told[page.offset : end]
-    return _answer({"devices": told, "total": len(known)}, 200)
+    return json_answer({"devices": told, "total": len(known)})
 
 
 @router.get(
@@ -159,7 +159,7 @@ def show_device(cohort: CohortName, name: DeviceName, service: TheService) -> Re
         "uploads": [shown(each, facts) for each in newest],
         "adopted": [{"version": version, "fetched_at": at} for version, at in adopted],
     }
-    return _answer(told | more, 200)
+    return json_answer(told | more)
 
 
 @router.post(
@@ -184,7 +184,7 @@ async def add_devices(cohort: CohortName, request: Request) -> Response:
     ]
     await run_in_threadpool(_changed, service, who, lambda register: register.add_all(new))
     added = [{"name": device.name, "token": device.token} for device in new]
-    return _answer({"devices": added}, 201)
+    return json_answer({"devices": added}, 201)
 
 
 @router.post(
@@ -214,7 +214,7 @@ async def act_on_device(cohort: CohortName, name: DeviceName, request: Request) 
 
     done = await run_in_threadpool(_changed, service, who, do)
     device = None if done.device is None else device_told(done.device)
-    return _answer({"device": device, "token": done.token}, 200)
+    return json_answer({"device": device, "token": done.token})
 
 
 def _find(known: Iterable[Device], cohort: str, name: str) -> Device:
@@ -256,8 +256,3 @@ def _changed(service: Service, who: Device, change: Callable[[FleetRegister], T]
         raise service.later("store_full", str(error), "send it again") from error
     except StoreUnavailable as error:
         raise service.later("store_unavailable", str(error), "send it again") from error
-
-
-def _answer(content: dict[str, Any], status: int) -> Response:
-    body = msgspec.json.encode(content)
-    return Response(body, status, media_type="application/json", headers=NO_STORE)

@@ -23,13 +23,22 @@ from cema.cloud.http.access import (
     operator,
     signed_in,
 )
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.history_schemas import History, MeasuresGiven
 from cema.cloud.http.responses import errors, headers, inlined
 from cema.cloud.http.service import Service, TheService
-from cema.cloud.store.history import MOST_MEASURES, HistoryBin, HistoryNote, Measures, history_of, width_at
+from cema.cloud.store.history import (
+    LABELLED,
+    MOST_MEASURES,
+    HistoryBin,
+    HistoryNote,
+    Measures,
+    history_of,
+    width_at,
+)
 from cema.errors import StoreError
 
 __all__ = ["bin_width", "router"]
@@ -40,7 +49,7 @@ DAY = 86_400
 # Widths of bins that read well on an axis.
 _WIDTHS = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, DAY)
 LARGEST_MEASURES = 4096
-LABELLED = re.compile(r"labelled\.[a-z0-9_-]{1,40}")
+NAME = re.compile(rf"{re.escape(LABELLED)}[a-z0-9_-]{{1,40}}")
 _NOT_KEPT = {"headers": headers("Cache-Control")}
 
 
@@ -122,7 +131,7 @@ def history(
         "versions": [{"version": each.version, "at": each.at, "kind": each.kind} for each in versions],
         "domains": [{"at": each.at, "distance": each.distance} for each in changes],
     }
-    return Response(msgspec.json.encode(told), media_type="application/json", headers=NO_STORE)
+    return json_answer(told)
 
 
 def _columns(bins: Sequence[HistoryBin]) -> dict[str, dict[str, list[float | None]]]:
@@ -182,7 +191,7 @@ def _decode(body: bytes) -> Measures:
     try:
         given = _given_decoder.decode(body).measures
         for name, (count, total) in given.items():
-            if not LABELLED.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ValueError(f"expected names such as labelled.adapted, got {name[:60]!r}")
             if not 0 <= total <= count <= MOST_SAMPLES:
                 raise ValueError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from cema._util.checks import is_sha256
 from cema.cloud.http.access import OPERATOR_ERRORS, CohortName, operator
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.bundle_facts import BundleFacts
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
@@ -61,7 +61,7 @@ def list_samples(
     found = newest_samples(service.store, cohort, limit=limit, device=device)
     facts = service.bundle_facts(cohort)
     told = {"private": service.private(cohort), "samples": [shown(each, facts) for each in found]}
-    return Response(msgspec.json.encode(told), media_type="application/json", headers=NO_STORE)
+    return json_answer(told)
 
 
 def shown(newest: NewestSample, facts: BundleFacts) -> dict[str, Any]:

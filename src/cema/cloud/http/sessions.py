@@ -20,6 +20,7 @@ from cema.cloud.http.access import (
     session_cookie,
     signed_in,
 )
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.body import read_body
 from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
@@ -106,7 +107,7 @@ async def sign_in(request: Request) -> Response:
             "invalid_request", f"expected a token, got {len(body)} bytes: {error}", 'send {"token": "…"}'
         ) from None
     who, secret = await run_in_threadpool(_open, service, token)
-    answer = _answer(_session(service, who))
+    answer = json_answer(_session(service, who).model_dump())
     answer.set_cookie(
         session_cookie(request),
         secret,
@@ -171,7 +172,3 @@ def _session(service: Service, who: Device) -> Session:
     return Session(
         name=who.name, role="admin" if who.role == "admin" else "operator", cohorts=cohorts_of(who, service)
     )
-
-
-def _answer(session: Session) -> Response:
-    return Response(session.model_dump_json(), media_type="application/json", headers=NO_STORE)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import Response
 
 from cema.cloud.http.access import OPERATOR_ERRORS, CohortName, operator
+from cema.cloud.http.answers import json_answer
 from cema.cloud.http.bundle_facts import BundleFacts
-from cema.cloud.http.caching import NO_STORE
 from cema.cloud.http.errors import ApiError
 from cema.cloud.http.responses import errors, headers
 from cema.cloud.http.service import Service, TheService
@@ -58,7 +57,7 @@ def show_version(
             "see the list of versions: older ones are not kept",
         )
     facts = service.bundle_facts(cohort)
-    return _json(
+    return json_answer(
         {**told, **_changes(service, cohort, version, facts), "adoption": _adoption(service, cohort, version)}
     )
 
@@ -153,7 +152,7 @@ def domains(cohort: CohortName, service: TheService) -> Response:
         {"version": each.version, "at": each.at, "x": x, "y": y}
         for (each, _), (x, y) in zip(told, found.points.tolist(), strict=True)
     ]
-    return _json(
+    return json_answer(
         {
             "points": points,
             "source": None,
@@ -161,7 +160,3 @@ def domains(cohort: CohortName, service: TheService) -> Response:
             "statistics": list(statistics_names(channels, size)),
         }
     )
-
-
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers=NO_STORE)

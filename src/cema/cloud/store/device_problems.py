@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from cema._util.names import on_one_line
@@ -16,6 +16,7 @@ __all__ = [
     "device_problems",
     "is_silent",
     "trouble_order",
+    "worst_level",
 ]
 
 Level: TypeAlias = Literal["ok", "warn", "bad"]
@@ -91,7 +92,18 @@ def device_level(problems: Sequence[Problem]) -> Level:
     >>> device_level([]), device_level([Problem("warn", "silent", "silent for 20 min")])
     ('ok', 'warn')
     """
-    return max((problem.level for problem in problems), key=_WEIGHT.__getitem__, default="ok")
+    return worst_level(problem.level for problem in problems)
+
+
+def worst_level(levels: Iterable[Level]) -> Level:
+    """Return the worst of some levels.
+
+    Examples
+    --------
+    >>> worst_level([]), worst_level(["warn", "bad", "ok"])
+    ('ok', 'bad')
+    """
+    return max(levels, key=_WEIGHT.__getitem__, default="ok")
 
 
 def trouble_order(level: Level, problems: Sequence[object], name: str) -> tuple[int, int, str]:

@@ -14,7 +14,7 @@ from cema._util.units import ago
 from cema.cloud.store.activity import activity_of
 from cema.cloud.store.agreements import RECENT
 from cema.cloud.store.base import Store
-from cema.cloud.store.device_problems import SILENT_SECONDS, Level
+from cema.cloud.store.device_problems import SILENT_SECONDS, Level, is_silent, worst_level
 from cema.cloud.store.devices import Device
 from cema.cloud.store.history import BIN_SECONDS, LABELLED, HistoryBin, added, history_of
 from cema.cloud.store.told import more_status
@@ -105,7 +105,7 @@ class Overview:
         }
         problems = _problems(told, worker, now)
         problems += [_Problem("bad", wrong[name]) for name in ("", cohort) if name in wrong]
-        told["level"] = max((each.level for each in problems), key=_ORDER.index, default="ok")
+        told["level"] = worst_level(each.level for each in problems)
         told["problems"] = [each.text for each in problems]
         told["changed"] = _digest(told, now)
         return told | {"sentence": _sentence(told, now)}
@@ -160,7 +160,6 @@ def _labelled(bins: Sequence[HistoryBin]) -> dict[str, Any]:
     return {name: msgspec.to_builtins(shares[name]) for name in sorted(shares)}
 
 
-_ORDER: tuple[Level, ...] = ("ok", "warn", "bad")
 _NO_DEVICES = {"registered": 0, "seen": 0, "silent": 0, "quarantined": 0, "revoked": 0}
 
 
@@ -206,7 +205,7 @@ def _kinds(device: Device, seen_at: float | None, now: float) -> list[str]:
         return ["revoked"]
     kinds = ["registered"]
     if seen_at is not None:
-        kinds.append("seen" if now - seen_at < SILENT_SECONDS else "silent")
+        kinds.append("silent" if is_silent({"seen_at": seen_at}, now) else "seen")
     if device.quarantined_at is not None:
         kinds.append("quarantined")
     return kinds
