@@ -8,16 +8,14 @@ import time
 from cema._util.events import report
 from cema.cloud import events
 from cema.cloud.http.notes import Notes
-from cema.cloud.store.devices import Device, DeviceRegister
+from cema.cloud.store.devices import EXPIRES_SOON, Device, DeviceRegister
 from cema.cloud.store.fleet import FleetRegister
 from cema.errors import StoreError
 
-__all__ = ["EXPIRES_SOON", "Tokens"]
+__all__ = ["Tokens"]
 
 log = logging.getLogger(__name__)
 
-EXPIRES_SOON = 14 * 86_400.0
-"""From so many seconds before a token expires, the log says so."""
 # How often it says so of one device.
 SAY_AGAIN_SECONDS = 86_400.0
 DELAY_SECONDS = 1.0

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from cema._util.names import on_one_line
 from cema._util.units import human_seconds
+from cema.cloud.store.devices import EXPIRES_SOON
 
 __all__ = [
     "SILENT_SECONDS",
@@ -27,7 +28,6 @@ SILENT_SECONDS = 600.0
 # It may be switched off for a night.
 LONG_SILENT_SECONDS = 86_400.0
 CLOCK_SLACK = 60.0
-EXPIRES_SOON = 14 * 86_400.0
 # Images of a version below which the share that the source model predicted says nothing.
 LEAST_IMAGES = 32
 GUARDED_SHARE = 0.5

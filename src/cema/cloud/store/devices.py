@@ -13,9 +13,20 @@ import msgspec
 
 from cema.errors import StoreError
 
-__all__ = ["Device", "DeviceLimits", "DeviceRegister", "Role", "check_device", "new_token", "token_digest"]
+__all__ = [
+    "EXPIRES_SOON",
+    "Device",
+    "DeviceLimits",
+    "DeviceRegister",
+    "Role",
+    "check_device",
+    "new_token",
+    "token_digest",
+]
 
 Role = Literal["device", "operator", "admin"]
+EXPIRES_SOON = 14 * 86_400.0
+"""From so many seconds before a token expires, the log, the metrics and the list of devices say so."""
 TOKEN_BYTES = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

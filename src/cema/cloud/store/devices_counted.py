@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from cema.cloud.store.activity import DeviceActivity
-from cema.cloud.store.devices import Device
+from cema.cloud.store.devices import EXPIRES_SOON, Device
 from cema.cloud.store.reports import DeviceReports
 from cema.formats.report import REPORTED_COUNTS
 
@@ -18,8 +18,6 @@ __all__ = ["SEEN", "DeviceCounts", "ServingVersion", "count_devices"]
 DAY = 86_400.0
 SEEN = {"1h": 3600.0, "1d": DAY}
 """Seconds in which a device was heard of, by their name."""
-# From so long before its token ends a device is counted: as long before as `cema device list` says so.
-EXPIRES_SOON = 14 * DAY
 
 ServingVersion: TypeAlias = Literal["newest", "previous", "older", "source", "unknown"]
 """The version that serves on a device, beside the newest one: numbers would be a new series for every update."""
